@@ -1,0 +1,1 @@
+"""DualClickMed: interactive 3D medical segmentation with a global and a local expert."""
