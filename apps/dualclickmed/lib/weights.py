@@ -1,0 +1,343 @@
+"""Weight files: one safetensors file for each expert, with a card (JSON) beside it.
+
+The weight file holds tensors and nothing else, so reading one runs no code. The card says which network the tensors
+belong to, how they were trained, what was measured, and the SHA-256 of the weight file, which is checked at every
+load. Parameters are stored as float16; buffers keep their type (positional frequencies and running statistics lose
+more by rounding than the few kilobytes are worth).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from . import __version__
+from .errors import WeightsError
+from .networks.build import PRESETS, GlobalConfig, LocalConfig, build_global, build_local
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["global", "local"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MODEL_DIR_VARIABLE = "DUALCLICKMED_MODEL_DIR"
+SUFFIX = ".safetensors"
+LICENCE = "Apache-2.0"
+
+_CONFIGS: dict[Kind, type[GlobalConfig] | type[LocalConfig]] = {"global": GlobalConfig, "local": LocalConfig}
+_BUILDERS: dict[Kind, Callable[[Any], nn.Module]] = {"global": build_global, "local": build_local}
+_NAMED_KEYS = 4
+"""How many parameter names an error lists before it only counts them."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One entry of :func:`list_weights`. ``problem`` is None for a file that would load, else the sentence why not."""
+
+    path: Path
+    nbytes: int
+    card: dict[str, Any] | None
+    problem: str | None
+
+
+def model_dir(directory: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the weight files: the argument, else the variable DUALCLICKMED_MODEL_DIR, else ``<repository>/model``."""
+    if directory is not None:
+        return Path(directory)
+    named = os.environ.get(MODEL_DIR_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(__file__).resolve().parents[3] / "model"
+
+
+def default_path(
+    kind: Kind, preset: str = "compact", directory: str | os.PathLike[str] | None = None
+) -> Path:
+    """Where the weights of one expert are looked for, e.g. ``model/global-compact.safetensors``."""
+    return model_dir(directory) / f"{_checked_kind(kind)}-{preset}{SUFFIX}"
+
+
+def card_path(path: str | os.PathLike[str]) -> Path:
+    """The card that belongs to a weight file: the same name with the ending ``.json``."""
+    return Path(path).with_suffix(".json")
+
+
+def save_expert(
+    network: nn.Module, kind: Kind, path: str | os.PathLike[str], card: Mapping[str, Any] | None = None
+) -> None:
+    """Write a network's tensors to ``path`` and its card beside it.
+
+    Both are written under another name in the same folder and then renamed, the card last: a reader finds the old
+    file or the new one, never half of one.
+
+    Args:
+        network: what ``build_global`` or ``build_local`` returned (its ``config`` is recorded).
+        kind: "global" or "local".
+        path: ends in ``.safetensors``; missing folders are made.
+        card: command, steps, samples, seed, measured, ... Kind, preset, config, hash, version and time of writing are
+            filled in here.
+
+    Raises:
+        WeightsError: the ending is another one, a value is not finite, or a parameter does not fit float16.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise WeightsError(f"The file name of weights must end in {SUFFIX}, but it is '{path.name}'.")
+    config = network.config
+    if not isinstance(config, _CONFIGS[_checked_kind(kind)]):
+        raise WeightsError(
+            f"A {kind} expert was to be saved, but the network's configuration is a {type(config).__name__}."
+        )
+    data = safetensors.torch.save(_stored_tensors(network), metadata={"format": "pt"})
+    written = {
+        "kind": kind,
+        "preset": _preset_of(kind, config),
+        "config": dataclasses.asdict(cast(Any, config)),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "version": __version__,
+        "command": None,
+        "steps": None,
+        "samples": None,
+        "seed": None,
+        "measured": {},
+        "licence": LICENCE,
+    }
+    fixed = ("kind", "preset", "config", "sha256")
+    written.update({key: value for key, value in (card or {}).items() if key not in fixed})
+    text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, data)
+    _replace(card_path(path), text.encode())
+    logger.info("Wrote %s (%.1f MB)", path, len(data) / 1e6)
+
+
+def load_expert(
+    kind: Kind,
+    path: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Build the network that the card names, fill it with the file's tensors and put it in evaluation mode.
+
+    Args:
+        kind: "global" or "local".
+        path: the weight file; None takes :func:`default_path`.
+        device: where the network goes.
+
+    Returns:
+        A ``GlobalNetwork`` or ``LocalNetwork``, parameters in float32.
+
+    Raises:
+        WeightsError: file or card missing or damaged, hash not the card's, preset or configuration unknown, weights
+            of the other expert, or names and shapes that differ from the network's.
+    """
+    path = default_path(kind) if path is None else Path(path)
+    card, data = _read(path)
+    if card["kind"] != _checked_kind(kind):
+        raise WeightsError(
+            f"'{path}' holds weights of the {card['kind']} expert, but the {kind} expert was asked for; "
+            "give the other file."
+        )
+    network = _BUILDERS[kind](_config_of(card, card_path(path)))
+    _fill(network, _parse(path, data), path)
+    return network.to(device).eval()
+
+
+def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Check a weight file as :func:`load_expert` would, all but the arithmetic, and return its card.
+
+    Raises:
+        WeightsError: as for :func:`load_expert`.
+    """
+    path = Path(path)
+    card, data = _read(path)
+    # Building on the meta device costs no memory and no random numbers, so that paper-sized files verify quickly.
+    with torch.device("meta"):
+        network = _BUILDERS[card["kind"]](_config_of(card, card_path(path)))
+    _check_names(network.state_dict(), _parse(path, data), path)
+    return card
+
+
+def list_weights(directory: str | os.PathLike[str] | None = None) -> list[WeightFile]:
+    """Every weight file of a folder (default: :func:`model_dir`), sorted by name, each verified.
+
+    Raises:
+        WeightsError: the folder does not exist.
+    """
+    folder = model_dir(directory)
+    if not folder.is_dir():
+        raise WeightsError(
+            f"The folder of weights '{folder}' does not exist; pass --model-dir or set {MODEL_DIR_VARIABLE}."
+        )
+    entries = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        card: dict[str, Any] | None = None
+        problem: str | None = None
+        try:
+            card = verify(path)
+        except WeightsError as error:
+            problem = str(error)
+        entries.append(WeightFile(path, path.stat().st_size, card, problem))
+    return entries
+
+
+def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The card of a weight file, its fields checked, without reading the weights.
+
+    Raises:
+        WeightsError: the card is missing, not JSON, or lacks a field that loading needs.
+    """
+    card_file = card_path(path)
+    try:
+        card = json.loads(card_file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"'{path}' has no card: '{card_file.name}' is missing beside it; put the card back or train anew."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"The card '{card_file}' can't be read as JSON ({error}); fetch it again, together with its weights."
+        ) from error
+    fields = ("kind", "preset", "config", "sha256")
+    missing = [field for field in fields if not isinstance(card, dict) or field not in card]
+    if missing:
+        raise WeightsError(f"The card '{card_file}' lacks {', '.join(missing)}; fetch it again.")
+    if card["kind"] not in KINDS:
+        raise WeightsError(
+            f"The card '{card_file}' names the kind '{card['kind']}'; known are {' and '.join(KINDS)}."
+        )
+    return card
+
+
+def _checked_kind(kind: str) -> Kind:
+    if kind not in KINDS:
+        raise WeightsError(f"Unknown kind of expert '{kind}'; known are {' and '.join(KINDS)}.")
+    return cast(Kind, kind)
+
+
+def _preset_of(kind: Kind, config: object) -> str:
+    index = KINDS.index(kind)
+    return next((name for name, pair in PRESETS.items() if pair[index] == config), "custom")
+
+
+def _config_of(card: Mapping[str, Any], card_file: Path) -> GlobalConfig | LocalConfig:
+    if card["preset"] not in PRESETS and card["preset"] != "custom":
+        raise WeightsError(
+            f"The card '{card_file}' names the unknown preset '{card['preset']}'; known are {', '.join(PRESETS)}: "
+            "update DualClickMed or use other weights."
+        )
+    try:
+        return _CONFIGS[card["kind"]](**{name: _frozen(value) for name, value in card["config"].items()})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"The card '{card_file}' describes a network that this version can't build ({error}): update "
+            "DualClickMed or use other weights."
+        ) from error
+
+
+def _frozen(value: Any) -> Any:
+    """JSON knows lists only; the configurations hold tuples."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _stored_tensors(network: nn.Module) -> dict[str, Tensor]:
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    stored = {}
+    for name, tensor in network.state_dict().items():
+        value = tensor.detach().cpu()
+        if name in parameters and value.is_floating_point():
+            value = value.half()
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise WeightsError(
+                f"'{name}' holds values that are not finite or exceed float16's {torch.finfo(torch.half).max:.0f}; "
+                "the training has diverged, use an earlier checkpoint."
+            )
+        stored[name] = value.clone(memory_format=torch.contiguous_format)
+    return stored
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Card and bytes of a weight file, read once, so that what was hashed is what is loaded."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"The weights '{path}' do not exist; restore the repository's folder 'model', pass --model-dir or set "
+            f"{MODEL_DIR_VARIABLE}, or train them (python main.py train --help)."
+        ) from error
+    except OSError as error:
+        raise WeightsError(
+            f"The weights '{path}' can't be read ({error.strerror}); check the path."
+        ) from error
+    card = read_card(path)
+    found = hashlib.sha256(data).hexdigest()
+    if found != card["sha256"]:
+        raise WeightsError(
+            f"'{path}' ({len(data)} bytes) is not the file that its card describes: its SHA-256 is {found}, the card "
+            f"says {card['sha256']}. The file is damaged or was replaced; fetch it again, together with its card."
+        )
+    return card, data
+
+
+def _parse(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise WeightsError(
+            f"'{path}' is not a readable safetensors file ({error}); convert or fetch it again."
+        ) from error
+
+
+def _check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    problems = []
+    if missing := sorted(expected.keys() - found.keys()):
+        problems.append(f"missing {_some(missing)}")
+    if unexpected := sorted(found.keys() - expected.keys()):
+        problems.append(f"unexpected {_some(unexpected)}")
+    other = [
+        f"{name} (expected {tuple(expected[name].shape)}, found {tuple(tensor.shape)})"
+        for name, tensor in sorted(found.items())
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    if other:
+        problems.append(f"of another shape {_some(other)}")
+    if problems:
+        raise WeightsError(
+            f"'{path}' does not fit the network that its card describes: {'; '.join(problems)}. Use weights of this "
+            "preset and version."
+        )
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    _check_names(network.state_dict(), tensors, path)
+    network.load_state_dict(tensors, strict=True)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    rest = len(names) - _NAMED_KEYS
+    return ", ".join(names[:_NAMED_KEYS]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
