@@ -1,9 +1,9 @@
 """Weight files: one safetensors file for each expert, with a card (JSON) beside it.
 
-The weight file holds tensors and nothing else, so reading one runs no code. The card says which network the tensors
-belong to, how they were trained, what was measured, and the SHA-256 of the weight file, which is checked at every
-load. Parameters are stored as float16; buffers keep their type (positional frequencies and running statistics lose
-more by rounding than the few kilobytes are worth).
+The weight file holds tensors and nothing else, so reading one runs no code. The card says which network the
+tensors belong to, how they were trained, what was measured, and the SHA-256 of the weight file, which every load
+checks. Parameters are stored as float16; buffers keep their type (positional frequencies and running statistics
+lose more by rounding than the few kilobytes are worth).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NAMED_KEYS = 4
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One entry of :func:`list_weights`. ``problem`` is None for a file that would load, else the sentence why not."""
+    """One entry of :func:`list_weights`; ``problem`` says why the file would not load, None if it would."""
 
     path: Path
     nbytes: int
@@ -53,7 +53,7 @@ class WeightFile:
 
 
 def model_dir(directory: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of the weight files: the argument, else the variable DUALCLICKMED_MODEL_DIR, else ``<repository>/model``."""
+    """The folder of weights: the argument, else $DUALCLICKMED_MODEL_DIR, else ``<repository>/model``."""
     if directory is not None:
         return Path(directory)
     named = os.environ.get(MODEL_DIR_VARIABLE)
@@ -79,15 +79,15 @@ def save_expert(
 ) -> None:
     """Write a network's tensors to ``path`` and its card beside it.
 
-    Both are written under another name in the same folder and then renamed, the card last: a reader finds the old
-    file or the new one, never half of one.
+    Both are written under another name in the same folder and then renamed, the card last: a reader finds the
+    old file or the new one, never half of one.
 
     Args:
         network: what ``build_global`` or ``build_local`` returned (its ``config`` is recorded).
         kind: "global" or "local".
         path: ends in ``.safetensors``; missing folders are made.
-        card: command, steps, samples, seed, measured, ... Kind, preset, config, hash, version and time of writing are
-            filled in here.
+        card: command, steps, samples, seed, measured, ... Kind, preset, config, hash, version and time of
+            writing are filled in here.
 
     Raises:
         WeightsError: the ending is another one, a value is not finite, or a parameter does not fit float16.
@@ -140,8 +140,8 @@ def load_expert(
         A ``GlobalNetwork`` or ``LocalNetwork``, parameters in float32.
 
     Raises:
-        WeightsError: file or card missing or damaged, hash not the card's, preset or configuration unknown, weights
-            of the other expert, or names and shapes that differ from the network's.
+        WeightsError: file or card missing or damaged, hash not the card's, preset or configuration unknown,
+            weights of the other expert, or names and shapes that differ from the network's.
     """
     path = default_path(kind) if path is None else Path(path)
     card, data = _read(path)
@@ -163,7 +163,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     card, data = _read(path)
-    # Building on the meta device costs no memory and no random numbers, so that paper-sized files verify quickly.
+    # Building on the meta device costs no memory and no random numbers: paper-sized files verify quickly.
     with torch.device("meta"):
         network = _BUILDERS[card["kind"]](_config_of(card, card_path(path)))
     _check_names(network.state_dict(), _parse(path, data), path)
@@ -208,7 +208,7 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"The card '{card_file}' can't be read as JSON ({error}); fetch it again, together with its weights."
+            f"The card '{card_file}' can't be read as JSON ({error}); fetch it again, with its weights."
         ) from error
     fields = ("kind", "preset", "config", "sha256")
     missing = [field for field in fields if not isinstance(card, dict) or field not in card]
@@ -235,8 +235,8 @@ def _preset_of(kind: Kind, config: object) -> str:
 def _config_of(card: Mapping[str, Any], card_file: Path) -> GlobalConfig | LocalConfig:
     if card["preset"] not in PRESETS and card["preset"] != "custom":
         raise WeightsError(
-            f"The card '{card_file}' names the unknown preset '{card['preset']}'; known are {', '.join(PRESETS)}: "
-            "update DualClickMed or use other weights."
+            f"The card '{card_file}' names the unknown preset '{card['preset']}'; known are "
+            f"{', '.join(PRESETS)}: update DualClickMed or use other weights."
         )
     try:
         return _CONFIGS[card["kind"]](**{name: _frozen(value) for name, value in card["config"].items()})
@@ -261,8 +261,8 @@ def _stored_tensors(network: nn.Module) -> dict[str, Tensor]:
             value = value.half()
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise WeightsError(
-                f"'{name}' holds values that are not finite or exceed float16's {torch.finfo(torch.half).max:.0f}; "
-                "the training has diverged, use an earlier checkpoint."
+                f"'{name}' holds values that are not finite or exceed {torch.finfo(torch.half).max:.0f}, the "
+                "largest of float16; the training has diverged, use an earlier checkpoint."
             )
         stored[name] = value.clone(memory_format=torch.contiguous_format)
     return stored
@@ -274,8 +274,8 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise WeightsError(
-            f"The weights '{path}' do not exist; restore the repository's folder 'model', pass --model-dir or set "
-            f"{MODEL_DIR_VARIABLE}, or train them (python main.py train --help)."
+            f"The weights '{path}' do not exist; restore the repository's folder 'model', pass --model-dir, "
+            f"set {MODEL_DIR_VARIABLE}, or train them (python main.py train --help)."
         ) from error
     except OSError as error:
         raise WeightsError(
@@ -285,8 +285,8 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
     found = hashlib.sha256(data).hexdigest()
     if found != card["sha256"]:
         raise WeightsError(
-            f"'{path}' ({len(data)} bytes) is not the file that its card describes: its SHA-256 is {found}, the card "
-            f"says {card['sha256']}. The file is damaged or was replaced; fetch it again, together with its card."
+            f"'{path}' ({len(data)} bytes) is not the file that its card describes: its SHA-256 is {found}, "
+            f"the card says {card['sha256']}. It is damaged or was replaced; fetch it again, with its card."
         )
     return card, data
 
@@ -315,8 +315,8 @@ def _check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], pa
         problems.append(f"of another shape {_some(other)}")
     if problems:
         raise WeightsError(
-            f"'{path}' does not fit the network that its card describes: {'; '.join(problems)}. Use weights of this "
-            "preset and version."
+            f"'{path}' does not fit the network that its card describes: {'; '.join(problems)}. "
+            "Use weights of this preset and version."
         )
 
 
