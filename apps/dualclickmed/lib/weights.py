@@ -1,9 +1,9 @@
 """Weight files: one safetensors file for each expert, with a card (JSON) beside it.
 
 The weight file holds tensors and nothing else, so reading one runs no code. The card says which network the
-tensors belong to, how they were trained, what was measured, and the SHA-256 of the weight file, which every load
-checks. Parameters are stored as float16; buffers keep their type (positional frequencies and running statistics
-lose more by rounding than the few kilobytes are worth).
+tensors belong to, how they were trained, what was measured, and the SHA-256 of the weight file, which every
+load checks. Parameters are stored as float16; buffers keep their type (positional frequencies and running
+statistics lose more by rounding than the few kilobytes are worth).
 """
 
 from __future__ import annotations
