@@ -1,0 +1,47 @@
+# Every target sets up what it needs. PYTHON=/path/to/python chooses the interpreter for .venv.
+SHELL := /bin/bash
+BIN := .venv/bin
+SAMPLE := studies/sample
+
+.PHONY: help setup setup-dev serve lint format test test-all
+
+help:
+	@echo "make setup      .venv with everything that runs (repeated calls are instant)"
+	@echo "make serve      MONAI Label server on http://127.0.0.1:8000 with a generated study (ARGS='--port 8001')"
+	@echo "make test       lint, types, tests with coverage (ARGS='-k geometry')"
+	@echo "make test-all   the same with the slow tests"
+	@echo "make lint       ruff and mypy only;  make format: let ruff rewrite"
+
+setup: .venv/setup.stamp
+setup-dev: .venv/setup-dev.stamp
+
+.venv/setup.stamp: requirements.txt constraints.txt pyproject.toml scripts/setup.sh
+	@echo "Setting up .venv (a few minutes the first time)"
+	@scripts/setup.sh requirements.txt
+	@touch $@
+
+.venv/setup-dev.stamp: requirements.txt requirements-dev.txt constraints.txt pyproject.toml scripts/setup.sh
+	@echo "Setting up .venv for development (a few minutes the first time)"
+	@scripts/setup.sh requirements.txt requirements-dev.txt
+	@touch .venv/setup.stamp $@
+
+$(SAMPLE)/trunk_ct.nii.gz: | .venv/setup.stamp
+	@$(BIN)/python main.py sample --out $(SAMPLE)
+
+serve: setup $(SAMPLE)/trunk_ct.nii.gz
+	@$(BIN)/python main.py serve --studies $(SAMPLE) $(ARGS)
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(ARGS)
+
+test-all: lint
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)

@@ -1,0 +1,24 @@
+"""What all tests share: real volumes where they lie on this machine, and repeatable property tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples on every run and no limit on a single one: two cores are often shared with other work.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder that DUALCLICKMED_REAL_DATA names; tests that ask for it are skipped where it is not set."""
+    folder = os.environ.get("DUALCLICKMED_REAL_DATA")
+    if not folder:
+        pytest.skip("DUALCLICKMED_REAL_DATA is not set")
+    path = Path(folder)
+    assert path.is_dir(), f"DUALCLICKMED_REAL_DATA names '{folder}', which is not a folder"
+    return path
