@@ -1,0 +1,136 @@
+"""The network of the global expert: encode a RoI once, decode any number of prompts from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .image_encoder import ImageEncoder
+from .layers import centre_coordinates
+from .mask_decoder import MaskDecoder
+from .prompt_encoder import PromptEncoder
+
+if TYPE_CHECKING:
+    from .build import GlobalConfig
+
+# The RoI is 1.8 times the prompts' box [paper 2.2], so the ellipsoid in the box has radius 1 / 1.8 of the RoI.
+BOX_SCALE = 1.8
+PRIOR_GAIN = 3.0
+PRIOR_RANGE = (-2.0, 1.0)
+
+
+@dataclass(frozen=True)
+class GlobalFeatures:
+    """An encoded RoI.
+
+    embedding: (B, C, 8, 8, 8); skips: finer feature maps (B, C_i, ...), the finest first, () in the published
+    network.
+    """
+
+    embedding: Tensor
+    skips: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.embedding, *self.skips))
+
+    def expand(self, n: int) -> GlobalFeatures:
+        """Every image n times in a row: (B, ...) -> (B * n, ...)."""
+        if n == 1:
+            return self
+        return self._map(lambda t: t.repeat_interleave(n, dim=0))
+
+    def index(self, i: int | slice | Tensor) -> GlobalFeatures:
+        """The images chosen by a number (kept as a batch of one), a slice or a tensor of numbers."""
+        if isinstance(i, int):
+            i = slice(i, i + 1) if i != -1 else slice(-1, None)
+        return self._map(lambda t: t[i])
+
+    def to(self, *args: object, **kwargs: object) -> GlobalFeatures:
+        """As `Tensor.to`, for all tensors."""
+        return self._map(lambda t: t.to(*args, **kwargs))  # type: ignore[call-overload]
+
+    def _map(self, function: object) -> GlobalFeatures:
+        assert callable(function)
+        return GlobalFeatures(function(self.embedding), tuple(function(s) for s in self.skips))
+
+
+class GlobalNetwork(nn.Module):
+    """Image encoder, prompt encoder and mask decoder; `state_dict` has the published names.
+
+    Args:
+        image_encoder, prompt_encoder, mask_decoder: parts of matching sizes.
+        config: what they were built from.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        config: GlobalConfig,
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.config = config
+        if config.ellipsoid_prior:
+            radius = centre_coordinates((config.mask_size,) * 3)[3]
+            ramp = (1.0 - BOX_SCALE * radius).clamp(*PRIOR_RANGE)
+            self.register_buffer("prior", ramp[None, None], persistent=False)
+            self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN))
+
+    def encode(self, image: Tensor) -> GlobalFeatures:
+        """Encode normalised images (B, 1, S, S, S); S is config.image_size."""
+        side = self.config.image_size
+        if image.ndim != 5 or tuple(image.shape[2:]) != (side, side, side):
+            raise ValueError(f"Expected images of shape (B, 1, {side}, {side}, {side}), got {tuple(image.shape)}.")
+        embedding, skips = self.image_encoder(image)
+        return GlobalFeatures(embedding, skips)
+
+    def decode(
+        self, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Segment encoded images from prompts.
+
+        Args:
+            features: of B images (`GlobalFeatures.expand` for several requests of one image).
+            points: (B, N, 3) voxel coordinates (z, y, x) of the image grid, as `Roi.to_grid` gives; N may be 0.
+            labels: (B, N) 1 foreground, 0 background, -1 padding (has no effect), config.box_label box centre.
+            mask: (B, 1, 32, 32, 32) logits of a previous mask (see `to_mask_prompt`), or None.
+
+        Returns:
+            (B, 1, M, M, M) logits, M = config.mask_size; float32 unless autocast is on.
+        """
+        b = features.embedding.shape[0]
+        if points.shape[0] != b or labels.shape != points.shape[:2] or points.shape[2:] != (3,):
+            raise ValueError(
+                f"Expected points (B, N, 3) and labels (B, N) with B = {b}, "
+                f"got {tuple(points.shape)} and {tuple(labels.shape)}."
+            )
+        sampled: tuple[Tensor, ...] = ()
+        if self.config.point_features:
+            sampled = (features.skips[1], features.embedding)
+        prompts = self.prompt_encoder(points, labels, mask, sampled)
+        positions = self.prompt_encoder.dense_positions()
+        logits = self.mask_decoder(features.embedding, positions, prompts, features.skips)
+        if self.config.ellipsoid_prior:
+            assert isinstance(self.prior, Tensor)
+            logits = logits + self.prior_gain * self.prior
+        return logits
+
+    def to_mask_prompt(self, logits: Tensor) -> Tensor:
+        """(B, 1, M, M, M) logits of `decode` -> the mask prompt (B, 1, 32, 32, 32) for the next round."""
+        return to_mask_prompt(logits, self.config.mask_prompt_size)
+
+
+def to_mask_prompt(logits: Tensor, size: int = 32) -> Tensor:
+    """Mask logits (B, 1, M, M, M) as a mask prompt (B, 1, size, size, size): the mean over the voxels it covers."""
+    if logits.shape[-1] == size:
+        return logits
+    return F.adaptive_avg_pool3d(logits, size)

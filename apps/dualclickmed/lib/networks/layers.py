@@ -1,0 +1,142 @@
+"""Small layers that several networks share. Feature maps are (B, C, D, H, W), token lists (B, N, C)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+
+
+class LayerNorm3d(nn.Module):
+    """Layer normalisation over the channels of (B, C, D, H, W), each voxel on its own."""
+
+    def __init__(self, channels: int, eps: float = LAYER_NORM_EPS) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.permute(0, 2, 3, 4, 1), (x.shape[1],), self.weight, self.bias, self.eps)
+        return y.permute(0, 4, 1, 2, 3)
+
+
+class MLPBlock(nn.Module):
+    """Two linear layers with an activation between them; keeps the last dimension."""
+
+    def __init__(self, dim: int, hidden: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(dim, hidden)
+        self.lin2 = nn.Linear(hidden, dim)
+        self.act = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin2(self.act(self.lin1(x)))
+
+
+class MLP(nn.Module):
+    """`layers` linear layers with ReLU between them: (..., dim_in) -> (..., dim_out)."""
+
+    def __init__(self, dim_in: int, hidden: int, dim_out: int, layers: int) -> None:
+        super().__init__()
+        sizes = [dim_in] + [hidden] * (layers - 1) + [dim_out]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class ResidualConv(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x)))))) with two 3^3 convolutions; keeps the shape.
+
+    The second convolution starts at zero, so a new block is the identity and deep stacks train from the start.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(1, channels)
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(1, channels)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.gelu(self.norm1(x)))
+        return x + self.conv2(F.gelu(self.norm2(y)))
+
+
+def centre_coordinates(size: tuple[int, int, int]) -> Tensor:
+    """(4, D, H, W) float32: z, y, x of the voxel centres in [-1, 1] of the grid's edges, and the radius."""
+    axes = [(torch.arange(n, dtype=torch.float32) + 0.5) * (2.0 / n) - 1.0 for n in size]
+    zyx = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    return torch.cat([zyx, zyx.square().sum(0, keepdim=True).sqrt()])
+
+
+def space_to_depth(x: Tensor, factor: int) -> Tensor:
+    """(B, C, D, H, W) -> (B, factor^3 * C, D/f, H/f, W/f); channel = ((dz * f + dy) * f + dx) * C + c."""
+    b, c, d, h, w = x.shape
+    f = factor
+    x = x.reshape(b, c, d // f, f, h // f, f, w // f, f)
+    return x.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(b, f**3 * c, d // f, h // f, w // f)
+
+
+def depth_to_space(x: Tensor, factor: int) -> Tensor:
+    """The inverse of `space_to_depth`: (B, factor^3 * C, D, H, W) -> (B, C, D*f, H*f, W*f)."""
+    b, fc, d, h, w = x.shape
+    f = factor
+    c = fc // f**3
+    x = x.reshape(b, f, f, f, c, d, h, w)
+    return x.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(b, c, d * f, h * f, w * f)
+
+
+def click_maps(
+    points: Tensor, weights: Tensor, size: tuple[int, int, int], sigma: float | tuple[float, ...]
+) -> Tensor:
+    """Gaussian bumps (peak 1) around points, the maximum over the points of each map.
+
+    Args:
+        points: (B, N, 3) voxel coordinates of the map (z, y, x); a voxel's centre has an integer coordinate.
+        weights: (B, M, N) in [0, 1]: how much point n belongs to map m; 0 leaves it out.
+        size: (D, H, W) of the maps.
+        sigma: in voxels of the map, one for all maps or one for each.
+
+    Returns:
+        (B, M, D, H, W) float32, 0 where no point belongs to a map. No gradient flows through it.
+    """
+    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+        b, m, n = weights.shape
+        sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=points.device).expand(m).view(1, m, 1, 1)
+        bumps = []
+        for axis, length in enumerate(size):
+            at = torch.arange(length, dtype=torch.float32, device=points.device)
+            offset = (at - points[:, None, :, axis, None].float()) / sigmas
+            bumps.append(torch.exp(-0.5 * offset.square()))  # (B, M, N, length)
+        bumps[0] = bumps[0] * weights[..., None]
+        maps = torch.zeros(b, m, *size, dtype=torch.float32, device=points.device)
+        # One point at a time: the map stays in the processor's cache and memory does not grow with the clicks.
+        for i in range(n):
+            z, y, x = (bump[:, :, i] for bump in bumps)
+            plane = z[..., :, None] * y[..., None, :]
+            torch.maximum(maps, plane[..., None] * x[..., None, None, :], out=maps)
+        return maps
+
+
+def sample_at(features: Tensor, unit: Tensor) -> Tensor:
+    """Trilinear samples of feature maps, the border's value outside.
+
+    Args:
+        features: (B, C, D, H, W).
+        unit: (B, N, 3) positions (z, y, x) with 0 and 1 the outer edges of the grid (align_corners=False).
+
+    Returns:
+        (B, N, C) float32.
+    """
+    where = (2.0 * unit - 1.0).flip(-1)[:, :, None, None, :].float()  # grid_sample wants x first
+    with torch.autocast(features.device.type, enabled=False):
+        out = F.grid_sample(features.float(), where, padding_mode="border", align_corners=False)
+    return out[:, :, :, 0, 0].transpose(1, 2)
