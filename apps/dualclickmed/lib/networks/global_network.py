@@ -89,7 +89,9 @@ class GlobalNetwork(nn.Module):
         """Encode normalised images (B, 1, S, S, S); S is config.image_size."""
         side = self.config.image_size
         if image.ndim != 5 or tuple(image.shape[2:]) != (side, side, side):
-            raise ValueError(f"Expected images of shape (B, 1, {side}, {side}, {side}), got {tuple(image.shape)}.")
+            raise ValueError(
+                f"Expected images of shape (B, 1, {side}, {side}, {side}), got {tuple(image.shape)}."
+            )
         embedding, skips = self.image_encoder(image)
         return GlobalFeatures(embedding, skips)
 
@@ -133,4 +135,4 @@ def to_mask_prompt(logits: Tensor, size: int = 32) -> Tensor:
     """Mask logits (B, 1, M, M, M) as a mask prompt (B, 1, size, size, size): the mean over the voxels it covers."""
     if logits.shape[-1] == size:
         return logits
-    return F.adaptive_avg_pool3d(logits, size)
+    return F.avg_pool3d(logits, logits.shape[-1] // size)

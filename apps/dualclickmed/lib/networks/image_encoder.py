@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import LAYER_NORM_EPS, LayerNorm3d, MLPBlock, ResidualConv, centre_coordinates
+from .layers import (
+    LAYER_NORM_EPS,
+    Halving,
+    LayerNorm3d,
+    MLPBlock,
+    Pointwise,
+    ResidualConv,
+    centre_coordinates,
+    space_to_depth,
+)
 
 
 class PatchEmbedding(nn.Module):
@@ -32,6 +41,9 @@ class ConvStem(nn.Module):
         channels: of the feature maps at full, half, quarter... resolution; each step halves the resolution.
         dim: token dimension.
         size: (D, H, W) of the image.
+
+    forward returns the tokens and the feature maps, finest first: the full resolution map folded to half resolution
+    (`space_to_depth`, 8 * channels[0] channels), then half, quarter...
     """
 
     def __init__(
@@ -41,22 +53,24 @@ class ConvStem(nn.Module):
         self.register_buffer("coordinates", centre_coordinates(size)[None], persistent=False)
         self.first = nn.Conv3d(in_channels + 4, channels[0], 3, padding=1)
         self.down = nn.ModuleList(
-            nn.Conv3d(a, b, 2, stride=2) for a, b in zip(channels[:-1], channels[1:], strict=True)
+            Pointwise(8 * a, b) for a, b in zip(channels[:-1], channels[1:], strict=True)
         )
         self.refine = nn.ModuleList(ResidualConv(c) for c in channels[1:])
         self.norms = nn.ModuleList(nn.GroupNorm(1, c) for c in channels[1:])
-        self.proj = nn.Conv3d(channels[-1], dim, 2, stride=2)
+        self.proj = Halving(channels[-1], dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         assert isinstance(self.coordinates, Tensor)
         x = torch.cat([x, self.coordinates.to(x.dtype).expand(x.shape[0], -1, -1, -1, -1)], dim=1)
         # Convolutions with few channels run several times faster on a CPU when the channels are innermost.
         x = F.gelu(self.first(x.contiguous(memory_format=torch.channels_last_3d)))
-        skips = [x]
-        for down, refine, norm in zip(self.down, self.refine, self.norms, strict=True):
-            x = F.gelu(norm(refine(down(x))))
-            skips.append(x)
-        return self.proj(x).permute(0, 2, 3, 4, 1), tuple(skips)
+        skips = []
+        for i, (down, refine, norm) in enumerate(zip(self.down, self.refine, self.norms, strict=True)):
+            folded = space_to_depth(x, 2)
+            # The decoder works on the finest map in its folded form; nobody needs the other.
+            skips.append(folded if i == 0 else x)
+            x = F.gelu(norm(refine(down(folded))))
+        return self.proj(x).permute(0, 2, 3, 4, 1), (*skips, x)
 
 
 class Attention(nn.Module):

@@ -78,11 +78,15 @@ def centre_coordinates(size: tuple[int, int, int]) -> Tensor:
 
 
 def space_to_depth(x: Tensor, factor: int) -> Tensor:
-    """(B, C, D, H, W) -> (B, factor^3 * C, D/f, H/f, W/f); channel = ((dz * f + dy) * f + dx) * C + c."""
+    """(B, C, D, H, W) -> (B, factor^3 * C, D/f, H/f, W/f); channel = ((dz * f + dy) * f + dx) * C + c.
+
+    The result has its channels innermost in memory, as the convolutions here want it.
+    """
     b, c, d, h, w = x.shape
     f = factor
-    x = x.reshape(b, c, d // f, f, h // f, f, w // f, f)
-    return x.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(b, f**3 * c, d // f, h // f, w // f)
+    x = x.permute(0, 2, 3, 4, 1).reshape(b, d // f, f, h // f, f, w // f, f, c)
+    x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, d // f, h // f, w // f, f**3 * c)
+    return x.permute(0, 4, 1, 2, 3)
 
 
 def depth_to_space(x: Tensor, factor: int) -> Tensor:
@@ -90,8 +94,41 @@ def depth_to_space(x: Tensor, factor: int) -> Tensor:
     b, fc, d, h, w = x.shape
     f = factor
     c = fc // f**3
-    x = x.reshape(b, f, f, f, c, d, h, w)
-    return x.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(b, c, d * f, h * f, w * f)
+    x = x.permute(0, 2, 3, 4, 1).reshape(b, d, h, w, f, f, f, c)
+    x = x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, d * f, h * f, w * f, c)
+    return x.permute(0, 4, 1, 2, 3)
+
+
+class Pointwise(nn.Linear):
+    """A convolution with kernel 1 as a matrix product: (B, C, D, H, W) -> (B, C', D, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+
+
+class Doubling(nn.Module):
+    """A transposed convolution with kernel and stride 2 as a matrix product: (B, C, D, ...) -> (B, C', 2D, ...).
+
+    The same function as `ConvTranspose3d(C, C', 2, stride=2)`, several times faster on a CPU.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.proj = Pointwise(channels_in, 8 * channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depth_to_space(self.proj(x), 2)
+
+
+class Halving(nn.Module):
+    """A convolution with kernel and stride 2 as a matrix product: (B, C, 2D, ...) -> (B, C', D, ...)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.proj = Pointwise(8 * channels_in, channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(space_to_depth(x, 2))
 
 
 def click_maps(

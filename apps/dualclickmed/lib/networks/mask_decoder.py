@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import MLP, LayerNorm3d, MLPBlock, depth_to_space, space_to_depth
+from .layers import MLP, Doubling, LayerNorm3d, MLPBlock, Pointwise, depth_to_space
 from .prompt_encoder import EncodedPrompts
 
 
@@ -121,36 +121,36 @@ class SkipUpscaling(nn.Module):
         maps: number of prompt maps at half resolution.
     """
 
-    def __init__(
-        self, dim: int, skip_channels: Sequence[int], channels: tuple[int, int], maps: int
-    ) -> None:
+    def __init__(self, dim: int, skip_channels: Sequence[int], channels: tuple[int, int], maps: int) -> None:
         super().__init__()
         full, half, quarter = skip_channels
         c4, c2 = channels
         self.channels = c2
         self.fine_channels = full
-        self.up_quarter = nn.ConvTranspose3d(dim, c4, 2, stride=2)
-        self.skip_quarter = nn.Conv3d(quarter, c4, 1)
+        self.up_quarter = Doubling(dim, c4)
+        self.skip_quarter = Pointwise(quarter, c4)
         self.norm_quarter = LayerNorm3d(c4)
-        self.up_half = nn.ConvTranspose3d(c4, c2, 2, stride=2)
-        self.skip_half = nn.Conv3d(half, c2, 1)
-        self.merge = nn.Conv3d(c2 + maps, c2, 3, padding=1)
+        self.up_half = Doubling(c4, c2)
+        self.skip_half = Pointwise(half, c2)
+        self.add_maps = Pointwise(maps, c2)
+        self.merge = nn.Conv3d(c2, c2, 3, padding=1)
         self.refine = nn.Conv3d(c2, c2, 3, padding=1)
         # At full resolution everything is a matrix product over the 2^3 sub-voxels of a half resolution voxel,
-        # kept as 8 * full channels: a transposed convolution of stride 2 is the same thing, several times slower.
-        self.up_full = nn.Conv3d(c2, 8 * full, 1)
-        self.mix_full = nn.Conv3d(8 * full, 8 * full, 1)
+        # kept as 8 * full channels, because 3^3 convolutions there cost more than all the rest.
+        self.up_full = Pointwise(c2, 8 * full)
+        self.mix_full = Pointwise(8 * full, 8 * full)
 
-    def forward(self, x: Tensor, skips: tuple[Tensor, ...], maps: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, skips: tuple[Tensor, ...], maps: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, dim, G, G, G) -> (B, c2, 4G, 4G, 4G) and (B, 8 * full, 4G, 4G, 4G), the sub-voxels as channels."""
         full, half, quarter = skips
         assert maps is not None
         x = F.gelu(self.norm_quarter(self.up_quarter(x) + self.skip_quarter(quarter)))
-        x = F.gelu(self.up_half(x) + self.skip_half(half))
-        y = F.gelu(self.merge(torch.cat([x, maps.to(x.dtype)], dim=1)))
-        x = x + F.gelu(self.refine(y))
-        fine = F.gelu(self.up_full(x) + space_to_depth(full, 2))
-        return x, F.gelu(self.mix_full(fine))
+        x = F.gelu(self.up_half(x) + self.skip_half(half) + self.add_maps(maps))
+        x = x + F.gelu(self.refine(F.gelu(self.merge(x))))
+        fine = F.relu(self.up_full(x) + full)
+        return x, F.relu(self.mix_full(fine))
 
 
 class MaskDecoder(nn.Module):
@@ -180,7 +180,9 @@ class MaskDecoder(nn.Module):
         self.output_hypernetworks_mlps = nn.ModuleList(
             MLP(dim, dim, upscaling.channels, 3) for _ in range(mask_tokens)
         )
-        self.fine_hypernetwork = MLP(dim, dim, upscaling.fine_channels, 3) if upscaling.fine_channels else None
+        self.fine_hypernetwork = (
+            MLP(dim, dim, upscaling.fine_channels, 3) if upscaling.fine_channels else None
+        )
         self.iou_prediction_head = MLP(dim, iou_head, mask_tokens, 3) if iou_head else None
 
     def forward(
@@ -221,6 +223,8 @@ class MaskDecoder(nn.Module):
 def _weighted_sum(maps: Tensor, weights: Tensor, parts: int) -> Tensor:
     """maps (B, parts * C, D, H, W), weights (B, C) -> (B, parts, D, H, W): the product with each part's channels."""
     b, _, d, h, w = maps.shape
-    split = maps.permute(0, 2, 3, 4, 1).reshape(b, d * h * w * parts, -1)
-    out = torch.matmul(split, weights[:, :, None].to(split.dtype))
+    # One block-diagonal matrix for all parts: a product with a single column is slow.
+    eye = torch.eye(parts, device=weights.device, dtype=weights.dtype)
+    matrix = torch.einsum("bc,pq->bpcq", weights, eye).reshape(b, -1, parts)
+    out = torch.bmm(maps.permute(0, 2, 3, 4, 1).reshape(b, d * h * w, -1), matrix)
     return out.view(b, d, h, w, parts).permute(0, 4, 1, 2, 3)

@@ -48,7 +48,9 @@ class FourierPositions(nn.Module):
     def __init__(self, dim: int, published: bool) -> None:
         super().__init__()
         self.published = published
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, dim // (3 if published else 2)))
+        self.register_buffer(
+            "positional_encoding_gaussian_matrix", torch.randn(3, dim // (3 if published else 2))
+        )
 
     def forward(self, unit: Tensor) -> Tensor:
         """(..., 3) positions (z, y, x) in [0, 1] of the grid's edges -> (..., dim) float32."""
