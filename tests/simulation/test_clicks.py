@@ -1,0 +1,139 @@
+"""The simulated annotator: where clicks land, how often, and what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from dualclickmed.simulation import clicks
+from dualclickmed.simulation.clicks import balanced, boundary_attenuated, uniform_error
+from scipy import ndimage, stats
+
+STRATEGIES = (boundary_attenuated, balanced, uniform_error)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def ball(size: int, centre: tuple[int, int, int], radius: float) -> torch.Tensor:
+    grid = torch.stack(torch.meshgrid(*[torch.arange(size)] * 3, indexing="ij"), dim=-1)
+    return (grid - torch.tensor(centre)).float().norm(dim=-1) <= radius
+
+
+def sure(mask: torch.Tensor) -> torch.Tensor:
+    return torch.where(mask, 8.0, -8.0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_clicks_lie_in_the_error_and_carry_the_truth(strategy) -> None:
+    truth = torch.stack([ball(20, (10, 10, 6), 5), ball(20, (6, 10, 10), 4)])
+    prediction = torch.stack([ball(20, (10, 10, 11), 5), torch.zeros(20, 20, 20, dtype=torch.bool)])
+    found = strategy(sure(prediction), truth, torch.ones_like(truth), 40, seeded())
+    wrong = truth != prediction
+    for sample in range(2):
+        z, y, x = found.points[sample].T
+        assert wrong[sample, z, y, x].all()
+        assert (found.labels[sample] == truth[sample, z, y, x].long()).all()
+    # Nothing is predicted in the second sample, so every error is a missed voxel.
+    assert (found.labels[1] == 1).all()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_perfect_sample_gets_padding_and_does_not_disturb_the_other(strategy) -> None:
+    truth = torch.stack([ball(16, (8, 8, 8), 4), ball(16, (5, 5, 5), 3)])
+    prediction = torch.stack([truth[0], torch.zeros_like(truth[1])])
+    found = strategy(sure(prediction), truth, torch.ones_like(truth), 6, seeded())
+    assert (found.labels[0] == clicks.PADDING_LABEL).all()
+    assert (found.labels[1] == 1).all()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_click_outside_the_image(strategy) -> None:
+    truth = torch.ones(1, 12, 12, 12, dtype=torch.bool)
+    valid = torch.zeros_like(truth)
+    valid[:, :, :, :3] = True
+    found = strategy(torch.full(truth.shape, -3.0), truth, valid, 200, seeded())
+    assert found.points[..., 2].max() <= 2
+
+
+def test_boundary_attenuated_clicks_are_the_highest_of_the_filtered_error() -> None:
+    rng = np.random.default_rng(3)
+    truth = torch.from_numpy(ndimage.gaussian_filter(rng.normal(size=(24, 24, 24)), 2) > 0.05)
+    wrong = truth.numpy()
+    filtered = ndimage.gaussian_filter(wrong.astype(np.float64), 1.0, mode="constant", truncate=12) * wrong
+    lowest = np.sort(filtered.ravel())[-clicks.ATTENUATION_TOP]
+    found = boundary_attenuated(
+        torch.full((1, 24, 24, 24), -1.0),
+        truth[None],
+        torch.ones(1, 24, 24, 24, dtype=torch.bool),
+        5000,
+        seeded(),
+    )
+    z, y, x = found.points[0].T.numpy()
+    assert filtered[z, y, x].min() >= lowest - 1e-6
+    hits = np.unique(np.ravel_multi_index((z, y, x), wrong.shape), return_counts=True)[1]
+    assert len(hits) == clicks.ATTENUATION_TOP
+    assert stats.chisquare(hits).pvalue > 1e-4
+
+
+def test_boundary_attenuated_clicks_lie_deeper_than_uniform_ones() -> None:
+    truth = ball(32, (16, 16, 16), 9)[None]
+    nothing, valid = torch.full(truth.shape, -1.0), torch.ones_like(truth)
+    depth = torch.from_numpy(ndimage.distance_transform_edt(truth[0].numpy()))
+
+    def mean_depth(strategy) -> float:
+        z, y, x = strategy(nothing, truth, valid, 3000, seeded(1)).points[0].T
+        return float(depth[z, y, x].mean())
+
+    assert mean_depth(boundary_attenuated) > 2.5 * mean_depth(uniform_error)
+
+
+def test_a_small_error_gets_its_click_inside_it() -> None:
+    truth = torch.zeros(1, 10, 10, 10, dtype=torch.bool)
+    truth[0, 4, 5, 6] = True
+    found = boundary_attenuated(torch.full(truth.shape, -1.0), truth, torch.ones_like(truth), 20, seeded())
+    assert (found.points == torch.tensor([4, 5, 6])).all()
+
+
+def regions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits and truth with false positives in plane 0, false negatives in plane 1 and confusion in plane
+    2.
+    """
+    logits = torch.full((1, 4, 10, 10), -5.0)
+    truth = torch.zeros(1, 4, 10, 10, dtype=torch.bool)
+    logits[0, 0] = 5.0
+    truth[0, 1] = True
+    logits[0, 2] = torch.linspace(-0.05, 0.05, 100).reshape(10, 10)
+    truth[0, 2] = logits[0, 2] > 0
+    return logits, truth, torch.ones_like(truth)
+
+
+def test_balanced_shares_are_the_papers() -> None:
+    found = balanced(*regions(), 6000, seeded(5))
+    counts = np.bincount(found.points[0, :, 0].numpy(), minlength=4)
+    assert counts[3] == 0
+    assert stats.chisquare(counts[:3], np.array(clicks.BALANCED_SHARES) * 6000).pvalue > 1e-3
+
+
+def test_the_share_of_an_empty_region_goes_to_the_others() -> None:
+    logits, truth, valid = regions()
+    logits[0, 2], truth[0, 2] = -5.0, False
+    counts = np.bincount(balanced(logits, truth, valid, 6000, seeded(6)).points[0, :, 0].numpy(), minlength=4)
+    assert counts[2] == 0
+    assert stats.chisquare(counts[:2], np.array([1000, 5000])).pvalue > 1e-3
+
+
+def test_confused_means_near_one_half() -> None:
+    probabilities = torch.tensor([0.39, 0.41, 0.5, 0.59, 0.61])
+    logits = torch.logit(probabilities).reshape(1, 1, 1, 5)
+    truth = probabilities.reshape(1, 1, 1, 5) > 0.5
+    found = balanced(logits, truth, torch.ones_like(truth), 300, seeded(7))
+    assert sorted(set(found.points[0, :, 2].tolist())) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_same_generator_gives_the_same_clicks(strategy) -> None:
+    first = strategy(*regions(), 9, seeded(2))
+    second = strategy(*regions(), 9, seeded(2))
+    assert torch.equal(first.points, second.points) and torch.equal(first.labels, second.labels)
