@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from monai.networks.nets.segresnet_ds import SegResNetDS2
 from torch import nn
 
 from .global_network import GlobalNetwork
 from .image_encoder import Attention, Block, ConvStem, ImageEncoder, PatchEmbedding
+from .local_network import ClickHead, LocalNetwork, PointHead
 from .mask_decoder import MaskDecoder, PlainUpscaling, SkipUpscaling, TwoWayTransformer
 from .prompt_encoder import PromptEncoder
 
@@ -82,9 +84,29 @@ class GlobalConfig:
 
 @dataclass(frozen=True)
 class LocalConfig:
-    """Sizes of the local network."""
+    """Sizes of the local network; the defaults are MONAI's `vista3d132` without its automatic branch.
 
+    space_to_depth: side of the voxel cubes that the encoder sees as channels (1: voxels).
+    init_filters, blocks_down, norm, out_channels: of the SegResNet; norm_groups: for norm "group".
+    feature_size: channels of the point head's transformer.
+    click_head: the compact head (clicks as maps, features at clicks, finer mask) instead of the published one.
+    detail_channels: of the compact head's features at full resolution.
+    """
+
+    space_to_depth: int = 1
     init_filters: int = 48
+    blocks_down: tuple[int, ...] = (1, 2, 2, 4, 4)
+    norm: str = "instance"
+    norm_groups: int = 1
+    out_channels: int = 48
+    feature_size: int = 48
+    click_head: bool = False
+    detail_channels: int = 0
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a window must be multiples of; the point head halves once, the encoder more often."""
+        return self.space_to_depth * 2 ** max(len(self.blocks_down) - 1, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a model card (JSON)."""
@@ -124,9 +146,21 @@ COMPACT_GLOBAL = GlobalConfig(
     mask_size=64,
 )
 
+COMPACT_LOCAL = LocalConfig(
+    space_to_depth=2,
+    init_filters=16,
+    blocks_down=(1, 2, 2, 4),
+    norm="group",
+    norm_groups=8,
+    out_channels=16,
+    feature_size=32,
+    click_head=True,
+    detail_channels=4,
+)
+
 PRESETS: dict[str, tuple[GlobalConfig, LocalConfig]] = {
     "paper": (GlobalConfig(), LocalConfig()),
-    "compact": (COMPACT_GLOBAL, LocalConfig()),
+    "compact": (COMPACT_GLOBAL, COMPACT_LOCAL),
 }
 
 
@@ -175,3 +209,21 @@ def build_global(preset: str | GlobalConfig) -> GlobalNetwork:
         upscaling=upscaling,
     )
     return GlobalNetwork(image_encoder, prompt_encoder, mask_decoder, c)
+
+
+def build_local(preset: str | LocalConfig) -> LocalNetwork:
+    """The local network of a preset or of a configuration, with random weights."""
+    c = preset_configs(preset)[1] if isinstance(preset, str) else preset
+    image_encoder = SegResNetDS2(
+        in_channels=c.space_to_depth**3,
+        out_channels=c.out_channels,
+        init_filters=c.init_filters,
+        blocks_down=c.blocks_down,
+        norm=("group", {"num_groups": c.norm_groups}) if c.norm == "group" else c.norm,
+        dsdepth=1,
+    )
+    if c.click_head:
+        head: PointHead = ClickHead(c.feature_size, c.out_channels, c.detail_channels, c.space_to_depth)
+    else:
+        head = PointHead(c.feature_size)
+    return LocalNetwork(image_encoder, head, c)

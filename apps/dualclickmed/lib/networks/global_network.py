@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .features import Features
 from .image_encoder import ImageEncoder
 from .layers import centre_coordinates
 from .mask_decoder import MaskDecoder
@@ -23,40 +23,8 @@ PRIOR_GAIN = 3.0
 PRIOR_RANGE = (-2.0, 1.0)
 
 
-@dataclass(frozen=True)
-class GlobalFeatures:
-    """An encoded RoI.
-
-    embedding: (B, C, 8, 8, 8); skips: finer feature maps (B, C_i, ...), the finest first, () in the published
-    network.
-    """
-
-    embedding: Tensor
-    skips: tuple[Tensor, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.embedding, *self.skips))
-
-    def expand(self, n: int) -> GlobalFeatures:
-        """Every image n times in a row: (B, ...) -> (B * n, ...)."""
-        if n == 1:
-            return self
-        return self._map(lambda t: t.repeat_interleave(n, dim=0))
-
-    def index(self, i: int | slice | Tensor) -> GlobalFeatures:
-        """The images chosen by a number (kept as a batch of one), a slice or a tensor of numbers."""
-        if isinstance(i, int):
-            i = slice(i, i + 1) if i != -1 else slice(-1, None)
-        return self._map(lambda t: t[i])
-
-    def to(self, *args: object, **kwargs: object) -> GlobalFeatures:
-        """As `Tensor.to`, for all tensors."""
-        return self._map(lambda t: t.to(*args, **kwargs))  # type: ignore[call-overload]
-
-    def _map(self, function: object) -> GlobalFeatures:
-        assert callable(function)
-        return GlobalFeatures(function(self.embedding), tuple(function(s) for s in self.skips))
+class GlobalFeatures(Features):
+    """An encoded RoI: embedding (B, C, 8, 8, 8) and finer maps, the finest first and folded (`ConvStem`)."""
 
 
 class GlobalNetwork(nn.Module):
