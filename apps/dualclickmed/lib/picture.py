@@ -1,0 +1,233 @@
+"""A segmentation as a picture: three slices at right angles with contours, clicks and the box."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from .experts.inputs import map_at_points, map_in_box
+from .geometry import Box, Index
+from .infers.results import Segment
+from .intensity import IntensityMap
+from .prompts import Prompts
+from .volume import Volume
+
+WIDTH_INCHES = 13.0
+DPI = 120
+_CAPTION_INCHES = 0.45
+_GAP = 0.012
+"""Between two views, as a part of the figure's width."""
+_FOREGROUND, _BACKGROUND, _BOX = "#39ff6a", "#ff4d4d", "#ffd54a"
+
+
+_LETTER_PLACES = (
+    (0.012, 0.5, "left", "center"),
+    (0.988, 0.5, "right", "center"),
+    (0.5, 0.985, "center", "top"),
+    (0.5, 0.015, "center", "bottom"),
+)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One slice direction. Canonical axes are 0 = towards S, 1 = towards P, 2 = towards L."""
+
+    name: str
+    normal: int
+    down: int
+    across: int
+    letters: tuple[str, str, str, str]
+    """Left, right, top, bottom."""
+
+    @property
+    def upwards(self) -> bool:
+        """Rows are drawn from the last to the first: up is superior."""
+        return self.down == 0
+
+
+# As radiologists look: from the feet, from the front, from the patient's left.
+_VIEWS = (
+    _View("axial", 0, 1, 2, ("R", "L", "A", "P")),
+    _View("coronal", 1, 0, 2, ("R", "L", "S", "I")),
+    _View("sagittal", 2, 0, 1, ("A", "P", "S", "I")),
+)
+
+
+def save_picture(
+    path: Path,
+    volume: Volume,
+    labels: npt.NDArray[np.uint8],
+    segments: Sequence[Segment],
+    prompts: Sequence[Prompts] = (),
+    caption: str = "",
+    intensity: str = "auto",
+) -> None:
+    """Draw a segmentation in the three planes through its first click, in the radiological convention.
+
+    Without a foreground click the planes go through the middle of the box, else of the mask. Millimetres have
+    the same length in all three views.
+
+    Args:
+        path: the picture; its ending chooses the format (``.png``). Missing folders are made.
+        volume: the image.
+        labels: (D, H, W) in canonical order.
+        segments: name, value and colour of what is outlined.
+        prompts: one for each object, drawn where they lie in the planes.
+        caption: a line above the views.
+        intensity: one of `intensity.CHOICES`.
+
+    Raises:
+        ValueError: labels and volume differ in shape.
+    """
+    figure = draw(volume, labels, segments, prompts, caption, intensity)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor=figure.get_facecolor())
+
+
+def draw(
+    volume: Volume,
+    labels: npt.NDArray[np.uint8],
+    segments: Sequence[Segment],
+    prompts: Sequence[Prompts] = (),
+    caption: str = "",
+    intensity: str = "auto",
+) -> Figure:
+    """The figure of :func:`save_picture`: one axes for each view, in the order axial, coronal, sagittal."""
+    if labels.shape != volume.shape:
+        raise ValueError(f"Labels of shape {labels.shape} do not fit the volume's {volume.shape}.")
+    centre = planes(volume, labels, prompts)
+    sizes = [n * d for n, d in zip(volume.shape, volume.spacing, strict=True)]
+    widths = [sizes[view.across] for view in _VIEWS]
+    heights = [sizes[view.down] for view in _VIEWS]
+    usable = 1 - _GAP * (len(_VIEWS) + 1)
+    inches = WIDTH_INCHES * usable * max(heights) / sum(widths)
+    # Not pyplot: it keeps every figure alive and picks a display.
+    figure = Figure(figsize=(WIDTH_INCHES, inches + _CAPTION_INCHES), facecolor="black")
+    FigureCanvasAgg(figure)
+    height = inches / (inches + _CAPTION_INCHES)
+    left = _GAP
+    grey = _grey(volume, prompts, intensity, centre)
+    for view, across, down in zip(_VIEWS, widths, heights, strict=True):
+        width = usable * across / sum(widths)
+        part = height * down / max(heights)
+        axes = figure.add_axes((left, (height - part) / 2, width, part))
+        left += width + _GAP
+        _draw_view(axes, view, volume, grey, labels, segments, prompts, centre)
+    figure.text(
+        _GAP, 1 - 0.5 * (1 - height), _one_line(caption, segments), color="white", va="center", fontsize=11
+    )
+    return figure
+
+
+def planes(volume: Volume, labels: npt.NDArray[np.uint8], prompts: Sequence[Prompts]) -> Index:
+    """The voxel (z, y, x) that the three slices share."""
+    for given in prompts:
+        if given.foreground:
+            return given.foreground[0]
+    boxes = [given.box for given in prompts if given.box is not None]
+    if boxes:
+        inner = tuple(min(max(int(c), 0), n - 1) for c, n in zip(boxes[0].centre, volume.shape, strict=True))
+    elif labels.any():
+        voxels = np.argwhere(labels)
+        nearest = np.abs(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()
+        inner = tuple(int(p) for p in voxels[nearest])
+    else:
+        inner = tuple(n // 2 for n in volume.shape)
+    return inner[0], inner[1], inner[2]
+
+
+def _grey(volume: Volume, prompts: Sequence[Prompts], intensity: str, centre: Index) -> IntensityMap:
+    """The contrast that the expert saw for the first object."""
+    if prompts and prompts[0].box is not None:
+        return map_in_box(volume, prompts[0].enclosing_box(), intensity)
+    points = prompts[0].foreground if prompts else []
+    return map_at_points(volume, points or [centre], intensity)
+
+
+def _draw_view(
+    axes: Axes,
+    view: _View,
+    volume: Volume,
+    grey: IntensityMap,
+    labels: npt.NDArray[np.uint8],
+    segments: Sequence[Segment],
+    prompts: Sequence[Prompts],
+    centre: Index,
+) -> None:
+    at = [slice(None)] * 3
+    at[view.normal] = slice(centre[view.normal], centre[view.normal] + 1)
+    where = (at[0], at[1], at[2])
+    image = grey(volume.region(where).numpy()).squeeze(view.normal)
+    mask = labels[where].squeeze(view.normal)
+    rows, columns = image.shape
+    step_down, step_across = volume.spacing[view.down], volume.spacing[view.across]
+    axes.set_axis_off()
+    axes.imshow(
+        image,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="bilinear",
+        extent=(0, columns * step_across, rows * step_down, 0),
+        aspect="equal",
+    )
+    across = (np.arange(columns) + 0.5) * step_across
+    down = (np.arange(rows) + 0.5) * step_down
+    for segment in segments:
+        inside = (mask == segment.value).astype(np.float32)
+        if not inside.any() or min(inside.shape) < 2:
+            continue
+        colour = [level / 255 for level in segment.colour]
+        axes.contourf(across, down, inside, levels=[0.5, 1.5], colors=[colour], alpha=0.25)
+        axes.contour(across, down, inside, levels=[0.5], colors=[colour], linewidths=1.4)
+    for given in prompts:
+        if given.box is not None:
+            _draw_box(axes, view, given.box, centre, (step_down, step_across))
+        for click in given.clicks:
+            here = click.index[view.normal] == centre[view.normal]
+            axes.plot(
+                (click.index[view.across] + 0.5) * step_across,
+                (click.index[view.down] + 0.5) * step_down,
+                marker="P" if click.positive else "X",
+                markersize=9,
+                markerfacecolor=_FOREGROUND if click.positive else _BACKGROUND,
+                markeredgecolor="black",
+                # A click in another slice is drawn faintly, to show that it was given.
+                alpha=1.0 if here else 0.3,
+            )
+    axes.set_xlim(0, columns * step_across)
+    axes.set_ylim((0, rows * step_down) if view.upwards else (rows * step_down, 0))
+    for letter, (x, y, horizontal, vertical) in zip(view.letters, _LETTER_PLACES, strict=True):
+        _write(axes, x, y, letter, color="#9fd8ff", ha=horizontal, va=vertical, fontsize=11)
+    position = f"{view.name}, slice {centre[view.normal] + 1} of {volume.shape[view.normal]}"
+    _write(axes, 0.012, 0.985, position, color="#c8c8c8", ha="left", va="top", fontsize=8)
+
+
+def _draw_box(axes: Axes, view: _View, box: Box, centre: Index, step: tuple[float, float]) -> None:
+    if not box.lo[view.normal] <= centre[view.normal] + 0.5 < box.hi[view.normal]:
+        return
+    (top, left), (bottom, right) = ([edge[view.down], edge[view.across]] for edge in (box.lo, box.hi))
+    xs = np.array([left, right, right, left, left]) * step[1]
+    ys = np.array([top, top, bottom, bottom, top]) * step[0]
+    axes.plot(xs, ys, color=_BOX, linewidth=1.1, linestyle="--")
+
+
+def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    """Text at a part of the view's width and height that can be read on bright bone as well."""
+    outline = [withStroke(linewidth=2, foreground="black")]
+    axes.text(x, y, text, transform=axes.transAxes, path_effects=outline, **style)
+
+
+def _one_line(caption: str, segments: Sequence[Segment]) -> str:
+    text = caption or ", ".join(segment.name for segment in segments)
+    return textwrap.shorten(text, 150, placeholder=" ...")
