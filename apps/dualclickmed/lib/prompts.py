@@ -24,7 +24,7 @@ class Click:
     positive: bool = True
 
     def __str__(self) -> str:
-        return f"{'foreground' if self.positive else 'background'} click {tuple(self.index)}"
+        return f"{'foreground' if self.positive else 'background'} click {self.index}"
 
 
 @dataclass(frozen=True, eq=False)
