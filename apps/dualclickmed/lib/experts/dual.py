@@ -1,0 +1,152 @@
+"""Both experts as one: which of them answers, how several objects share the volume, and clicks that hold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import PromptError, WeightsError
+from ..geometry import Box, Index, Region
+from ..prompts import Prompts
+from ..volume import Volume
+from .global_expert import GlobalExpert
+from .guarantee import enforce_clicks
+from .local_expert import LocalExpert
+from .prediction import NOWHERE, Prediction, merge
+from .stages import Stages
+
+logger = logging.getLogger(__name__)
+
+STRATEGIES = ("paper", "global", "local")
+"""What a user may ask for; the first is the default."""
+MAX_LABELS = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What `DualExpert.segment` found.
+
+    Attributes:
+        labels: uint8 (D, H, W) in the volume's order: 0 background, else one of `values`.
+        values: the value in `labels` of each label, 1 for the first one asked for.
+        strategies: the expert that answered for each label, "global" or "local".
+        enforced: clicked voxels where the networks had to be overruled.
+        stages: seconds by part: crop, encode, decode, paste, merge, enforce. What was cached is absent.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    values: dict[str, int]
+    strategies: dict[str, str]
+    enforced: list[Index]
+    stages: dict[str, float]
+
+    def mask(self, label: str) -> npt.NDArray[np.bool_]:
+        """Where one label is, bool (D, H, W)."""
+        return self.labels == self.values[label]
+
+    def bbox(self) -> Region:
+        """The smallest slices (z, y, x) that hold every labelled voxel; empty ones if there is none."""
+        if not self.labels.any():
+            return NOWHERE
+        return Box.of_mask(self.labels).voxels(self.labels.shape)
+
+
+class DualExpert:
+    """Routes each object to an expert and joins the answers (section 2.1).
+
+    Args:
+        global_expert: None where its weights are not at hand; what needs it then raises WeightsError.
+        local_expert: likewise.
+    """
+
+    def __init__(self, global_expert: GlobalExpert | None, local_expert: LocalExpert | None) -> None:
+        self.global_expert = global_expert
+        self.local_expert = local_expert
+
+    def segment(
+        self,
+        volume: Volume,
+        prompts: Mapping[str, Prompts],
+        strategy: str = "paper",
+        intensity: str = "auto",
+    ) -> Result:
+        """Segment every label from its own prompts.
+
+        ``paper`` sends objects with a box to the global expert and those with points only to the local one;
+        ``global`` and ``local`` name the expert. Where objects overlap, the higher foreground probability
+        wins, whatever the order of the labels. Every click holds afterwards (`enforce_clicks`). The answer
+        is a function of the arguments and the weights alone.
+
+        Args:
+            volume: the image.
+            prompts: label to prompts; the order gives the values in the result.
+            strategy: one of `STRATEGIES`.
+            intensity: one of `intensity.CHOICES`.
+
+        Raises:
+            PromptError: no label or more than 255; prompts that do not fit the volume, contradict one
+                another, or do not suffice for the expert; an unknown strategy.
+            WeightsError: the expert that is needed is not loaded.
+            UserError: an unknown intensity choice.
+        """
+        if strategy not in STRATEGIES:
+            raise PromptError(f"The strategy must be one of {', '.join(STRATEGIES)}, but it is {strategy!r}.")
+        if not 1 <= len(prompts) <= MAX_LABELS:
+            raise PromptError(f"Between 1 and {MAX_LABELS} labels can be segmented, but {len(prompts)} came.")
+        stages = Stages()
+        values = {label: at + 1 for at, label in enumerate(prompts)}
+        strategies: dict[str, str] = {}
+        checked: dict[int, Prompts] = {}
+        predictions: list[tuple[int, Prediction]] = []
+        # By name, so that even equal probabilities are settled alike however the labels are ordered.
+        for label in sorted(prompts):
+            try:
+                given = prompts[label].checked(volume.shape)
+                strategies[label] = _route(given, strategy)
+                expert = self._expert(strategies[label])
+                prediction = expert.predict(volume, given, intensity, stages)
+            except PromptError as error:
+                raise error if len(prompts) == 1 else PromptError(f"Label {label!r}: {error}") from error
+            checked[values[label]] = given
+            predictions.append((values[label], prediction))
+        _reject_shared_clicks(checked, {value: label for label, value in values.items()})
+
+        with stages.timed("merge"):
+            labels = merge(volume.shape, predictions)
+        with stages.timed("enforce"):
+            enforced = enforce_clicks(labels, volume, checked, predictions)
+        if enforced:
+            logger.info("Enforced clicks at %s", enforced)
+        return Result(labels, values, {label: strategies[label] for label in prompts}, enforced, dict(stages))
+
+    def _expert(self, name: str) -> GlobalExpert | LocalExpert:
+        expert = self.global_expert if name == "global" else self.local_expert
+        if expert is None:
+            raise WeightsError(
+                f"These prompts go to the {name} expert, but its weights are not loaded; "
+                f"load them or use the other strategy."
+            )
+        return expert
+
+
+def _route(prompts: Prompts, strategy: str) -> str:
+    """The expert for one object: the paper's rule (section 2.1) unless one is named."""
+    if strategy != "paper":
+        return strategy
+    return "local" if prompts.box is None else "global"
+
+
+def _reject_shared_clicks(checked: Mapping[int, Prompts], names: Mapping[int, str]) -> None:
+    owner: dict[Index, int] = {}
+    for value, given in checked.items():
+        for index in given.foreground:
+            other = owner.setdefault(index, value)
+            if other != value:
+                raise PromptError(
+                    f"A voxel belongs to one label, but {index} was clicked as foreground of "
+                    f"{names[other]!r} and of {names[value]!r}."
+                )

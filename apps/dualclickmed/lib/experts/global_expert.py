@@ -1,0 +1,153 @@
+"""The global expert: the whole object in one region, encoded once, decoded for every click (section 2.1)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..errors import PromptError
+from ..geometry import Box, Roi, crop_to_grid, global_roi
+from ..networks.global_network import GlobalFeatures, GlobalNetwork
+from ..prompts import Click, Prompts
+from ..simulation.rounds import box_centre_prompt
+from ..volume import Volume
+from .cache import ByteCache
+from .inputs import global_input, map_in_box, point_prompts
+from .prediction import Prediction, paste_object
+from .stages import Stages
+
+MASK_LOGIT = 4.0
+"""Logit that stands for a voxel inside a given mask, and minus it for one outside (probability 0.98)."""
+
+
+def two_round_logits(
+    network: GlobalNetwork, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Predict as in training: first from the box alone, then with all clicks and the first mask.
+
+    Args:
+        network, features: of one region.
+        points: (1, N, 3) clicks in grid voxels.
+        labels: (1, N) 1 foreground, 0 background.
+        mask: logits (1, 1, M, M, M) of a previous mask; it makes the first round unnecessary.
+
+    Returns:
+        logits (1, 1, M, M, M).
+    """
+    centre, kind = box_centre_prompt(network, 1, network.config.image_size, points.device)
+    if mask is None:
+        first = network.decode(features, centre, kind, None)
+        if points.shape[1] == 0:
+            return first
+        mask = first
+    return network.decode(
+        features,
+        torch.cat([centre, points], dim=1),
+        torch.cat([kind, labels], dim=1),
+        network.to_mask_prompt(mask),
+    )
+
+
+class GlobalExpert:
+    """Segments one object in the region around its prompts.
+
+    Args:
+        network: trained; it is moved to `device` and put into evaluation mode.
+        device: where it runs.
+        cache: holds embeddings; may be shared with other experts.
+        autocast: lower precision for the network (torch.bfloat16), None for float32.
+    """
+
+    def __init__(
+        self,
+        network: GlobalNetwork,
+        device: str | torch.device,
+        cache: ByteCache,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval()
+        self._cache = cache
+        self._autocast = autocast
+        # Stands for these weights in the keys of a shared cache.
+        self._weights_key = object()
+
+    @torch.inference_mode()
+    def predict(
+        self, volume: Volume, prompts: Prompts, intensity: str = "auto", stages: Stages | None = None
+    ) -> Prediction:
+        """Segment one object.
+
+        Foreground clicks outside the box enlarge the region; background clicks outside the region have no
+        effect here. Without a box the first two foreground clicks are opposite corners of one: they make the
+        region and are not shown to the network. A mask in the prompts takes the place of the first round.
+        Everything runs with a batch of one, so that the answer does not depend on what else was asked.
+
+        Args:
+            volume: the image.
+            prompts: checked for this volume.
+            intensity: one of `intensity.CHOICES`.
+            stages: receives seconds spent in crop, encode, decode and paste.
+
+        Raises:
+            PromptError: without a box and with fewer than two foreground clicks.
+            UserError: for an unknown intensity choice.
+        """
+        stages = Stages() if stages is None else stages
+        box, clicks = _box_and_clicks(prompts)
+        size = self.network.config.image_size
+        roi = global_roi(prompts.enclosing_box(), grid=(size, size, size))
+        features = self._encoded(volume, roi, box, intensity, stages)
+        points, labels = point_prompts(roi, clicks)
+        with stages.timed("crop"):
+            mask = None if prompts.mask is None else self._mask_logits(prompts.mask, roi)
+        with stages.timed("decode"), self._precision():
+            logits = two_round_logits(
+                self.network, features, points.to(self.device), labels.to(self.device), mask
+            )[0, 0]
+            logits = logits.float().cpu()
+        with stages.timed("paste"):
+            cells = (logits.shape[0], logits.shape[1], logits.shape[2])
+            return paste_object(logits, Roi(roi.box, cells), volume.shape)
+
+    def _encoded(self, volume: Volume, roi: Roi, box: Box, intensity: str, stages: Stages) -> GlobalFeatures:
+        intensity_map = map_in_box(volume, box, intensity)
+
+        def encode() -> GlobalFeatures:
+            with stages.timed("crop"):
+                image = global_input(volume, roi, intensity_map).to(self.device)
+            with stages.timed("encode"), self._precision():
+                return self.network.encode(image)
+
+        return self._cache.get((volume.key, self._weights_key, roi, intensity_map), encode)
+
+    def _mask_logits(self, mask: npt.NDArray[np.generic], roi: Roi) -> Tensor | None:
+        """A given mask as logits on the network's grid; None if no part of it is in the region."""
+        size = self.network.config.mask_size
+        share = crop_to_grid(mask, Roi(roi.box, (size, size, size)))
+        if not bool(share.any()):
+            return None
+        return ((2 * share - 1) * MASK_LOGIT)[None, None].to(self.device)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast)
+
+
+def _box_and_clicks(prompts: Prompts) -> tuple[Box, tuple[Click, ...]]:
+    """The object's box, and the clicks that are corrections rather than corners of that box."""
+    if prompts.box is not None:
+        return prompts.box, prompts.clicks
+    corners = prompts.foreground[:2]
+    if len(corners) < 2:
+        raise PromptError(
+            "The global expert needs a box or two foreground clicks at opposite corners of one, but there is "
+            f"no box and {len(corners) or 'no'} foreground click{'' if len(corners) == 1 else 's'}; "
+            "draw a box, add a click, or use the local expert."
+        )
+    return Box.around(corners), tuple(c for c in prompts.clicks if c.index not in corners)

@@ -1,0 +1,114 @@
+"""From a volume and prompts to what the networks take; training may use the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..geometry import Box, Index, Roi, crop_to_grid
+from ..intensity import LOCAL_PERCENTILES, IntensityMap, choose_map, normalise_global, normalise_local
+from ..prompts import Click
+from ..volume import Volume
+
+MAX_CLICKS = 64
+"""Most clicks that a network sees at once: a scribble of thousands says no more than its outline."""
+CORE = 0.5
+"""Part of each side of a box, about its centre, whose values speak for the object inside."""
+_SAMPLES_PER_AXIS = 32
+
+
+def map_in_box(volume: Volume, box: Box, intensity: str) -> IntensityMap:
+    """The intensity map for an object in `box`, by the values in the middle of it.
+
+    Clicks play no part: a correction must not change the contrast of the whole region, which would also make
+    its embedding worthless.
+    """
+    core = box.scaled(CORE).voxels(volume.shape)
+    steps = [-(-(s.stop - s.start) // _SAMPLES_PER_AXIS) for s in core]
+    z, y, x = (slice(s.start, s.stop, step) for s, step in zip(core, steps, strict=True))
+    return _choose(volume, intensity, volume.array[z, y, x])
+
+
+def map_at_points(volume: Volume, points: Sequence[Index], intensity: str) -> IntensityMap:
+    """The intensity map for an object clicked at `points`, by the values there and next to them."""
+    around = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(1, -1, 3)
+    voxels = np.asarray(points, dtype=np.int64).reshape(-1, 1, 3) + around
+    z, y, x = np.clip(voxels, 0, np.asarray(volume.shape) - 1).reshape(-1, 3).T
+    return _choose(volume, intensity, volume.array[z, y, x])
+
+
+def global_input(volume: Volume, roi: Roi, intensity_map: IntensityMap) -> Tensor:
+    """The global network's image (1, 1, *roi.grid): [0, 255], outside the volume 0, then z-score."""
+    grey = crop_to_grid(volume.array, roi, lambda stored: intensity_map(volume.to_real(stored)))
+    return normalise_global(grey)[None, None]
+
+
+def local_input(volume: Volume, window: Roi, intensity_map: IntensityMap) -> Tensor:
+    """The local network's image (1, 1, *window.grid): the volume's percentiles 1 and 99 as 0 and 1.
+
+    The values pass through [0, 255] first (section 3.2), and so do the percentiles. Outside CT this changes
+    nothing, since the map clips less than the percentiles do; in CT it is what gives soft tissue its contrast
+    beside air and bone.
+    """
+    low, high = (
+        float(intensity_map(np.asarray([volume.percentile(q)], dtype=np.float32))[0])
+        for q in LOCAL_PERCENTILES
+    )
+    image = crop_to_grid(
+        volume.array,
+        window,
+        lambda stored: normalise_local(intensity_map(volume.to_real(stored)), low, high),
+    )
+    return image[None, None]
+
+
+def point_prompts(roi: Roi, clicks: Sequence[Click], limit: int = MAX_CLICKS) -> tuple[Tensor, Tensor]:
+    """The clicks inside a region as a network takes them.
+
+    The result depends on the set of clicks, not on their order. Clicks outside the region are left out: moved
+    to its border they would speak about other voxels. More than `limit` clicks are thinned: of those of one
+    kind in a cell of the grid one is kept, with cells that double in size until few enough remain.
+
+    Returns:
+        points float32 (1, N, 3) in grid voxels, and labels int64 (1, N): 1 foreground, 0 background.
+    """
+    inside = sorted({(c.index, c.positive) for c in clicks if roi.box.contains(c.index)})
+    points = roi.to_grid([index for index, _ in inside])
+    positive = np.asarray([kind for _, kind in inside], dtype=np.int64)
+    kept = _thinned(points, positive, limit)
+    return (
+        torch.from_numpy(points[kept].astype(np.float32))[None],
+        torch.from_numpy(positive[kept])[None],
+    )
+
+
+def thinned(points: Sequence[Index], limit: int) -> list[Index]:
+    """At most `limit` of the points, spread as they are, in sorted order."""
+    ordered = sorted(set(points))
+    array = np.asarray(ordered, dtype=np.float64).reshape(-1, 3)
+    return [ordered[i] for i in _thinned(array, np.zeros(len(ordered), dtype=np.int64), limit)]
+
+
+def _thinned(
+    points: npt.NDArray[np.float64], kinds: npt.NDArray[np.int64], limit: int
+) -> npt.NDArray[np.int64]:
+    kept = np.arange(len(points))
+    cell = 1
+    while len(kept) > limit:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        cells = np.floor((points + 0.5) / cell).astype(np.int64)
+        for at, key in enumerate(np.column_stack([kinds, cells]).tolist()):
+            groups.setdefault(tuple(key), []).append(at)
+        # The middle one of a group: the first would pull every scribble towards one corner.
+        kept = np.asarray(sorted(group[len(group) // 2] for group in groups.values()))
+        cell *= 2
+    return kept
+
+
+def _choose(volume: Volume, intensity: str, stored: npt.NDArray[np.generic]) -> IntensityMap:
+    sample = volume.to_real(torch.from_numpy(stored.astype(np.float32))).numpy()
+    return choose_map(intensity, volume.modality, volume.percentile, sample, volume.value_range)

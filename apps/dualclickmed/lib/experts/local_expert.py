@@ -1,0 +1,178 @@
+"""The local expert: full resolution in a window around each click (section 2.2)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import PromptError
+from ..geometry import LOCAL_WINDOW, Box, Index, Region, Roi, local_windows, paste_from_grid
+from ..intensity import IntensityMap
+from ..networks.local_network import LocalFeatures, LocalNetwork
+from ..prompts import Click, Prompts
+from ..volume import Volume
+from .cache import ByteCache
+from .inputs import local_input, map_at_points, point_prompts, thinned
+from .prediction import Prediction, enclosing_region, within
+from .stages import Stages
+
+logger = logging.getLogger(__name__)
+
+MAX_WINDOWS = 12
+"""Most windows for one object in one request; each is a pass of the encoder when it is new."""
+LOGIT_LIMIT = 12.0
+"""Logits are cut to this range before windows are averaged, so that none outvotes all others by far."""
+OUTSIDE_LOGIT = 4.0
+"""Logit of a voxel of the previous mask outside every window (probability 0.98)."""
+_MAX_CENTRES = 256
+
+
+def click_windows(foreground: Sequence[Index], background: Sequence[Index], size: Index) -> list[Roi]:
+    """The windows that one object's clicks open: `geometry.local_windows`, bounded.
+
+    A window without a foreground click inside is left out: it holds no evidence of the object, and whatever
+    is wrong there came from elsewhere (a previous mask) and is corrected at the click. When clicks would open
+    more than `MAX_WINDOWS`, clicks further apart share a window (up to three eighths of its side); when that
+    is not enough either, the windows that add most foreground clicks to those held are kept.
+    """
+    centres = thinned([*foreground, *background], _MAX_CENTRES)
+    windows: list[Roi] = []
+    for eighths in (1, 2, 3):
+        found = local_windows(centres, size, max(1, min(size) * eighths // 8))
+        windows = [w for w in found if any(w.box.contains(p) for p in foreground)]
+        if len(windows) <= MAX_WINDOWS:
+            return windows
+    logger.warning("%d windows are needed for the clicks; %d are computed", len(windows), MAX_WINDOWS)
+    held = [{p for p in foreground if w.box.contains(p)} for w in windows]
+    kept: list[int] = []
+    left = set(foreground)
+    for _ in range(MAX_WINDOWS):
+        best = max((i for i in range(len(windows)) if i not in kept), key=lambda i: (len(held[i] & left), -i))
+        kept.append(best)
+        left -= held[best]
+    return [windows[i] for i in sorted(kept)]
+
+
+class LocalExpert:
+    """Segments one object in windows of full resolution around its clicks.
+
+    Args:
+        network: trained; it is moved to `device` and put into evaluation mode.
+        device: where it runs.
+        cache: holds features; may be shared with other experts.
+        autocast: lower precision for the network (torch.bfloat16), None for float32.
+        window: sides of a window in voxels (the paper's 128).
+    """
+
+    def __init__(
+        self,
+        network: LocalNetwork,
+        device: str | torch.device,
+        cache: ByteCache,
+        autocast: torch.dtype | None = None,
+        window: Index = LOCAL_WINDOW,
+    ) -> None:
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval()
+        self.window = window
+        self._cache = cache
+        self._autocast = autocast
+        # Stands for these weights in the keys of a shared cache.
+        self._weights_key = object()
+
+    @torch.inference_mode()
+    def predict(
+        self, volume: Volume, prompts: Prompts, intensity: str = "auto", stages: Stages | None = None
+    ) -> Prediction:
+        """Segment one object.
+
+        Each window (`click_windows`) sees every click inside it. A voxel takes the mean logit of the windows
+        that cover it: between windows that disagree the surer one decides, as it would not if signs or masks
+        were counted, and one window alone passes through unchanged. Outside every window the previous mask
+        holds, if one is given. With a box and no foreground click the box's centre stands for one, as it does
+        for the global expert. Windows run one at a time: a batch may change the last bits of its members,
+        and which windows are new depends on the cache.
+
+        Args:
+            volume: the image.
+            prompts: checked for this volume.
+            intensity: one of `intensity.CHOICES`.
+            stages: receives seconds spent in crop, encode, decode and paste.
+
+        Raises:
+            PromptError: with neither a foreground click nor a box.
+            UserError: for an unknown intensity choice.
+        """
+        stages = Stages() if stages is None else stages
+        clicks = _with_foreground(prompts, volume.shape)
+        foreground = [c.index for c in clicks if c.positive]
+        windows = click_windows(foreground, prompts.background, self.window)
+        intensity_map = map_at_points(volume, thinned(foreground, _MAX_CENTRES), intensity)
+
+        region = enclosing_region([w.box.centres(volume.shape) for w in windows] + _regions(prompts.mask))
+        shape = [s.stop - s.start for s in region]
+        total = np.zeros(shape, dtype=np.float32)
+        count = np.zeros(shape, dtype=np.uint8)
+        for window in windows:
+            features = self._encoded(volume, window, intensity_map, stages)
+            points, labels = point_prompts(window, clicks)
+            with stages.timed("decode"), self._precision():
+                logits = self.network.decode(features, points.to(self.device), labels.to(self.device))[0, 0]
+                logits = logits.float().cpu()
+            with stages.timed("paste"):
+                voxels, values = paste_from_grid(logits, window, volume.shape)
+                target = within(voxels, region)
+                total[target] += values.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).numpy()
+                count[target] += 1
+        with stages.timed("paste"):
+            if len(windows) > 1:
+                total /= np.maximum(count, 1)
+            if prompts.mask is not None:
+                outside = count == 0
+                total[outside] = np.where(prompts.mask[region][outside], OUTSIDE_LOGIT, -OUTSIDE_LOGIT)
+            return Prediction(region, total).trimmed()
+
+    def _encoded(
+        self, volume: Volume, window: Roi, intensity_map: IntensityMap, stages: Stages
+    ) -> LocalFeatures:
+        def encode() -> LocalFeatures:
+            with stages.timed("crop"):
+                image = local_input(volume, window, intensity_map).to(self.device)
+            with stages.timed("encode"), self._precision():
+                return self.network.encode(image)
+
+        return self._cache.get((volume.key, self._weights_key, window, intensity_map), encode)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast)
+
+
+def _with_foreground(prompts: Prompts, shape: Sequence[int]) -> tuple[Click, ...]:
+    """The clicks, with the centre of the box when none of them is foreground."""
+    if prompts.foreground:
+        return prompts.clicks
+    if prompts.box is None:
+        raise PromptError(
+            "The local expert needs at least one foreground click, but there are only "
+            f"{len(prompts.background)} background clicks; click inside the object."
+        )
+    z, y, x = (min(int(p), n - 1) for p, n in zip(prompts.box.centre, shape, strict=True))
+    if (z, y, x) in prompts.background:
+        raise PromptError(
+            f"The local expert needs a foreground click: the box's centre {(z, y, x)}, which would stand for "
+            "one, was clicked as background."
+        )
+    return (Click((z, y, x), True), *prompts.clicks)
+
+
+def _regions(mask: npt.NDArray[np.generic] | None) -> list[Region]:
+    if mask is None or not mask.any():
+        return []
+    return [Box.of_mask(mask).voxels(mask.shape)]

@@ -1,0 +1,223 @@
+"""Segment from Python: make a predictor from weights, set an image, give prompts, get a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .errors import PromptError
+from .experts import ByteCache, DualExpert, GlobalExpert, LocalExpert, Result
+from .geometry import Box, Index
+from .networks.global_network import GlobalNetwork
+from .networks.local_network import LocalNetwork
+from .prompts import Click, Prompts
+from .volume import Volume, from_array, load_volume
+from .weights import default_path, load_expert
+
+CACHE_BYTES = 2 << 30
+"""Embeddings that a predictor keeps, in bytes."""
+OBJECT = "object"
+"""The label that `Predictor.predict` segments under."""
+
+
+@dataclass(frozen=True)
+class ObjectPrompts:
+    """The prompts of one object in the image's own order; see `Predictor.predict` for their form."""
+
+    points: Sequence[Sequence[int]] = ()
+    background: Sequence[Sequence[int]] = ()
+    box: Sequence[float] | None = None
+    mask: npt.NDArray[np.generic] | None = None
+
+
+class Predictor:
+    """Interactive segmentation of one image at a time.
+
+    Voxels are counted in the image's own order: for a file or a `Volume` that is the file's (i, j, k), the
+    order in which nibabel and MONAI give its array; for an array it is the array's.
+
+    A prediction is a function of the image, the prompts and the weights. Nothing is remembered between
+    calls but embeddings, which make the next one faster: to correct an object, give all of its prompts
+    again with the new click among them; to undo, leave it out.
+
+    Args:
+        expert: what segments.
+
+    Attributes:
+        result: everything about the last prediction, in canonical order; None before the first.
+    """
+
+    def __init__(self, expert: DualExpert) -> None:
+        self._expert = expert
+        self._volume: Volume | None = None
+        self._is_array = False
+        self.result: Result | None = None
+
+    @classmethod
+    def from_weights(
+        cls,
+        global_path: str | PathLike[str] | None = None,
+        local_path: str | PathLike[str] | None = None,
+        device: str | torch.device = "auto",
+        model_dir: str | PathLike[str] | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> Predictor:
+        """A predictor with both experts.
+
+        Args:
+            global_path: weights of the global expert; by default the compact ones in `model_dir`.
+            local_path: weights of the local expert; likewise.
+            device: where the networks run; "auto" takes a GPU if there is one.
+            model_dir: the folder of weights; by default $DUALCLICKMED_MODEL_DIR or the repository's.
+            autocast: lower precision for the networks (torch.bfloat16); None for float32.
+
+        Raises:
+            WeightsError: weights are missing, damaged, or of another network.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        global_network = load_expert("global", global_path or default_path("global", directory=model_dir))
+        local_network = load_expert("local", local_path or default_path("local", directory=model_dir))
+        cache = ByteCache(CACHE_BYTES)
+        return cls(
+            DualExpert(
+                GlobalExpert(cast(GlobalNetwork, global_network), device, cache, autocast),
+                LocalExpert(cast(LocalNetwork, local_network), device, cache, autocast),
+            )
+        )
+
+    @property
+    def expert(self) -> DualExpert:
+        """Both experts, for callers that hold their own volumes and prompts."""
+        return self._expert
+
+    @property
+    def volume(self) -> Volume:
+        """The image that is set.
+
+        Raises:
+            PromptError: none is.
+        """
+        if self._volume is None:
+            raise PromptError("An image must be set before prompts are given, but none is; call set_image.")
+        return self._volume
+
+    def set_image(
+        self, image: str | PathLike[str] | Volume | npt.NDArray[np.generic], modality: str | None = None
+    ) -> None:
+        """Choose the image that the next predictions are about.
+
+        Args:
+            image: a file, a DICOM folder, a loaded volume, or an array (z, y, x), taken to have cubic voxels;
+                for other spacings pass ``volume.from_array(...)``, which counts voxels as (x, y, z).
+            modality: "ct", "mr", "pt", "us", "microscopy" or None to guess; ignored for a `Volume`.
+
+        Raises:
+            VolumeError: the image cannot be used.
+            UserError: the modality's name is unknown.
+        """
+        self._is_array = isinstance(image, np.ndarray)
+        if isinstance(image, Volume):
+            self._volume = image
+        elif isinstance(image, np.ndarray):
+            self._volume = from_array(image, modality=modality or "unknown")
+        else:
+            self._volume = load_volume(Path(image), modality)
+        self.result = None
+
+    def predict(
+        self,
+        points: Sequence[Sequence[int]] = (),
+        background: Sequence[Sequence[int]] = (),
+        box: Sequence[float] | None = None,
+        mask: npt.NDArray[np.generic] | None = None,
+        strategy: str = "paper",
+        intensity: str = "auto",
+    ) -> npt.NDArray[np.bool_]:
+        """Segment one object.
+
+        Args:
+            points: voxels (i, j, k) inside the object.
+            background: voxels (i, j, k) outside it.
+            box: (i0, i1, j0, j1, k0, k1) around the object, half-open: voxels i0 to i1 - 1, and so on.
+            mask: the object so far, of the image's shape; non-zero is inside.
+            strategy: "paper", "global" or "local" (`DualExpert.segment`).
+            intensity: "auto", a CT window's name, or "none" (`intensity.CHOICES`).
+
+        Returns:
+            The mask, bool, in the image's own order.
+
+        Raises:
+            PromptError: prompts that do not fit the image, contradict one another or do not suffice.
+            WeightsError: the expert that is needed is not loaded.
+            UserError: an unknown intensity choice.
+        """
+        labels = self.predict_labels(
+            {OBJECT: ObjectPrompts(points, background, box, mask)}, strategy, intensity
+        )
+        return labels.astype(np.bool_)
+
+    def predict_labels(
+        self, prompts: Mapping[str, ObjectPrompts], strategy: str = "paper", intensity: str = "auto"
+    ) -> npt.NDArray[np.uint8]:
+        """Segment several objects; overlaps go to the higher foreground probability.
+
+        Args:
+            prompts: label to prompts.
+            strategy, intensity: as for `predict`.
+
+        Returns:
+            uint8 in the image's own order: 0 background, n for the n-th label of `prompts`.
+
+        Raises:
+            As `predict`.
+        """
+        canonical = {label: self._canonical(given) for label, given in prompts.items()}
+        self.result = self._expert.segment(self.volume, canonical, strategy, intensity)
+        return self._own_order(self.result.labels)
+
+    def _canonical(self, given: ObjectPrompts) -> Prompts:
+        clicks = [Click(index, True) for index in self._indices(given.points)]
+        clicks += [Click(index, False) for index in self._indices(given.background)]
+        return Prompts(tuple(clicks), self._box(given.box), self._mask(given.mask))
+
+    def _indices(self, points: Sequence[Sequence[int]]) -> list[Index]:
+        array = np.asarray(points)
+        if array.size == 0:
+            return []
+        if array.ndim != 2 or array.shape[1] != 3 or not np.array_equal(array, np.rint(array)):
+            raise PromptError(f"Points must be triples of whole numbers, but {points} came.")
+        voxels = array.astype(np.int64)
+        if not self._is_array:
+            voxels = self.volume.to_canonical(voxels)
+        return [(int(z), int(y), int(x)) for z, y, x in voxels]
+
+    def _box(self, box: Sequence[float] | None) -> Box | None:
+        if box is None:
+            return None
+        edges = np.asarray(box, dtype=np.float64)
+        if edges.shape != (6,) or not np.isfinite(edges).all() or not (edges[::2] < edges[1::2]).all():
+            raise PromptError(f"A box must be (i0, i1, j0, j1, k0, k1) with i0 < i1, ..., but {box} came.")
+        if not self._is_array:
+            return self.volume.box_to_canonical(edges[::2], edges[1::2])
+        (z0, y0, x0), (z1, y1, x1) = edges[::2].tolist(), edges[1::2].tolist()
+        return Box((z0, y0, x0), (z1, y1, x1))
+
+    def _mask(self, mask: npt.NDArray[np.generic] | None) -> npt.NDArray[Any] | None:
+        if mask is None or self._is_array:
+            return mask
+        if mask.shape != self.volume.raw_shape:
+            raise PromptError(
+                f"The mask must have the image's shape {self.volume.raw_shape}, but its is {mask.shape}."
+            )
+        return self.volume.from_raw_array(mask)
+
+    def _own_order(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return labels if self._is_array else self.volume.to_raw_array(labels)

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from dualclickmed.errors import PromptError
+from dualclickmed.experts import ByteCache, LocalExpert, Prediction
+from dualclickmed.experts.local_expert import LOGIT_LIMIT, MAX_WINDOWS, click_windows
+from dualclickmed.experts.stages import Stages
+from dualclickmed.geometry import Box, Index, window_at
+from dualclickmed.prompts import Click, Prompts
+from dualclickmed.volume import Volume, from_array
+from hypothesis import given
+from hypothesis import strategies as st
+
+SHAPE = (30, 40, 50)
+WINDOW = (16, 16, 16)
+
+
+@pytest.fixture
+def volume() -> Volume:
+    return from_array(np.random.default_rng(0).integers(1, 256, SHAPE, dtype=np.uint8))
+
+
+def expert_of(network: torch.nn.Module, window: Index = WINDOW) -> LocalExpert:
+    return LocalExpert(network, "cpu", ByteCache(1 << 30), window=window)
+
+
+def clicks(fg: list[Index], bg: list[Index] = ()) -> tuple[Click, ...]:
+    return tuple(Click(p, True) for p in fg) + tuple(Click(p, False) for p in bg)
+
+
+def covered(centre: Index) -> np.ndarray:
+    inside = np.zeros(SHAPE, bool)
+    inside[window_at(centre, WINDOW).box.voxels(SHAPE)] = True
+    return inside
+
+
+def full(prediction: Prediction) -> np.ndarray:
+    values = np.full(SHAPE, -np.inf, np.float32)
+    values[prediction.region] = prediction.logits
+    return values
+
+
+@pytest.mark.parametrize("click", [(15, 20, 25), (0, 0, 0), (29, 39, 49), (3, 38, 10)])
+def test_coordinates_survive_the_way_to_the_network_and_back(volume, fakes, click):
+    """The network answers a ramp that is zero at the click: at each voxel the logit tells its distance."""
+    prediction = expert_of(fakes.Network(fakes.slope)).predict(volume, Prompts(clicks([click])))
+    ramp = np.tensordot([1.0, 0.5, 0.25], np.indices(SHAPE) - np.reshape(click, (3, 1, 1, 1)), axes=1)
+    expected = np.where(covered(click), np.clip(ramp, -LOGIT_LIMIT, LOGIT_LIMIT), -1)
+    found = full(prediction)
+    np.testing.assert_array_equal(found[expected > 0], expected[expected > 0].astype(np.float32))
+    assert (found[expected <= 0] <= 0).all()
+
+
+def test_the_window_shows_the_voxels_themselves(fakes):
+    array = np.zeros(SHAPE, np.uint8)
+    array[10:14, 15, 20:30] = 200
+    network = fakes.Network(lambda image, points, labels: image - 0.5)
+    found = full(expert_of(network).predict(from_array(array), Prompts(clicks([(12, 15, 24)])), "none"))
+    np.testing.assert_array_equal(found > 0, (array > 0) & covered((12, 15, 24)))
+
+
+def test_a_window_sees_every_click_inside_it_whatever_their_order(volume, fakes):
+    fg, bg = [(15, 20, 25), (15, 30, 25)], [(14, 24, 25), (1, 1, 1)]
+    seen = []
+    for prompts in (clicks(fg, bg), clicks(fg, bg)[::-1]):
+        network = fakes.Network(fakes.constant(1.0))
+        expert_of(network).predict(volume, Prompts(prompts))
+        seen.append([(p[0].tolist(), label[0].tolist()) for p, label, _ in network.decoded])
+    assert seen[0] == seen[1]
+    # Windows about (14, 24, 25), (15, 20, 25) and (15, 30, 25); none about (1, 1, 1).
+    assert [labels for _, labels in seen[0]] == [[0, 1, 1], [0, 1], [0, 1]]
+    assert seen[0][0][0] == [[8, 8, 8], [9, 4, 8], [9, 14, 8]]
+
+
+def test_windows_are_averaged_where_they_overlap(volume, fakes):
+    first, second = (15, 20, 20), (15, 20, 30)
+
+    def left_or_right(image: torch.Tensor, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.full(image.shape, 6.0 if labels.shape[0] == 2 else -2.0)
+
+    # The background click lies in the first window only.
+    prompts = Prompts(clicks([first, second], [(15, 20, 14)]))
+    network = fakes.Network(left_or_right)
+    found = full(expert_of(network).predict(volume, prompts))
+    # Windows at columns 20 (6), 30 (-2) and, about the background click, 14 (6).
+    assert len(network.decoded) == 3
+    assert found[15, 20, 28 - 1] == pytest.approx((6 - 2) / 2)
+    assert found[15, 20, 14] == pytest.approx(6)
+    assert found[15, 20, 30] <= 0
+
+
+def test_a_window_without_evidence_of_the_object_is_not_computed(volume, fakes):
+    network = fakes.Network(fakes.constant(1.0))
+    found = full(expert_of(network).predict(volume, Prompts(clicks([(15, 20, 10)], [(15, 20, 40)]))))
+    assert len(network.encoded) == 1
+    np.testing.assert_array_equal(found > 0, covered((15, 20, 10)))
+
+
+def test_outside_every_window_the_previous_mask_holds(volume, fakes):
+    mask = np.zeros(SHAPE, bool)
+    mask[10:20, 15:25, 2:45] = True
+    prompts = Prompts(clicks([(15, 20, 10)], [(15, 20, 40)]), mask=mask)
+    found = full(expert_of(fakes.Network(fakes.constant(-1.0))).predict(volume, prompts))
+    np.testing.assert_array_equal(found > 0, mask & ~covered((15, 20, 10)))
+    found = full(expert_of(fakes.Network(fakes.constant(1.0))).predict(volume, prompts))
+    np.testing.assert_array_equal(found > 0, mask | covered((15, 20, 10)))
+
+
+def test_no_window_outvotes_the_others_without_bound(volume, fakes):
+    # The middle window sees all three clicks, the outer ones two each.
+    prompts = Prompts(clicks([(15, 20, 20), (15, 20, 27), (15, 20, 34)]))
+    network = fakes.Network(
+        lambda image, points, labels: torch.full(image.shape, -9999.0 if len(labels) == 3 else 7.0)
+    )
+    found = full(expert_of(network).predict(volume, prompts))
+    assert found[15, 20, 27] == pytest.approx((7 + 7 - LOGIT_LIMIT) / 3)
+
+
+def test_a_box_alone_is_clicked_in_its_centre(volume, fakes):
+    network = fakes.Network(fakes.slope)
+    found = expert_of(network).predict(volume, Prompts(box=Box((10, 10, 10), (15, 20, 30))))
+    expected = expert_of(fakes.Network(fakes.slope)).predict(volume, Prompts(clicks([(12, 15, 20)])))
+    np.testing.assert_array_equal(full(found), full(expected))
+    network.decoded.clear()
+    # A real click makes the guess unnecessary.
+    expert_of(network).predict(volume, Prompts(clicks([(11, 12, 13)]), Box((10, 10, 10), (15, 20, 30))))
+    assert network.decoded[0][0].tolist() == [[[8, 8, 8]]]
+
+
+def test_background_clicks_alone_are_an_error(volume, fakes):
+    expert = expert_of(fakes.Network(fakes.slope))
+    with pytest.raises(PromptError, match="foreground click, but there are only 2 background clicks"):
+        expert.predict(volume, Prompts(clicks([], [(1, 2, 3), (4, 5, 6)])))
+    with pytest.raises(PromptError, match=r"\(12, 15, 20\)"):
+        expert.predict(volume, Prompts(clicks([], [(12, 15, 20)]), Box((10, 10, 10), (15, 20, 30))))
+
+
+def test_features_are_kept_by_window(volume, fakes):
+    network = fakes.Network(fakes.slope)
+    expert = expert_of(network)
+    expert.predict(volume, Prompts(clicks([(15, 20, 10)])))
+    expert.predict(volume, Prompts(clicks([(15, 20, 10), (15, 20, 30)])))
+    expert.predict(volume, Prompts(clicks([(15, 20, 10), (15, 20, 30)], [(15, 21, 30)])))
+    assert len(network.encoded) == 2
+    stages = Stages()
+    expert.predict(volume, Prompts(clicks([(15, 20, 10)])), stages=stages)
+    assert {"decode", "paste"} == set(stages)
+
+
+INDICES = st.tuples(st.integers(0, 400), st.integers(0, 400), st.integers(0, 400))
+
+
+@given(st.lists(INDICES, min_size=1, max_size=60, unique=True), st.lists(INDICES, max_size=20), st.randoms())
+def test_windows_are_few_hold_foreground_and_do_not_depend_on_the_order(fg, bg, random):
+    windows = click_windows(fg, bg, (128, 128, 128))
+    assert 1 <= len(windows) <= MAX_WINDOWS
+    assert all(any(w.box.contains(p) for p in fg) for w in windows)
+    shuffled = list(fg)
+    random.shuffle(shuffled)
+    assert click_windows(shuffled, bg[::-1], (128, 128, 128)) == windows
+
+
+def test_one_click_is_the_papers_window():
+    assert click_windows([(50, 60, 70)], [], (128, 128, 128)) == [window_at((50, 60, 70))]
+
+
+def test_clicks_of_a_scribble_share_windows_and_are_all_covered():
+    scribble = [(100, 100 + i // 3, 100 + i) for i in range(300)]
+    windows = click_windows(scribble, [], (128, 128, 128))
+    assert len(windows) <= MAX_WINDOWS
+    assert all(any(w.box.contains(p) for w in windows) for p in scribble)
+
+
+def test_too_many_windows_keep_the_most_clicks_and_say_so(caplog):
+    crowd = [(0, 0, x) for x in range(0, 40, 8)]
+    spread = [(z, y, 200) for z in range(0, 800, 160) for y in range(0, 800, 160)]
+    with caplog.at_level(logging.WARNING):
+        windows = click_windows(crowd + spread, [], (128, 128, 128))
+    assert len(windows) == MAX_WINDOWS
+    assert any(all(w.box.contains(p) for p in crowd) for w in windows)
+    assert "26 windows" in caplog.text
