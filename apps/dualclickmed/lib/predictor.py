@@ -51,11 +51,12 @@ class Predictor:
         expert: what segments.
 
     Attributes:
+        expert: what segments, for callers that hold their own volumes and prompts.
         result: everything about the last prediction, in canonical order; None before the first.
     """
 
     def __init__(self, expert: DualExpert) -> None:
-        self._expert = expert
+        self.expert = expert
         self._volume: Volume | None = None
         self._is_array = False
         self.result: Result | None = None
@@ -92,11 +93,6 @@ class Predictor:
                 LocalExpert(cast(LocalNetwork, local_network), device, cache, autocast),
             )
         )
-
-    @property
-    def expert(self) -> DualExpert:
-        """Both experts, for callers that hold their own volumes and prompts."""
-        return self._expert
 
     @property
     def volume(self) -> Volume:
@@ -180,7 +176,7 @@ class Predictor:
             As `predict`.
         """
         canonical = {label: self._canonical(given) for label, given in prompts.items()}
-        self.result = self._expert.segment(self.volume, canonical, strategy, intensity)
+        self.result = self.expert.segment(self.volume, canonical, strategy, intensity)
         return self._own_order(self.result.labels)
 
     def _canonical(self, given: ObjectPrompts) -> Prompts:

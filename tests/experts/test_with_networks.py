@@ -1,0 +1,100 @@
+"""The experts with the real, untrained networks: the answer is a function of the request alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from dualclickmed.geometry import Box
+from dualclickmed.networks.build import build_global, build_local
+from dualclickmed.prompts import Click, Prompts
+from dualclickmed.volume import Volume, from_array
+
+SHAPE = (40, 48, 56)
+WINDOW = (32, 32, 32)
+PROMPTS = {
+    "boxed": Prompts((Click((12, 14, 14)), Click((4, 4, 4), False)), Box((6, 6, 6), (18, 22, 20))),
+    "clicked": Prompts((Click((28, 30, 40)), Click((30, 34, 44)), Click((20, 30, 40), False))),
+}
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[torch.nn.Module, torch.nn.Module]:
+    torch.manual_seed(0)
+    return build_global("compact"), build_local("compact")
+
+
+@pytest.fixture(scope="module")
+def volume() -> Volume:
+    rng = np.random.default_rng(0)
+    array = rng.normal(100, 20, SHAPE)
+    array[8:16, 8:20, 8:18] += 80
+    array[24:34, 24:38, 34:50] -= 60
+    return from_array(np.clip(array, 0, 255).astype(np.uint8), (3.0, 1.0, 1.0))
+
+
+def dual_of(networks: tuple[torch.nn.Module, torch.nn.Module], max_bytes: int = 1 << 30) -> DualExpert:
+    cache = ByteCache(max_bytes)
+    return DualExpert(
+        GlobalExpert(networks[0], "cpu", cache), LocalExpert(networks[1], "cpu", cache, window=WINDOW)
+    )
+
+
+@pytest.mark.parametrize("label", PROMPTS)
+def test_cold_and_warm_caches_and_none_give_the_same_bytes(networks, volume, label):
+    dual = dual_of(networks)
+    cold = dual.segment(volume, {label: PROMPTS[label]})
+    warm = dual.segment(volume, {label: PROMPTS[label]})
+    uncached = dual_of(networks, 0).segment(volume, {label: PROMPTS[label]})
+    assert "encode" in cold.stages
+    assert "encode" not in warm.stages
+    assert cold.labels.any()
+    assert cold.labels.tobytes() == warm.labels.tobytes() == uncached.labels.tobytes()
+
+
+def test_what_was_asked_before_plays_no_part(networks, volume):
+    label = "clicked"
+    clicks = PROMPTS[label].clicks
+    dual = dual_of(networks)
+    for count in range(1, len(clicks) + 1):
+        stepwise = dual.segment(volume, {label: Prompts(clicks[:count])})
+    at_once = dual_of(networks).segment(volume, {label: Prompts(clicks[::-1])})
+    assert stepwise.labels.tobytes() == at_once.labels.tobytes()
+    # Undo is sending fewer clicks.
+    undone = dual.segment(volume, {label: Prompts(clicks[:1])})
+    alone = dual_of(networks).segment(volume, {label: Prompts(clicks[:1])})
+    assert undone.labels.tobytes() == alone.labels.tobytes()
+
+
+def test_a_label_is_predicted_alike_alone_and_among_others(networks, volume):
+    dual = dual_of(networks)
+    for prompts in PROMPTS.values():
+        expert = dual.global_expert if prompts.box else dual.local_expert
+        checked = prompts.checked(SHAPE)
+        alone = expert.predict(volume, checked)
+        dual.segment(volume, PROMPTS)
+        again = expert.predict(volume, checked)
+        assert alone.region == again.region
+        assert alone.logits.tobytes() == again.logits.tobytes()
+
+
+def test_threads_get_the_same_answer(networks, volume):
+    dual = dual_of(networks)
+    expected = dual_of(networks).segment(volume, PROMPTS).labels.tobytes()
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(dual.segment, volume, PROMPTS) for _ in range(3)]
+    assert all(answer.result().labels.tobytes() == expected for answer in answers)
+
+
+def test_in_lower_precision_every_click_holds_too(networks, volume):
+    cache = ByteCache(1 << 30)
+    dual = DualExpert(
+        GlobalExpert(networks[0], "cpu", cache, torch.bfloat16),
+        LocalExpert(networks[1], "cpu", cache, torch.bfloat16, WINDOW),
+    )
+    result = dual.segment(volume, PROMPTS)
+    for label, prompts in PROMPTS.items():
+        assert all(result.mask(label)[c.index] == c.positive for c in prompts.clicks)
