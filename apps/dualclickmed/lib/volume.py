@@ -18,6 +18,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +70,8 @@ _COMPACT = tuple(np.dtype(name) for name in ("uint8", "int8", "int16", "uint16")
 _TOWARDS = ((2, 1), (1, -1), (0, -1))
 """For each canonical axis (S, P, L): its world axis in RAS, and whether it runs with or against that axis."""
 _TAG_MODALITY, _TAG_DESCRIPTION, _TAG_POSITION = "0008|0060", "0008|103e", "0020|0032"
+_READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, RuntimeError, zlib.error)
+"""What nibabel and SimpleITK raise for files that they cannot read."""
 _SLAB_VOXELS = 1 << 22
 """Voxels that are looked at in floating point at once, so that no full-size temporary arises."""
 
@@ -311,26 +314,35 @@ _Orientation = tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]
 
 
 def _read_nifti(path: Path) -> _Stored:
-    try:
+    with _reading(path.name, "NIfTI file"):
         image: Any = nib.load(path)
         proxy = image.dataobj
         _require_scalar_3d(path.name, image.shape, proxy.dtype)
         array = np.asarray(proxy.get_unscaled())
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise _unreadable(path.name, "NIfTI", error) from error
     affine = np.array(image.affine, dtype=np.float64)
     return _Stored(array.reshape(array.shape[:3]), affine, "nifti", float(proxy.slope), float(proxy.inter))
 
 
 def _read_itk(path: Path) -> _Stored:
-    try:
+    with _reading(path.name, "NRRD or MetaImage file"):
         image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise _unreadable(path.name, "NRRD or MetaImage", error) from error
     return _from_itk(image, path.name, "itk")
 
 
 def _read_dicom(folder: Path) -> _Stored:
+    with _reading(folder.name, "DICOM series"):
+        uid, files, tags = _only_series(folder)
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(files)
+        reader.MetaDataDictionaryArrayUpdateOn()
+        image = reader.Execute()
+        _require_distinct_slices(reader, len(files), folder.name)
+    modality = MODALITY_NAMES.get(tags[_TAG_MODALITY].lower(), "unknown")
+    return _from_itk(image, folder.name, "dicom", modality, {"series": uid})
+
+
+def _only_series(folder: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """The folder's one image series: its UID, its files from the first slice to the last, its first tags."""
     series = {}
     for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
         files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
@@ -347,25 +359,13 @@ def _read_dicom(folder: Path) -> _Stored:
             f"{': ' + found if found else ''}."
         )
     ((uid, (files, tags)),) = series.items()
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise _unreadable(folder.name, "DICOM series", error) from error
-    _require_distinct_slices(reader, len(files), folder.name)
-    modality = MODALITY_NAMES.get(tags[_TAG_MODALITY].lower(), "unknown")
-    return _from_itk(image, folder.name, "dicom", modality, {"series": uid})
+    return uid, files, tags
 
 
 def _dicom_tags(file: str) -> dict[str, str]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(file)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _unreadable(Path(file).name, "DICOM", error) from error
+    reader.ReadImageInformation()
     present = set(reader.GetMetaDataKeys())
     return {
         tag: reader.GetMetaData(tag).strip() if tag in present else ""
@@ -503,7 +503,7 @@ def _flipped(array: npt.NDArray[Any], flips: npt.NDArray[np.bool_]) -> npt.NDArr
 
 def _identity(path: Path) -> str:
     """What changes when the image's files change: their path, sizes and times of change."""
-    try:
+    with _reading(path.name, "image"):
         if not path.exists():
             raise VolumeError(f"An image must be an existing file or folder, but there is no {path.name}.")
         files = [path]
@@ -512,9 +512,8 @@ def _identity(path: Path) -> str:
         elif path.suffix.lower() == ".mhd":
             # The header names the file of the voxels, which lies beside it.
             files = sorted(file for file in path.parent.iterdir() if file.stem == path.stem)
-        states = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
-    except OSError as error:
-        raise _unreadable(path.name, "image", error) from error
+        found = [(file.name, file.stat()) for file in files]
+    states = [(name, status.st_mtime_ns, status.st_size) for name, status in found]
     return f"{path.absolute()}:{hashlib.blake2b(repr(states).encode(), digest_size=16).hexdigest()}"
 
 
@@ -559,11 +558,17 @@ def _require_shape(array: npt.NDArray[Any], shape: Index) -> None:
         raise ValueError(f"the array must have shape {shape}, got {array.shape}")
 
 
-def _unreadable(name: str, kind: str, error: Exception) -> VolumeError:
-    if isinstance(error, VolumeError):
-        return error
-    logger.debug("reading %s failed", name, exc_info=error)
-    return VolumeError(f"An image must be a readable {kind} file, but {name} could not be read as one.")
+@contextmanager
+def _reading(name: str, kind: str) -> Iterator[None]:
+    """What the image libraries raise becomes a sentence about `name`, which should have been a `kind`."""
+    try:
+        yield
+    except VolumeError:
+        raise
+    except _READ_ERRORS as error:
+        raise VolumeError(
+            f"An image must be a readable {kind}, but {name} could not be read as one."
+        ) from error
 
 
 def _triple(values: npt.NDArray[np.floating]) -> Position:
