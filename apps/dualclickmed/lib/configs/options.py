@@ -1,0 +1,125 @@
+"""What ``--conf name value`` may set when the server starts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..experts.dual import STRATEGIES
+from ..infers.wire import RESERVED
+from ..networks.build import PRESETS
+from .labels import DEFAULT_NAMES, LabelMap
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CACHE_GB = 2.0
+_GIB = 1 << 30
+_CUDA = r"cuda(:\d{1,3})?"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The server's settings.
+
+    Attributes:
+        labels: names and values of ``dualclickmed``'s labels.
+        strategy: used by requests that name none.
+        device: "cpu" or "cuda:N"; used by requests that name none.
+        cache_bytes: held at most by loaded volumes and embeddings together.
+        model_dir: the folder of weights; None means ``weights.model_dir()``.
+        preset: which weights of that folder.
+    """
+
+    labels: LabelMap = field(default_factory=lambda: LabelMap(DEFAULT_NAMES))
+    strategy: str = STRATEGIES[0]
+    device: str = "cpu"
+    cache_bytes: int = int(DEFAULT_CACHE_GB * _GIB)
+    model_dir: Path | None = None
+    preset: str = "compact"
+
+    @classmethod
+    def from_conf(cls, conf: Mapping[str, str]) -> Options:
+        """Read MONAI Label's configuration; names that are not ours are left to MONAI Label.
+
+        Raises:
+            UserError: a value cannot be used.
+        """
+        labels = conf.get("labels")
+        model_dir = conf.get("model_dir")
+        return cls(
+            labels=LabelMap(DEFAULT_NAMES) if labels is None else LabelMap.parse(labels, RESERVED),
+            strategy=_one_of("strategy", conf.get("strategy", STRATEGIES[0]), STRATEGIES),
+            device=resolved_device(conf.get("device", "auto")),
+            cache_bytes=_bytes("cache_gb", conf.get("cache_gb", str(DEFAULT_CACHE_GB))),
+            model_dir=Path(model_dir) if model_dir else None,
+            preset=_one_of("preset", conf.get("preset", "compact"), tuple(PRESETS)),
+        )
+
+    def strategies(self) -> list[str]:
+        """All strategies, the default first, as MONAI Label's clients expect of a choice."""
+        return [self.strategy, *(name for name in STRATEGIES if name != self.strategy)]
+
+    def device_for(self, name: str | None) -> str:
+        """The device that a request means; a GPU that is asked for where there is none means the CPU.
+
+        MONAI Label does the same, and its batch inference asks for "cuda" unless told otherwise.
+
+        Raises:
+            UserError: the name is unknown, or that one of several GPUs is not there.
+        """
+        if name is None:
+            return self.device
+        if re.fullmatch(_CUDA, name) and not _gpus():
+            logger.warning("A request asked for %s, but there is no GPU: using the CPU", name)
+            return "cpu"
+        return resolved_device(name)
+
+    def devices(self) -> list[str]:
+        """Every device of this machine, the default first."""
+        return list(dict.fromkeys([self.device, *_gpus(), "cpu"]))
+
+
+def resolved_device(name: str) -> str:
+    """The device that a name stands for: "auto" is the first GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: the name is unknown, or that GPU is not there.
+    """
+    gpus = _gpus()
+    if name == "cpu" or (name == "auto" and not gpus):
+        return "cpu"
+    if name != "auto" and not re.fullmatch(_CUDA, name):
+        raise UserError(f"The device must be auto, cpu, cuda or cuda:N, but it is {name!r}.")
+    wanted = name if ":" in name else "cuda:0"
+    if wanted not in gpus:
+        raise UserError(
+            f"The device {name!r} is not there; GPUs that PyTorch can use here: {', '.join(gpus) or 'none'}."
+        )
+    return wanted
+
+
+def _gpus() -> list[str]:
+    return [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise UserError(f"--conf {name} must be one of {', '.join(choices)}, but it is {value!r}.")
+    return value
+
+
+def _bytes(name: str, value: str) -> int:
+    try:
+        gigabytes = float(value)
+    except ValueError:
+        gigabytes = math.nan
+    if not (math.isfinite(gigabytes) and gigabytes >= 0):
+        raise UserError(f"--conf {name} must be a number of gigabytes, 0 or more, but it is {value!r}.")
+    return int(gigabytes * _GIB)

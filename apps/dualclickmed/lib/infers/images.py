@@ -1,0 +1,88 @@
+"""Which image a request means, so that no request can make the server read another file."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import requests
+
+from ..errors import UserError
+from ..volume import MODALITY_NAMES
+from . import wire
+
+_UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.[\w.-]{1,64})?")
+"""What MONAI Label calls an uploaded image in the folder for temporary files; nobody can guess the middle."""
+_MAX_ID = 255
+
+
+class Studies(Protocol):
+    """The part of MONAI Label's datastore that is needed here."""
+
+    def get_image_uri(self, image_id: str) -> str: ...
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]: ...
+
+
+def located(image: object, studies: Studies, sessions: Path | None) -> tuple[str, str | None]:
+    """The path of a request's image, and its modality if the studies know it.
+
+    Args:
+        image: an id of the studies, or the path that MONAI Label put in for an upload or a session.
+        studies: the server's datastore.
+        sessions: the folder that holds the images of sessions.
+
+    Raises:
+        UserError: it is none of these, or the archive that holds it does not answer.
+    """
+    if not isinstance(image, str) or not image:
+        raise UserError(
+            "A request needs an image: an id of the server's studies, a session that has not expired, "
+            "or an uploaded file."
+        )
+    if _is_upload(image) or _is_session(image, sessions):
+        return image, None
+    if "/" in image or "\\" in image or image in (".", ".."):
+        raise UserError(f"An image's id holds no folders, but {image[:100]!r} does.")
+    if len(image) > _MAX_ID or not image.isprintable():
+        raise UserError(
+            f"An image's id is at most {_MAX_ID} printable characters, but {image[:100]!r} is not."
+        )
+    try:
+        path = studies.get_image_uri(image)
+    except requests.RequestException as error:
+        raise UserError(f"The archive did not give the image {image[:100]!r}: {error}.") from error
+    if not path:
+        raise UserError(f"There is no image {image[:100]!r} in the server's studies.")
+    modality = str(studies.get_image_info(image).get("Modality", "")).lower()
+    return path, modality if modality in MODALITY_NAMES else None
+
+
+def with_image(request: Mapping[str, Any], studies: Studies, sessions: Path | None) -> dict[str, Any]:
+    """The request, known to name an image that it may read, and with its modality unless it gives one.
+
+    Raises:
+        UserError: as `located` does.
+    """
+    image = request.get(wire.IMAGE)
+    path, modality = located(image, studies, sessions)
+    # MONAI Label takes an id for a path where a file of that name happens to lie in its working folder.
+    known = path if Path(str(image)).exists() else image
+    return {wire.MODALITY: modality, **request, wire.IMAGE: known}
+
+
+def _is_upload(image: str) -> bool:
+    path = Path(image)
+    return path.parent == Path(tempfile.gettempdir()) and _UPLOAD.fullmatch(path.name) is not None
+
+
+def _is_session(image: str, sessions: Path | None) -> bool:
+    if sessions is None or not Path(image).is_absolute():
+        return False
+    try:
+        return Path(image).resolve().is_relative_to(sessions.resolve())
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,157 @@
+"""What all tasks share: loaded volumes, the experts on each device, and the check of their weights."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from ..configs.options import Options
+from ..errors import WeightsError
+from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert, Result
+from ..networks.global_network import GlobalNetwork
+from ..networks.local_network import LocalNetwork
+from ..prompts import Click, Prompts
+from ..volume import Volume, VolumeCache, from_array
+from ..weights import KINDS, card_path, default_path, load_expert, verify
+from .dialects import RawPrompts, to_canonical
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_SIDE = 32
+"""Side of the volume, in voxels, that the networks are warmed up with."""
+
+_Signature = tuple[tuple[int, int] | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A segmentation of one volume.
+
+    Attributes:
+        volume: the image.
+        result: what the experts found, in canonical order.
+        stages: seconds by part, loading the image included.
+    """
+
+    volume: Volume
+    result: Result
+    stages: dict[str, float]
+
+
+class Segmenter:
+    """Answers requests for any image on any device; the first use of a device loads the weights.
+
+    Thread-safe: requests are computed one at a time.
+
+    Args:
+        options: the server's settings.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._volumes = VolumeCache(options.cache_bytes // 2)
+        self._embeddings = ByteCache(options.cache_bytes // 2)
+        self._paths = {kind: default_path(kind, options.preset, options.model_dir) for kind in KINDS}
+        self._computing = threading.Lock()
+        self._experts: dict[str, tuple[_Signature, DualExpert]] = {}
+        # Apart from the lock for computing, so that /info need not wait for a segmentation.
+        self._checking = threading.Lock()
+        self._checked: tuple[_Signature, str | None] | None = None
+
+    def problem(self) -> str | None:
+        """Why the weights cannot be used, as a sentence that says what to do; None if they can."""
+        return self._status()[1]
+
+    def segment(
+        self,
+        image: Path,
+        prompts: Mapping[str, RawPrompts],
+        strategy: str,
+        ct_window: str,
+        device: str,
+        modality: str | None = None,
+    ) -> Answer:
+        """Load an image and segment every label in it.
+
+        Args:
+            image: a file or a folder of DICOM slices.
+            prompts: label to prompts in raw voxel indices.
+            strategy: one of `experts.STRATEGIES`.
+            ct_window: one of `intensity.CHOICES`.
+            device: "cpu" or "cuda:N".
+            modality: of the image, where it is known.
+
+        Raises:
+            UserError: the weights, the image or the prompts cannot be used.
+        """
+        with self._computing:
+            expert = self._expert(device)
+            start = time.perf_counter()
+            volume = self._volumes.get(image, modality)
+            loaded = time.perf_counter() - start
+            result = expert.segment(volume, to_canonical(prompts, volume), strategy, ct_window)
+        return Answer(volume, result, {"load": loaded, **result.stages})
+
+    def warm_up(self) -> None:
+        """Load the weights and run both experts once, so that the first click is not the slow one.
+
+        Raises:
+            WeightsError: the weights cannot be used.
+        """
+        side = WARM_UP_SIDE
+        volume = from_array(np.arange(side**3, dtype=np.int16).reshape(side, side, side))
+        corners = Prompts((Click((8, 8, 8)), Click((24, 24, 24))))
+        with self._computing:
+            expert = self._expert(self.options.device)
+            for strategy in ("local", "global"):
+                expert.segment(volume, {"warm-up": corners}, strategy)
+
+    def _expert(self, device: str) -> DualExpert:
+        signature, problem = self._status()
+        if problem is not None:
+            raise WeightsError(problem)
+        loaded, expert = self._experts.get(device, (None, None))
+        if expert is None or loaded != signature:
+            start = time.perf_counter()
+            networks = [load_expert(kind, self._paths[kind]) for kind in ("global", "local")]
+            expert = DualExpert(
+                GlobalExpert(cast(GlobalNetwork, networks[0]), device, self._embeddings),
+                LocalExpert(cast(LocalNetwork, networks[1]), device, self._embeddings),
+            )
+            self._experts[device] = signature, expert
+            logger.info("Loaded both experts on %s in %.2f s", device, time.perf_counter() - start)
+        return expert
+
+    def _status(self) -> tuple[_Signature, str | None]:
+        """The weight files as they are now and what is wrong with them; changes alone make them be read."""
+        with self._checking:
+            signature = tuple(
+                _identity(file) for path in self._paths.values() for file in (path, card_path(path))
+            )
+            if self._checked is None or self._checked[0] != signature:
+                self._checked = signature, self._verified()
+            return self._checked
+
+    def _verified(self) -> str | None:
+        for path in self._paths.values():
+            try:
+                verify(path)
+            except WeightsError as error:
+                logger.error("%s", error)
+                return str(error)
+        return None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

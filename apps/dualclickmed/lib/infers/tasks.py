@@ -1,0 +1,180 @@
+"""The two tasks that MONAI Label's clients see: several labels at once, and one object."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import HTTPException
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from ..configs.labels import BACKGROUND, MAX_NAME_LENGTH, LabelMap, colour_of
+from ..errors import PromptError, UserError
+from ..intensity import CHOICES
+from . import wire
+from .dialects import choice, flag, read_prompts, word
+from .results import DTYPES, EXTENSIONS, Mask, Segment, write
+from .segmenter import Answer, Segmenter
+
+logger = logging.getLogger(__name__)
+
+OBJECT = "object"
+"""The label of `ObjectTask` where the request gives none."""
+
+
+class ClickTask(InferTask):
+    """Prompts in, a mask on the image's own grid out.
+
+    A user's error becomes HTTP status 400 with its sentence; the server goes on.
+
+    Args:
+        segmenter: shared by all tasks.
+        type: how clients present the task.
+        labels: name to value, as /info shows them.
+        description: likewise.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, type: InferType, labels: dict[str, int] | None, description: str
+    ) -> None:
+        options = segmenter.options
+        # Clients show a list of strings as a choice and take its first as the default.
+        config = {
+            wire.STRATEGY: options.strategies(),
+            wire.CT_WINDOW: list(CHOICES),
+            wire.DEVICE: options.devices(),
+        }
+        super().__init__(type=type, labels=labels, dimension=3, description=description, config=config)
+        self._segmenter = segmenter
+
+    def is_valid(self) -> bool:
+        """Whether the weights are there and whole; clients are not offered the task otherwise."""
+        return self._segmenter.problem() is None
+
+    def labels_for(self, request: Mapping[str, Any]) -> LabelMap:
+        """The labels that this request may name."""
+        raise NotImplementedError
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The mask's file, which the caller removes, and what goes with it.
+
+        Args:
+            request: the client's parameters, with ``image`` a path; see `dialects` for the prompts.
+
+        Raises:
+            HTTPException: status 400 for anything that the user can put right.
+        """
+        try:
+            return self._answer(request)
+        except UserError as error:
+            logger.info("Refused: %s", error)
+            raise HTTPException(status_code=400, detail=str(error)) from error
+
+    def _answer(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        start = time.perf_counter()
+        labels = self.labels_for(request)
+        extension = word(request, wire.RESULT_EXTENSION, None) or EXTENSIONS[0]
+        dtype = word(request, wire.RESULT_DTYPE, None) or DTYPES[0]
+        compress = flag(request, wire.RESULT_COMPRESS, False)
+        answer = self._segmenter.segment(
+            image=Path(request[wire.IMAGE]),
+            prompts=read_prompts(request, labels),
+            strategy=choice(request, wire.STRATEGY, self._config[wire.STRATEGY]),
+            ct_window=choice(request, wire.CT_WINDOW, self._config[wire.CT_WINDOW]),
+            device=self._segmenter.options.device_for(word(request, wire.DEVICE, None)),
+            modality=word(request, wire.MODALITY, None),
+        )
+        segmented = time.perf_counter()
+        mask = _mask(answer, labels)
+        details = _details(answer, labels)
+        path = write(mask, extension, dtype, compress)
+        now = time.perf_counter()
+        stages = {**answer.stages, "write": now - segmented, "total": now - start}
+        details[wire.LATENCIES] = {stage: round(seconds, 4) for stage, seconds in stages.items()}
+        logger.info("Segmented %s: %s", list(answer.result.values), details[wire.LATENCIES])
+        return str(path), details
+
+
+class LabelsTask(ClickTask):
+    """Several labels at once, each from its own prompts (type deepedit)."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__(
+            segmenter,
+            InferType.DEEPEDIT,
+            segmenter.options.labels.values,
+            "Clicks for any number of labels, or a box for one, to a mask of all of them",
+        )
+
+    def labels_for(self, request: Mapping[str, Any]) -> LabelMap:
+        return self._segmenter.options.labels
+
+
+class ObjectTask(ClickTask):
+    """One object, whatever it is called (type deepgrow). Its value is 1."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        # Without labels of its own, clients offer this task for every label of the app.
+        super().__init__(segmenter, InferType.DEEPGROW, None, "Clicks or a box for one object to its mask")
+
+    def labels_for(self, request: Mapping[str, Any]) -> LabelMap:
+        name = request.get(wire.LABEL)
+        if not isinstance(name, str) or not name.strip() or name.strip().casefold() == BACKGROUND:
+            return LabelMap((OBJECT,))
+        if len(name) > MAX_NAME_LENGTH or not name.isprintable():
+            raise PromptError(f"A label's name has at most {MAX_NAME_LENGTH} printable characters.")
+        return LabelMap((name.strip(),))
+
+
+def _mask(answer: Answer, labels: LabelMap) -> Mask:
+    """The mask with the server's values, in raw order."""
+    volume, result = answer.volume, answer.result
+    wanted = {found: labels.values[label] for label, found in result.values.items()}
+    array = volume.to_raw_array(_relabelled(result.labels, wanted))
+    segments = [Segment(label, labels.values[label], colour_of(label)) for label in result.values]
+    return Mask(array, volume.affine, segments)
+
+
+def _relabelled(array: npt.NDArray[np.uint8], wanted: Mapping[int, int]) -> npt.NDArray[np.uint8]:
+    """A label map with other values; what `wanted` does not name stays 0."""
+    if all(old == new for old, new in wanted.items()):
+        return array
+    table = np.zeros(256, dtype=np.uint8)
+    for old, new in wanted.items():
+        table[old] = new
+    return table[array]
+
+
+def _details(answer: Answer, labels: LabelMap) -> dict[str, Any]:
+    """What a result's JSON tells; all voxels in it are raw indices (i, j, k)."""
+    volume, result = answer.volume, answer.result
+    part = result.bbox()
+    found, corner = result.labels[part], np.asarray([axis.start for axis in part])
+    voxels: dict[str, int] = {}
+    centroids: dict[str, list[int]] = {}
+    for label, value in result.values.items():
+        voxels[label], centre = _count_and_centre(found == value)
+        if voxels[label]:
+            centroids[label] = volume.to_raw(np.rint(centre + corner))[0].tolist()
+    return {
+        wire.LABEL_NAMES: labels.values,
+        wire.LABELS: {label: labels.values[label] for label in result.values},
+        wire.STRATEGIES: result.strategies,
+        wire.VOXELS: voxels,
+        wire.CENTROIDS: centroids,
+        wire.SHAPE: list(volume.raw_shape),
+    }
+
+
+def _count_and_centre(mask: npt.NDArray[np.bool_]) -> tuple[int, npt.NDArray[np.float64]]:
+    """How many voxels are set, and their mean index; without any the centre means nothing."""
+    over_z = mask.sum(axis=0, dtype=np.int64)
+    sums = (mask.sum(axis=(1, 2), dtype=np.int64), over_z.sum(axis=1), over_z.sum(axis=0))
+    count = int(over_z.sum())
+    centre = [float(along @ np.arange(along.size)) / max(count, 1) for along in sums]
+    return count, np.asarray(centre)

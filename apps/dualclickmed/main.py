@@ -1,0 +1,98 @@
+"""DualClickMed as a MONAI Label app: ``monailabel start_server --app apps/dualclickmed --studies DIR``."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from lib import __version__
+from lib.configs.options import Options
+from lib.errors import UserError
+from lib.infers.images import with_image
+from lib.infers.segmenter import Segmenter
+from lib.infers.tasks import LabelsTask, ObjectTask
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.tasks.activelearning.first import First
+from monailabel.tasks.activelearning.random import Random
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = "Interactive segmentation of 3D medical images: click or draw a box, get a mask"
+
+
+class DualClickMed(MONAILabelApp):
+    """Wires the tasks to MONAI Label.
+
+    MONAI Label builds the app anew in every process that trains or scores, so that nothing is loaded here.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        self.options = Options.from_conf(conf)
+        self.segmenter = Segmenter(self.options)
+        super().__init__(
+            app_dir,
+            studies,
+            conf,
+            name="DualClickMed",
+            description=DESCRIPTION,
+            version=__version__,
+            # A list, because OHIF appends to it.
+            labels=list(self.options.labels.values),
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        return {
+            "dualclickmed": LabelsTask(self.segmenter),
+            "dualclickmed_object": ObjectTask(self.segmenter),
+        }
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        return {"first": First(), "random": Random()}
+
+    def on_init_complete(self) -> None:
+        """Called in the server alone."""
+        super().on_init_complete()
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def info(self) -> dict[str, Any]:
+        """What clients learn about the app; without usable weights it offers no task and says what to do."""
+        problem = self.segmenter.problem()
+        description = DESCRIPTION if problem is None else f"{DESCRIPTION}. Not ready: {problem}"
+        return {**super().info(), "description": description}
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Segment; a request for an unknown task or for a file that is not its own gives status 400."""
+        return self._answered(lambda: self._infer(request, datastore or self.datastore()))
+
+    def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """MONAI Label's way in for whole slides, which it opens before any task sees the request."""
+        raise HTTPException(400, "Whole-slide images are 2D; these tasks segment 3D images.")
+
+    def _infer(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
+        model = request.get("model")
+        if model not in self._infers:
+            raise UserError(
+                f"There is no task {str(model)[:100]!r}; the tasks are {', '.join(self._infers)}."
+            )
+        sessions = self.sessions()
+        folder = None if sessions is None else Path(sessions.store_path)
+        return super().infer(with_image(request, datastore, folder), datastore)
+
+    @staticmethod
+    def _answered(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return run()
+        except UserError as error:
+            raise HTTPException(400, str(error)) from error
+
+    def _warm_up(self) -> None:
+        try:
+            self.segmenter.warm_up()
+        except UserError as error:
+            logger.error("Not ready: %s", error)
