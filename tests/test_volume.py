@@ -463,12 +463,12 @@ class TestPercentiles:
     def test_of_a_sample_see_every_row_and_column(
         self, monkeypatch: pytest.MonkeyPatch, shape: Index, axis: int
     ) -> None:
-        monkeypatch.setattr(volume_module, "MAX_SAMPLE", 1200)
+        monkeypatch.setattr(volume_module, "MAX_SAMPLE", 1024)  # a stride of 64 for the first two
         values = np.indices(shape)[axis].astype(np.int16)
         volume = from_array(values)
         for q in (1, 25, 50, 99):
             assert abs(volume.percentile(q) - np.percentile(values, q)) <= 1
-        assert volume._sorted_sample.size <= 1200
+        assert volume._sorted_sample.size <= 1024
 
     def test_beyond_the_ends_are_refused(self) -> None:
         with pytest.raises(ValueError, match="got 101"):
