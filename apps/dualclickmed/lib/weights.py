@@ -8,16 +8,15 @@ statistics lose more by rounding than the few kilobytes are worth).
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import safetensors.torch
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .errors import WeightsError
-from .networks.build import PRESETS, GlobalConfig, LocalConfig, build_global, build_local
+from .networks import build
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +35,10 @@ MODEL_DIR_VARIABLE = "DUALCLICKMED_MODEL_DIR"
 SUFFIX = ".safetensors"
 LICENCE = "Apache-2.0"
 
-_CONFIGS: dict[Kind, type[GlobalConfig] | type[LocalConfig]] = {"global": GlobalConfig, "local": LocalConfig}
-_BUILDERS: dict[Kind, Callable[[Any], nn.Module]] = {"global": build_global, "local": build_local}
+_CONFIGS: dict[Kind, type[build.GlobalConfig] | type[build.LocalConfig]] = {
+    "global": build.GlobalConfig,
+    "local": build.LocalConfig,
+}
 _NAMED_KEYS = 4
 """How many parameter names an error lists before it only counts them."""
 
@@ -104,7 +105,7 @@ def save_expert(
     written = {
         "kind": kind,
         "preset": _preset_of(kind, config),
-        "config": dataclasses.asdict(cast(Any, config)),
+        "config": config.to_dict(),
         "sha256": hashlib.sha256(data).hexdigest(),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
@@ -150,7 +151,7 @@ def load_expert(
             f"'{path}' holds weights of the {card['kind']} expert, but the {kind} expert was asked for; "
             "give the other file."
         )
-    network = _BUILDERS[kind](_config_of(card, card_path(path)))
+    network = _built(_config_of(card, card_path(path)))
     _fill(network, _parse(path, data), path)
     return network.to(device).eval()
 
@@ -165,7 +166,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
     card, data = _read(path)
     # Building on the meta device costs no memory and no random numbers: paper-sized files verify quickly.
     with torch.device("meta"):
-        network = _BUILDERS[card["kind"]](_config_of(card, card_path(path)))
+        network = _built(_config_of(card, card_path(path)))
     _check_names(network.state_dict(), _parse(path, data), path)
     return card
 
@@ -224,22 +225,22 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _checked_kind(kind: str) -> Kind:
     if kind not in KINDS:
         raise WeightsError(f"Unknown kind of expert '{kind}'; known are {' and '.join(KINDS)}.")
-    return cast(Kind, kind)
+    return kind
 
 
 def _preset_of(kind: Kind, config: object) -> str:
     index = KINDS.index(kind)
-    return next((name for name, pair in PRESETS.items() if pair[index] == config), "custom")
+    return next((name for name, pair in build.PRESETS.items() if pair[index] == config), "custom")
 
 
-def _config_of(card: Mapping[str, Any], card_file: Path) -> GlobalConfig | LocalConfig:
-    if card["preset"] not in PRESETS and card["preset"] != "custom":
+def _config_of(card: Mapping[str, Any], card_file: Path) -> build.GlobalConfig | build.LocalConfig:
+    if card["preset"] not in build.PRESETS and card["preset"] != "custom":
         raise WeightsError(
             f"The card '{card_file}' names the unknown preset '{card['preset']}'; known are "
-            f"{', '.join(PRESETS)}: update DualClickMed or use other weights."
+            f"{', '.join(build.PRESETS)}: update DualClickMed or use other weights."
         )
     try:
-        return _CONFIGS[card["kind"]](**{name: _frozen(value) for name, value in card["config"].items()})
+        return _CONFIGS[card["kind"]].from_dict(card["config"])
     except (TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
             f"The card '{card_file}' describes a network that this version can't build ({error}): update "
@@ -247,9 +248,10 @@ def _config_of(card: Mapping[str, Any], card_file: Path) -> GlobalConfig | Local
         ) from error
 
 
-def _frozen(value: Any) -> Any:
-    """JSON knows lists only; the configurations hold tuples."""
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _built(config: build.GlobalConfig | build.LocalConfig) -> nn.Module:
+    if isinstance(config, build.GlobalConfig):
+        return build.build_global(config)
+    return build.build_local(config)
 
 
 def _stored_tensors(network: nn.Module) -> dict[str, Tensor]:
