@@ -45,7 +45,7 @@ def test_coordinates_survive_the_way_to_the_network_and_back(volume, fakes, box)
     """The network answers a ramp that is zero at the click: at each voxel the logit tells its grid index."""
     click = tuple(int(p) for p in box.centre)
     expert = expert_of(fakes.Network(fakes.slope))
-    prediction = expert.predict(volume, Prompts(clicks([click]), box))
+    (prediction,) = expert.predict(volume, Prompts(clicks([click]), box))
 
     voxels = np.argwhere(np.ones(SHAPE, bool))
     grid = global_roi(box).to_grid(voxels)
@@ -74,7 +74,7 @@ def test_the_image_lies_where_the_mask_is_pasted(fakes, lo, hi):
     array = np.zeros(SHAPE, np.uint8)
     array[block] = 250
     network = fakes.Network(lambda image, points, labels: image - (image.min() + image.max()) / 2)
-    prediction = expert_of(network).predict(from_array(array), Prompts(box=Box(lo, hi)), "none")
+    (prediction,) = expert_of(network).predict(from_array(array), Prompts(box=Box(lo, hi)), "none")
     np.testing.assert_array_equal(mask_of(prediction), array == 250)
 
 
@@ -90,7 +90,7 @@ def test_without_clicks_the_box_alone_is_decoded_once(volume, fakes):
 def test_clicks_come_in_a_second_round_with_the_first_mask(volume, fakes):
     network = fakes.Network(lambda image, points, labels: torch.full(image.shape, float(len(labels))))
     prompts = Prompts(clicks([(12, 30, 20), (9, 21, 11)], [(10, 25, 15), (23, 59, 39)]), BOXES[0])
-    prediction = expert_of(network).predict(volume, prompts)
+    (prediction,) = expert_of(network).predict(volume, prompts)
     (_, _, no_mask), (points, labels, mask) = network.decoded
     assert no_mask is None
     torch.testing.assert_close(mask, torch.full((1, 1, 64, 64, 64), 1.0))
@@ -125,11 +125,15 @@ def test_a_given_mask_takes_the_place_of_the_first_round(volume, fakes):
         assert share == pytest.approx(1 / 1.8**3, rel=0.05)
 
 
-def test_an_empty_mask_is_no_mask(volume, fakes):
+@pytest.mark.parametrize("filled", [None, (23, 59, 39)])
+def test_a_mask_that_is_empty_in_the_region_is_no_mask(volume, fakes, filled):
+    mask = np.zeros(SHAPE, bool)
+    if filled:
+        mask[filled] = True
     network = fakes.Network(fakes.constant(1.0))
-    prompts = Prompts(clicks([(12, 30, 20)]), BOXES[0], np.zeros(SHAPE, bool))
-    expert_of(network).predict(volume, prompts)
+    expert_of(network).predict(volume, Prompts(clicks([(12, 30, 20)]), BOXES[0], mask))
     assert len(network.decoded) == 2
+    assert network.decoded[1][2].unique().tolist() == [1.0]
 
 
 def test_a_foreground_click_enlarges_the_region_and_a_background_click_does_not(volume, fakes):
@@ -149,13 +153,13 @@ def test_two_points_stand_for_a_box_and_further_ones_are_clicks(volume, fakes):
     network = fakes.Network(fakes.constant(1.0))
     corners = [(15, 20, 29), (8, 39, 10)]
     prompts = Prompts(clicks([*corners, (12, 30, 20)], [(13, 30, 20)]))
-    with_points = expert_of(network).predict(volume, prompts)
+    (with_points,) = expert_of(network).predict(volume, prompts)
     np.testing.assert_allclose(
         network.decoded[-1][0][0, 1:].numpy(),
         global_roi(BOXES[0]).to_grid([(12, 30, 20), (13, 30, 20)]),
         rtol=1e-6,
     )
-    with_box = expert_of(network).predict(
+    (with_box,) = expert_of(network).predict(
         volume, Prompts(clicks([(12, 30, 20)], [(13, 30, 20)]), Box((8, 20, 10), (16, 40, 30)))
     )
     assert with_points.region == with_box.region
@@ -212,6 +216,6 @@ def test_lower_precision_reaches_the_network_and_logits_stay_float32(volume, fak
         return torch.ones(image.shape, dtype=torch.bfloat16)
 
     expert = GlobalExpert(fakes.Network(watch), "cpu", ByteCache(0), torch.bfloat16)
-    prediction = expert.predict(volume, Prompts(box=BOXES[0]))
+    (prediction,) = expert.predict(volume, Prompts(box=BOXES[0]))
     assert seen == [True]
     assert prediction.logits.dtype == np.float32

@@ -38,9 +38,10 @@ def covered(centre: Index) -> np.ndarray:
     return inside
 
 
-def full(prediction: Prediction) -> np.ndarray:
+def full(predictions: list[Prediction]) -> np.ndarray:
     values = np.full(SHAPE, -np.inf, np.float32)
-    values[prediction.region] = prediction.logits
+    for prediction in predictions:
+        values[prediction.region] = np.maximum(values[prediction.region], prediction.logits)
     return values
 
 
@@ -137,6 +138,18 @@ def test_background_clicks_alone_are_an_error(volume, fakes):
         expert.predict(volume, Prompts(clicks([], [(1, 2, 3), (4, 5, 6)])))
     with pytest.raises(PromptError, match=r"\(12, 15, 20\)"):
         expert.predict(volume, Prompts(clicks([], [(12, 15, 20)]), Box((10, 10, 10), (15, 20, 30))))
+
+
+def test_windows_far_apart_take_no_memory_between_them(volume, fakes):
+    expert = expert_of(fakes.Network(fakes.constant(1.0)))
+    near = [(8, 10, 10), (8, 22, 22)]
+    predictions = expert.predict(volume, Prompts(clicks([*near, (25, 35, 45), (15, 15, 16)])))
+    # The window about (15, 15, 16) joins the two that do not touch each other.
+    assert sorted(p.logits.shape for p in predictions) == [(13, 13, 13), (23, 28, 28)]
+    found = full(predictions) > 0
+    np.testing.assert_array_equal(
+        found, np.any([covered(p) for p in [*near, (25, 35, 45), (15, 15, 16)]], axis=0)
+    )
 
 
 def test_features_are_kept_by_window(volume, fakes):

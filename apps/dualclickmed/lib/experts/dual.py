@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import PromptError, WeightsError
-from ..geometry import Box, Index, Region
+from ..geometry import Index, Region
 from ..prompts import Prompts
 from ..volume import Volume
 from .global_expert import GlobalExpert
 from .guarantee import enforce_clicks
 from .local_expert import LocalExpert
-from .prediction import NOWHERE, Prediction, merge
+from .prediction import Prediction, filled_region, merge
 from .stages import Stages
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,7 @@ class Result:
 
     def bbox(self) -> Region:
         """The smallest slices (z, y, x) that hold every labelled voxel; empty ones if there is none."""
-        if not self.labels.any():
-            return NOWHERE
-        return Box.of_mask(self.labels).voxels(self.labels.shape)
+        return filled_region(self.labels != 0)
 
 
 class DualExpert:
@@ -108,11 +106,11 @@ class DualExpert:
                 given = prompts[label].checked(volume.shape)
                 strategies[label] = _route(given, strategy)
                 expert = self._expert(strategies[label])
-                prediction = expert.predict(volume, given, intensity, stages)
+                parts = expert.predict(volume, given, intensity, stages)
             except PromptError as error:
                 raise error if len(prompts) == 1 else PromptError(f"Label {label!r}: {error}") from error
             checked[values[label]] = given
-            predictions.append((values[label], prediction))
+            predictions += [(values[label], part) for part in parts]
         _reject_shared_clicks(checked, {value: label for label, value in values.items()})
 
         with stages.timed("merge"):

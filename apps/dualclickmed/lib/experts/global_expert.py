@@ -17,7 +17,7 @@ from ..simulation.rounds import box_centre_prompt
 from ..volume import Volume
 from .cache import ByteCache
 from .inputs import global_input, map_in_box, point_prompts
-from .prediction import Prediction, paste_object
+from .prediction import NOWHERE, Prediction, filled_region, paste_object
 from .stages import Stages
 
 MASK_LOGIT = 4.0
@@ -79,7 +79,7 @@ class GlobalExpert:
     @torch.inference_mode()
     def predict(
         self, volume: Volume, prompts: Prompts, intensity: str = "auto", stages: Stages | None = None
-    ) -> Prediction:
+    ) -> list[Prediction]:
         """Segment one object.
 
         Foreground clicks outside the box enlarge the region; background clicks outside the region have no
@@ -92,6 +92,9 @@ class GlobalExpert:
             prompts: checked for this volume.
             intensity: one of `intensity.CHOICES`.
             stages: receives seconds spent in crop, encode, decode and paste.
+
+        Returns:
+            One prediction.
 
         Raises:
             PromptError: without a box and with fewer than two foreground clicks.
@@ -112,7 +115,7 @@ class GlobalExpert:
             logits = logits.float().cpu()
         with stages.timed("paste"):
             cells = (logits.shape[0], logits.shape[1], logits.shape[2])
-            return paste_object(logits, Roi(roi.box, cells), volume.shape)
+            return [paste_object(logits, Roi(roi.box, cells), volume.shape)]
 
     def _encoded(self, volume: Volume, roi: Roi, box: Box, intensity: str, stages: Stages) -> GlobalFeatures:
         intensity_map = map_in_box(volume, box, intensity)
@@ -127,8 +130,16 @@ class GlobalExpert:
 
     def _mask_logits(self, mask: npt.NDArray[np.generic], roi: Roi) -> Tensor | None:
         """A given mask as logits on the network's grid; None if no part of it is in the region."""
+        filled = filled_region(mask)
+        if filled == NOWHERE:
+            return None
+        # Only the part that is not empty is read: outside an array there are zeros as well.
+        (z0, y0, x0), (z1, y1, x1) = (
+            tuple(edge - s.start for edge, s in zip(edges, filled, strict=True))
+            for edges in (roi.box.lo, roi.box.hi)
+        )
         size = self.network.config.mask_size
-        share = crop_to_grid(mask, Roi(roi.box, (size, size, size)))
+        share = crop_to_grid(mask[filled], Roi(Box((z0, y0, x0), (z1, y1, x1)), (size, size, size)))
         if not bool(share.any()):
             return None
         return ((2 * share - 1) * MASK_LOGIT)[None, None].to(self.device)

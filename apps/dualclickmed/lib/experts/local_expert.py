@@ -11,14 +11,14 @@ import numpy.typing as npt
 import torch
 
 from ..errors import PromptError
-from ..geometry import LOCAL_WINDOW, Box, Index, Region, Roi, local_windows, paste_from_grid
+from ..geometry import LOCAL_WINDOW, Box, Index, Roi, local_windows, paste_from_grid
 from ..intensity import IntensityMap
 from ..networks.local_network import LocalFeatures, LocalNetwork
 from ..prompts import Click, Prompts
 from ..volume import Volume
 from .cache import ByteCache
 from .inputs import local_input, map_at_points, point_prompts, thinned
-from .prediction import Prediction, enclosing_region, within
+from .prediction import Prediction, enclosing_region, filled_region, intersection, within
 from .stages import Stages
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class LocalExpert:
     @torch.inference_mode()
     def predict(
         self, volume: Volume, prompts: Prompts, intensity: str = "auto", stages: Stages | None = None
-    ) -> Prediction:
+    ) -> list[Prediction]:
         """Segment one object.
 
         Each window (`click_windows`) sees every click inside it. A voxel takes the mean logit of the windows
@@ -98,11 +98,16 @@ class LocalExpert:
         for the global expert. Windows run one at a time: a batch may change the last bits of its members,
         and which windows are new depends on the cache.
 
+        The memory that this takes is that of windows that hang together, wherever they are in the volume.
+
         Args:
             volume: the image.
             prompts: checked for this volume.
             intensity: one of `intensity.CHOICES`.
             stages: receives seconds spent in crop, encode, decode and paste.
+
+        Returns:
+            One prediction for each set of windows that hang together, and one for the previous mask.
 
         Raises:
             PromptError: with neither a foreground click nor a box.
@@ -114,28 +119,32 @@ class LocalExpert:
         windows = click_windows(foreground, prompts.background, self.window)
         intensity_map = map_at_points(volume, thinned(foreground, _MAX_CENTRES), intensity)
 
-        region = enclosing_region([w.box.centres(volume.shape) for w in windows] + _regions(prompts.mask))
-        shape = [s.stop - s.start for s in region]
-        total = np.zeros(shape, dtype=np.float32)
-        count = np.zeros(shape, dtype=np.uint8)
-        for window in windows:
-            features = self._encoded(volume, window, intensity_map, stages)
-            points, labels = point_prompts(window, clicks)
-            with stages.timed("decode"), self._precision():
-                logits = self.network.decode(features, points.to(self.device), labels.to(self.device))[0, 0]
-                logits = logits.float().cpu()
+        found = []
+        for group in _overlapping(windows):
+            parts = [self._window(volume, window, clicks, intensity_map, stages) for window in group]
             with stages.timed("paste"):
-                voxels, values = paste_from_grid(logits, window, volume.shape)
-                target = within(voxels, region)
-                total[target] += values.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).numpy()
-                count[target] += 1
+                found.append(_mean(parts).trimmed())
+        if prompts.mask is not None:
+            with stages.timed("paste"):
+                found.append(_outside(prompts.mask, windows))
+        return found
+
+    def _window(
+        self,
+        volume: Volume,
+        window: Roi,
+        clicks: Sequence[Click],
+        intensity_map: IntensityMap,
+        stages: Stages,
+    ) -> Prediction:
+        features = self._encoded(volume, window, intensity_map, stages)
+        points, labels = point_prompts(window, clicks)
+        with stages.timed("decode"), self._precision():
+            logits = self.network.decode(features, points.to(self.device), labels.to(self.device))[0, 0]
+            logits = logits.float().cpu()
         with stages.timed("paste"):
-            if len(windows) > 1:
-                total /= np.maximum(count, 1)
-            if prompts.mask is not None:
-                outside = count == 0
-                total[outside] = np.where(prompts.mask[region][outside], OUTSIDE_LOGIT, -OUTSIDE_LOGIT)
-            return Prediction(region, total).trimmed()
+            region, values = paste_from_grid(logits, window, volume.shape)
+            return Prediction(region, values.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).numpy())
 
     def _encoded(
         self, volume: Volume, window: Roi, intensity_map: IntensityMap, stages: Stages
@@ -172,7 +181,42 @@ def _with_foreground(prompts: Prompts, shape: Sequence[int]) -> tuple[Click, ...
     return (Click((z, y, x), True), *prompts.clicks)
 
 
-def _regions(mask: npt.NDArray[np.generic] | None) -> list[Region]:
-    if mask is None or not mask.any():
-        return []
-    return [Box.of_mask(mask).voxels(mask.shape)]
+def _overlapping(windows: Sequence[Roi]) -> list[list[Roi]]:
+    """The windows in sets that hang together through shared voxels."""
+    groups: list[list[Roi]] = []
+    for window in windows:
+        touching = [g for g in groups if any(_overlap(window.box, w.box) for w in g)]
+        groups = [g for g in groups if g not in touching]
+        groups.append([*(w for g in touching for w in g), window])
+    return groups
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return all(max(p, q) < min(r, s) for p, q, r, s in zip(a.lo, b.lo, a.hi, b.hi, strict=True))
+
+
+def _mean(parts: Sequence[Prediction]) -> Prediction:
+    """Mean logits where parts cover one another; 0, which is background, where none is."""
+    if len(parts) == 1:
+        return parts[0]
+    region = enclosing_region([part.region for part in parts])
+    shape = [s.stop - s.start for s in region]
+    total = np.zeros(shape, dtype=np.float32)
+    count = np.zeros(shape, dtype=np.uint8)
+    for part in parts:
+        target = within(part.region, region)
+        total[target] += part.logits
+        count[target] += 1
+    total /= np.maximum(count, 1)
+    return Prediction(region, total)
+
+
+def _outside(mask: npt.NDArray[np.generic], windows: Sequence[Roi]) -> Prediction:
+    """The part of a mask that no window covers."""
+    region = filled_region(mask)
+    logits = np.where(mask[region] != 0, np.float32(OUTSIDE_LOGIT), np.float32(-OUTSIDE_LOGIT))
+    for window in windows:
+        covered = intersection(window.box.centres(mask.shape), region)
+        if covered is not None:
+            logits[within(covered, region)] = -OUTSIDE_LOGIT
+    return Prediction(region, logits).trimmed()

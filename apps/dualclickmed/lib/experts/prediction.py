@@ -32,10 +32,7 @@ class Prediction:
 
     def trimmed(self) -> Prediction:
         """The same object in the smallest region that holds all of it."""
-        inside = self.logits > 0
-        if not inside.any():
-            return Prediction(NOWHERE, np.zeros((0, 0, 0), dtype=np.float32))
-        part = Box.of_mask(inside).voxels(inside.shape)
+        part = filled_region(self.logits > 0)
         z, y, x = (
             slice(whole.start + s.start, whole.start + s.stop)
             for whole, s in zip(self.region, part, strict=True)
@@ -64,10 +61,9 @@ def paste_object(logits: Tensor, roi: Roi, shape: Sequence[int]) -> Prediction:
         roi: the region.
         shape: the volume's (D, H, W).
     """
-    positive = (logits > 0).numpy()
-    if not positive.any():
+    found = filled_region((logits > 0).numpy())
+    if found == NOWHERE:
         return Prediction(NOWHERE, np.zeros((0, 0, 0), dtype=np.float32))
-    found = Box.of_mask(positive).voxels(positive.shape)
     cells = [slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(found, roi.grid, strict=True)]
     z, y, x = cells
     region, values = paste_from_grid(logits[z, y, x], _part(roi, cells), shape)
@@ -79,7 +75,8 @@ def merge(shape: Sequence[int], predictions: Sequence[tuple[int, Prediction]]) -
 
     Args:
         shape: the volume's (D, H, W).
-        predictions: values (1 to 255) and predictions; of equal logits the earlier one in this sequence wins.
+        predictions: values (1 to 255) and predictions, several for one value where an object has several
+            parts; of equal logits the earlier one in this sequence wins.
 
     Returns:
         uint8 (D, H, W), 0 where no object is.
@@ -88,7 +85,7 @@ def merge(shape: Sequence[int], predictions: Sequence[tuple[int, Prediction]]) -
     for at, (value, prediction) in enumerate(predictions):
         wins = prediction.logits > 0
         for other_value, other in predictions[:at]:
-            shared = _intersection(prediction.region, other.region)
+            shared = intersection(prediction.region, other.region)
             if shared is None:
                 continue
             mine, theirs = within(shared, prediction.region), within(shared, other.region)
@@ -111,6 +108,11 @@ def settle(
     return values
 
 
+def filled_region(mask: npt.NDArray[np.generic]) -> Region:
+    """The smallest region that holds every non-zero voxel; `NOWHERE` if there is none."""
+    return Box.of_mask(mask).voxels(mask.shape) if mask.any() else NOWHERE
+
+
 def enclosing_region(regions: Sequence[Region]) -> Region:
     """The smallest region that holds all of those that are not empty."""
     filled = [region for region in regions if all(s.stop > s.start for s in region)]
@@ -128,7 +130,8 @@ def within(inner: Region, outer: Region) -> Region:
     return z, y, x
 
 
-def _intersection(a: Region, b: Region) -> Region | None:
+def intersection(a: Region, b: Region) -> Region | None:
+    """The voxels of both regions; None if there are none."""
     z, y, x = (slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in zip(a, b, strict=True))
     return (z, y, x) if all(s.start < s.stop for s in (z, y, x)) else None
 
