@@ -23,10 +23,11 @@ from .prompts import Prompts
 from .volume import Volume
 
 WIDTH_INCHES = 13.0
+HEIGHT_INCHES = 13.0
+"""At most, without the caption."""
 DPI = 120
 _CAPTION_INCHES = 0.45
-_GAP = 0.012
-"""Between two views, as a part of the figure's width."""
+_GAP_INCHES = 0.15
 _FOREGROUND, _BACKGROUND, _BOX = "#39ff6a", "#ff4d4d", "#ffd54a"
 
 
@@ -109,22 +110,33 @@ def draw(
     sizes = [n * d for n, d in zip(volume.shape, volume.spacing, strict=True)]
     widths = [sizes[view.across] for view in _VIEWS]
     heights = [sizes[view.down] for view in _VIEWS]
-    usable = 1 - _GAP * (len(_VIEWS) + 1)
-    inches = WIDTH_INCHES * usable * max(heights) / sum(widths)
+    room = WIDTH_INCHES - _GAP_INCHES * (len(_VIEWS) + 1)
+    # Inches for a millimetre, the same in every view; tall volumes are bounded by the height.
+    scale = min(room / sum(widths), HEIGHT_INCHES / max(heights))
+    tallest = scale * max(heights)
+    total = tallest + _CAPTION_INCHES
     # Not pyplot: it keeps every figure alive and picks a display.
-    figure = Figure(figsize=(WIDTH_INCHES, inches + _CAPTION_INCHES), facecolor="black")
+    figure = Figure(figsize=(WIDTH_INCHES, total), facecolor="black")
     FigureCanvasAgg(figure)
-    height = inches / (inches + _CAPTION_INCHES)
-    left = _GAP
+    left = _GAP_INCHES + (room - scale * sum(widths)) / 2
     grey = _grey(volume, prompts, intensity, centre)
     for view, across, down in zip(_VIEWS, widths, heights, strict=True):
-        width = usable * across / sum(widths)
-        part = height * down / max(heights)
-        axes = figure.add_axes((left, (height - part) / 2, width, part))
-        left += width + _GAP
+        width, height = scale * across, scale * down
+        axes = figure.add_axes(
+            (left / WIDTH_INCHES, (tallest - height) / 2 / total, width / WIDTH_INCHES, height / total)
+        )
+        left += width + _GAP_INCHES
         _draw_view(axes, view, volume, grey, labels, segments, prompts, centre)
+    line = textwrap.shorten(
+        caption or ", ".join(segment.name for segment in segments), 150, placeholder=" ..."
+    )
     figure.text(
-        _GAP, 1 - 0.5 * (1 - height), _one_line(caption, segments), color="white", va="center", fontsize=11
+        _GAP_INCHES / WIDTH_INCHES,
+        1 - _CAPTION_INCHES / 2 / total,
+        line,
+        color="white",
+        va="center",
+        fontsize=11,
     )
     return figure
 
@@ -226,8 +238,3 @@ def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
     """Text at a part of the view's width and height that can be read on bright bone as well."""
     outline = [withStroke(linewidth=2, foreground="black")]
     axes.text(x, y, text, transform=axes.transAxes, path_effects=outline, **style)
-
-
-def _one_line(caption: str, segments: Sequence[Segment]) -> str:
-    text = caption or ", ".join(segment.name for segment in segments)
-    return textwrap.shorten(text, 150, placeholder=" ...")
