@@ -151,6 +151,14 @@ def test_opposite_clicks_side_by_side_both_hold():
         assert after[4, 4, 6] == 0
 
 
+def test_a_voxel_as_near_to_both_kinds_goes_to_the_foreground():
+    for value in (-1.0, 1.0):
+        _, after, _ = enforce(
+            flat((1, 1, 3)), [np.full((1, 1, 3), value)], [prompts_of([(0, 0, 2)], [(0, 0, 0)])]
+        )
+        assert after.tolist() == [[[0, 1, 1]]]
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 2), (1, 9, 9), (9, 1, 1)])
 def test_it_holds_in_thin_volumes(shape):
     for value, wanted in ((-1.0, [(0, 0, 0)]), (1.0, [])):
