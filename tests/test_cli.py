@@ -266,22 +266,14 @@ def test_serve_tells_that_an_open_address_has_no_log_in(
     assert started[0].host == "0.0.0.0"
 
 
-def test_serve_starts_with_one_expert_and_tells_about_the_other(
-    started: list[Namespace], model_dir: Path, tmp_path: Path
-) -> None:
-    for file in model_dir.glob("global-*"):
-        shutil.copy(file, tmp_path)
-    result = run("serve", "--studies", tmp_path, "--port", free_port(), "--model-dir", tmp_path)
-    assert (result.exit_code, len(started)) == (0, 1)
-    assert "local-compact.safetensors' do not exist" in result.stderr
-
-
 def test_serve_refuses(started: list[Namespace], model_dir: Path, tmp_path: Path) -> None:
     nowhere = tmp_path / "no where"
     message = refusal("serve", "--studies", nowhere, "--model-dir", model_dir)
     assert f"The studies folder '{nowhere}' does not exist" in message and f"--out '{nowhere}'" in message
+    for file in model_dir.glob("global-*"):
+        shutil.copy(file, tmp_path)
     message = refusal("serve", "--studies", tmp_path, "--model-dir", tmp_path)
-    assert message.startswith("Neither expert can be used.") and "train" in message
+    assert message.startswith(f"The weights '{tmp_path / 'local-compact.safetensors'}' do not exist")
     options = ("--studies", tmp_path, "--model-dir", model_dir)
     assert "--conf takes KEY=VALUE, but 'labels' came" in refusal("serve", *options, "--conf", "labels")
     with socket.socket() as taken:

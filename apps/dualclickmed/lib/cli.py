@@ -139,6 +139,8 @@ def serve(
     ] = None,
 ) -> None:
     """Start the MONAI Label server for OHIF, 3D Slicer and MITK."""
+    from .weights import KINDS, default_path, verify
+
     settings = {"device": device, "preset": preset}
     if labels is not None:
         settings["labels"] = labels
@@ -154,7 +156,8 @@ def serve(
         raise UserError(
             f"'{APP_DIR}' is not the MONAI Label app; call 'python main.py serve' in the repository."
         )
-    _require_weights(settings.get("preset", preset), settings.get("model_dir"))
+    for kind in KINDS:
+        verify(default_path(kind, settings["preset"], settings.get("model_dir")))
     _require_free(host, port)
     if host not in LOOPBACK:
         _say(
@@ -374,22 +377,6 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--conf takes KEY=VALUE, but '{text}' came.")
         pairs[key] = value
     return pairs
-
-
-def _require_weights(preset: str, model_dir: str | None) -> None:
-    """One usable expert is enough to serve; a missing or damaged other one is told."""
-    from .weights import KINDS, default_path, verify
-
-    problems = []
-    for kind in KINDS:
-        try:
-            verify(default_path(kind, preset, model_dir))
-        except WeightsError as error:
-            problems.append(str(error))
-    if len(problems) == len(KINDS):
-        raise WeightsError(f"Neither expert can be used. {' '.join(problems)}")
-    for problem in problems:
-        _say(_stderr(), problem)
 
 
 def _require_free(host: str, port: int) -> None:
