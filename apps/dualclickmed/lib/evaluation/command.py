@@ -14,8 +14,8 @@ from rich.table import Table
 
 from .. import __version__
 from ..errors import UserError
-from ..experts.dual import DualExpert
-from ..weights import card_path, default_path
+from ..predictor import Predictor
+from ..weights import KINDS, card_path, default_path
 from .cases import find_cases
 from .protocol import Method, Row, ellipsoid_method, expert_method, run_cases, summarise, write_scores
 
@@ -31,7 +31,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="ours (the paper's routing), global, local or ellipsoid; may be repeated "
-            "[default: ours and ellipsoid]."
+            "(default: ours and ellipsoid)."
         ),
     ] = None,
     start: Annotated[str, typer.Option(help="What the user gives first: box or point.")] = "box",
@@ -81,9 +81,9 @@ def _methods(
     methods: dict[str, Method] = {}
     shas: dict[str, str] = {}
     if set(names) & {"ours", "global", "local"}:
-        expert = DualExpert.from_weights(model_dir=model_dir, device=device)
-        for kind in ("global", "local"):
-            card = card_path(default_path(kind, directory=model_dir))  # type: ignore[arg-type]
+        expert = Predictor.from_weights(model_dir=model_dir, device=device).expert
+        for kind in KINDS:
+            card = card_path(default_path(kind, directory=model_dir))
             if card.exists():
                 shas[kind] = json.loads(card.read_text())["sha256"]
     for name in names:

@@ -19,11 +19,13 @@ from .recipes import COMPACT
 
 logger = logging.getLogger(__name__)
 
-train_app = typer.Typer(help="Train an expert on generated volumes.", no_args_is_help=True)
+train_app = typer.Typer(
+    help="Train an expert on generated volumes.", no_args_is_help=True, add_completion=False
+)
 
 Preset = Annotated[str, typer.Option(help="Which network: compact.")]
 Out = Annotated[
-    Path | None, typer.Option(help="Folder of checkpoint, log and weights [default: runs/EXPERT-PRESET].")
+    Path | None, typer.Option(help="Folder of checkpoint, log and weights (default: runs/EXPERT-PRESET).")
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps; also the length of the schedule.")]
 Minutes = Annotated[
@@ -32,7 +34,7 @@ Minutes = Annotated[
 Rate = Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of scenes, clicks and initial weights.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads [default: all cores].")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads (default: all cores).")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that make samples beside the training.")]
 Half = Annotated[bool, typer.Option(help="Compute in bfloat16 where that is safe.")]
 Resume = Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")]

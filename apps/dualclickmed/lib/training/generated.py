@@ -83,7 +83,7 @@ class _Canvas:
         self.rough = self.smooth_field(int(self.rng.integers(10, 22)))
 
     def smooth_field(self, knots: int) -> Tensor:
-        """A smooth random field (D, H, W) of unit variance with about `knots` bumps along its longest side."""
+        """A smooth random field (D, H, W) of unit variance with about `knots` bumps along its long side."""
         longest = float(self.extent.max())
         counts = [max(2, round(knots * e / longest)) for e in self.extent]
         values = torch.randn(counts, generator=self.torch_rng, device=self.device)
@@ -218,13 +218,13 @@ def _balls(
     if kind == "tree":
         radius = rng.uniform(1.5, 4.0)
         stem = _curve(rng, centre, size * 1.3, 40, 0.06)
-        points, radii = [stem - stem[20] + centre], [radius * np.linspace(1, 0.5, 40)]
+        branches, widths = [stem - stem[20] + centre], [radius * np.linspace(1, 0.5, 40)]
         for _ in range(int(rng.integers(2, 7))):
             at = int(rng.integers(4, 36))
-            base_radius = radii[0][at] * rng.uniform(0.5, 0.8)
-            points.append(_curve(rng, points[0][at], size * rng.uniform(0.3, 0.8), 24, 0.12))
-            radii.append(base_radius * np.linspace(1, 0.5, 24))
-        return np.concatenate(points), np.concatenate(radii)
+            base_radius = widths[0][at] * rng.uniform(0.5, 0.8)
+            branches.append(_curve(rng, branches[0][at], size * rng.uniform(0.3, 0.8), 24, 0.12))
+            widths.append(base_radius * np.linspace(1, 0.5, 24))
+        return np.concatenate(branches), np.concatenate(widths)
     raise ValueError(f"unknown kind of shape: {kind}")
 
 

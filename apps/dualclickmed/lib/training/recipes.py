@@ -52,6 +52,6 @@ class Recipe:
 
 
 COMPACT: dict[Kind, Recipe] = {
-    "global": Recipe(kind="global", scenes=4, targets=2, interactions=2, points=4, together=True),
-    "local": Recipe(kind="local", scenes=2, targets=3, interactions=3, points=1),
+    "global": Recipe(kind="global", scenes=2, targets=2, interactions=2, points=4, together=True),
+    "local": Recipe(kind="local", scenes=2, targets=3, interactions=3, points=1, size=64),
 }

@@ -136,7 +136,8 @@ class LocalSource(Dataset[LocalBatch]):
 
     def __getitem__(self, number: int) -> LocalBatch:
         rng = np.random.default_rng((self.seed, number))
-        images, truths, valids, owners, firsts = [], [], [], [], []
+        images: list[Tensor] = []
+        truths, valids, owners, firsts = [], [], [], []
         while len(images) < self.windows:
             scene = make_scene(rng, size=int(self.size * rng.uniform(0.8, 1.25)), device=self.device)
             found = self._window(scene, rng)

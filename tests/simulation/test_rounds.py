@@ -1,0 +1,124 @@
+"""The rounds of clicks: what the network is shown, in which order, and how often the image is encoded."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from dualclickmed.simulation.rounds import global_rounds, local_rounds
+
+GRID = 16
+
+
+class GlobalRecorder:
+    """Predicts nothing until the first click and records what it is shown."""
+
+    config = SimpleNamespace(box_label=2)
+
+    def __init__(self, mask: int = GRID) -> None:
+        self.encoded = 0
+        self.mask = mask
+        self.shown: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        self.encoded += 1
+        return image
+
+    def decode(self, features, points, labels, mask) -> torch.Tensor:
+        self.shown.append((points.clone(), labels.clone(), mask))
+        return torch.full((len(points), 1, *(self.mask,) * 3), -float(len(self.shown)))
+
+    def to_mask_prompt(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool3d(logits, 2)
+
+
+def task() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    truth = torch.zeros(2, GRID, GRID, GRID, dtype=torch.bool)
+    truth[0, 4:12, 4:12, 4:12] = True
+    truth[1, 2:9, 5:14, 6:10] = True
+    return torch.zeros(2, 1, GRID, GRID, GRID), truth, torch.ones_like(truth)
+
+
+def test_thirty_masks_on_one_embedding() -> None:
+    network = GlobalRecorder()
+    outputs = global_rounds(network, *task(), 5, 6, torch.Generator().manual_seed(0))
+    assert network.encoded == 1
+    assert len(outputs) == 31
+    points, labels, mask = network.shown[0]
+    assert points.tolist() == [[[7.5, 7.5, 7.5]]] * 2 and labels.tolist() == [[2], [2]] and mask is None
+    # One click more with every mask; earlier ones stay.
+    assert [p.shape[1] for p, _, _ in network.shown] == list(range(1, 32))
+    assert torch.equal(network.shown[-1][0][:, :30], network.shown[-2][0])
+
+
+def test_clicks_of_one_interaction_share_its_mask_prompt() -> None:
+    network = GlobalRecorder()
+    global_rounds(network, *task(), 3, 4, torch.Generator().manual_seed(1))
+    prompts = [float(mask.mean()) for _, _, mask in network.shown[1:]]
+    for turn in range(3):
+        # The recorder's k-th output is -k: the prompt is the first mask or the one before the interaction.
+        assert len(set(prompts[4 * turn : 4 * turn + 4])) == 1
+        assert prompts[4 * turn] in (-1.0, -float(1 + 4 * turn))
+
+
+def test_together_adds_several_clicks_and_predicts_once() -> None:
+    network = GlobalRecorder()
+    outputs = global_rounds(network, *task(), 6, 4, torch.Generator().manual_seed(2), together=True)
+    assert len(outputs) == 7
+    counts = [p.shape[1] for p, _, _ in network.shown]
+    added = [b - a for a, b in pairwise(counts)]
+    assert set(added) <= {1, 2, 3, 4} and len(set(added)) > 1
+
+
+def test_small_masks_come_back_on_the_grid() -> None:
+    outputs = global_rounds(GlobalRecorder(mask=8), *task(), 1, 1, torch.Generator().manual_seed(0))
+    assert outputs[0].shape == (2, GRID, GRID, GRID)
+    assert outputs[0].unique().tolist() == pytest.approx([-1.0])
+
+
+class LocalRecorder:
+    def __init__(self) -> None:
+        self.encoded = 0
+        self.shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def encode(self, image: torch.Tensor) -> LocalRecorder:
+        self.encoded += 1
+        self.windows = len(image)
+        return self
+
+    def index(self, owner: torch.Tensor) -> LocalRecorder:
+        self.owner = owner
+        return self
+
+    def decode(self, features, points, labels) -> torch.Tensor:
+        """Foreground within three voxels of any positive click, background elsewhere."""
+        self.shown.append((points.clone(), labels.clone()))
+        grid = torch.stack(torch.meshgrid(*[torch.arange(GRID)] * 3, indexing="ij"), dim=-1).float()
+        logits = torch.full((len(points), 1, GRID, GRID, GRID), -4.0)
+        for sample in range(len(points)):
+            for point, label in zip(points[sample], labels[sample], strict=True):
+                if label == 1:
+                    logits[sample, 0][(grid - point).abs().amax(dim=-1) <= 1] = 4.0
+        return logits
+
+
+def test_the_local_prediction_is_updated_between_clicks() -> None:
+    image, truth, valid = task()
+    network = LocalRecorder()
+    first = torch.tensor([[[8, 8, 8]], [[5, 9, 8]]])
+    outputs = local_rounds(
+        network, image[:1], truth, valid, torch.tensor([0, 0]), first, 5, torch.Generator().manual_seed(3)
+    )
+    assert network.encoded == 1 and network.windows == 1 and network.owner.tolist() == [0, 0]
+    assert [p.shape[1] for p, _ in network.shown] == [1, 2, 3, 4, 5]
+    assert (network.shown[0][1] == 1).all()
+    # Every new click is an error of the mask before it, not of the first mask.
+    for turn in range(1, 5):
+        points, labels = network.shown[turn]
+        before = outputs[turn - 1] > 0
+        for sample in range(2):
+            z, y, x = points[sample, -1].long().tolist()
+            assert bool(before[sample, z, y, x]) != bool(truth[sample, z, y, x])
+            assert int(labels[sample, -1]) == int(truth[sample, z, y, x])
