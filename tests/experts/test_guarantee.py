@@ -196,7 +196,7 @@ def situations(draw):
 
 
 @given(situations())
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_every_click_holds_and_is_not_alone(situation):
     volume, logits, prompts = situation
     _, after, enforced = enforce(volume, logits, prompts)

@@ -118,7 +118,7 @@ class DualExpert:
         with stages.timed("enforce"):
             enforced = enforce_clicks(labels, volume, checked, predictions)
         if enforced:
-            logger.info("Enforced clicks at %s", enforced)
+            logger.info("The networks had to be overruled at %d clicks", len(enforced))
         return Result(labels, values, {label: strategies[label] for label in prompts}, enforced, dict(stages))
 
     def _expert(self, name: str) -> GlobalExpert | LocalExpert:

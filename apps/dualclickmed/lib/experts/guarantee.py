@@ -67,7 +67,7 @@ def enforce_clicks(
         if _obeyed(labels, click, neighbours):
             continue
         enforced.append(click.index)
-        patch = cells.patch(at)
+        patch = np.concatenate([cells.similar_around(at), neighbours])
         z, y, x = patch.T
         if click.value:
             labels[z, y, x] = click.value
@@ -114,8 +114,8 @@ class _Cells:
         around = around[((around >= 0) & (around < self._volume.shape)).all(axis=1)]
         return around[self._owned(at, around)]
 
-    def patch(self, at: int) -> npt.NDArray[np.int64]:
-        """The voxels (N, 3) that a correction at click number `at` changes, the click's own among them."""
+    def similar_around(self, at: int) -> npt.NDArray[np.int64]:
+        """Click number `at` and the voxels (N, 3) of its own in the ball about it that look like it."""
         centre = self._voxels[at]
         reach = np.floor(PATCH_RADIUS * self._spacing.min() / self._spacing).astype(np.int64)
         start = np.maximum(centre - reach, 0)
@@ -131,8 +131,7 @@ class _Cells:
         chosen = similar & (distance <= PATCH_RADIUS * self._spacing.min())
         chosen &= self._owned(at, voxels.reshape(-1, 3)).reshape(chosen.shape)
         parts, _ = ndimage.label(chosen)
-        connected = voxels[parts == parts[here]]
-        return np.unique(np.concatenate([connected, self.owned_neighbours(at)]), axis=0)
+        return voxels[parts == parts[here]]
 
     def _owned(self, at: int, voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """For voxels (N, 3) near click number `at`, whether no other click is nearer."""
