@@ -13,7 +13,10 @@ help:
 	@echo "make lint       ruff and mypy only;  make format: let ruff rewrite"
 
 setup: .venv/setup.stamp
+	@:
+
 setup-dev: .venv/setup-dev.stamp
+	@:
 
 .venv/setup.stamp: requirements.txt constraints.txt pyproject.toml scripts/setup.sh
 	@echo "Setting up .venv (a few minutes the first time)"

@@ -148,6 +148,23 @@ def test_flat_volumes_can_be_drawn(shape: tuple[int, int, int], tmp_path: Path) 
     assert width == 1560 and 50 < height < 1700
 
 
+def test_dim_images_are_shown_in_their_own_range() -> None:
+    """Uptake of 0 to 12, say, would be black on a scale of 0 to 255."""
+    dim = from_array(np.linspace(0, 12, 4000, dtype=np.float32).reshape(10, 20, 20), modality="pt")
+    axial = views(draw(dim, np.zeros(dim.shape, dtype=np.uint8), []))["axial"]
+    shown = axial.images[0].get_array()
+    np.testing.assert_allclose([shown.min(), shown.max()], [127.6, 153.3], atol=3)
+
+
+def test_ct_is_shown_in_the_window_asked_for() -> None:
+    values = np.linspace(-1000, 1000, 4000).reshape(10, 20, 20).astype(np.int16)
+    volume = from_array(values, modality="ct")
+    nothing = np.zeros(volume.shape, dtype=np.uint8)
+    shown = views(draw(volume, nothing, [], intensity="bone"))["axial"].images[0].get_array()
+    # Window 1800, level 400.
+    np.testing.assert_allclose(shown, np.clip((values[5] + 500) / 1800 * 255, 0, 255), atol=0.01)
+
+
 def test_labels_of_another_shape_are_refused(volume: Volume) -> None:
     with pytest.raises(ValueError, match=r"shape \(1, 2, 3\) do not fit the volume's \(20, 30, 40\)"):
         draw(volume, np.zeros((1, 2, 3), dtype=np.uint8), [BLUE])

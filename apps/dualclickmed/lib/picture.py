@@ -26,6 +26,8 @@ WIDTH_INCHES = 13.0
 HEIGHT_INCHES = 13.0
 """At most, without the caption."""
 DPI = 120
+SHOWN_PERCENTILES = (0.5, 99.8)
+"""What is black and white in images other than CT."""
 _CAPTION_INCHES = 0.45
 _GAP_INCHES = 0.15
 _FOREGROUND, _BACKGROUND, _BOX = "#39ff6a", "#ff4d4d", "#ffd54a"
@@ -159,7 +161,10 @@ def planes(volume: Volume, labels: npt.NDArray[np.uint8], prompts: Sequence[Prom
 
 
 def _grey(volume: Volume, prompts: Sequence[Prompts], intensity: str, centre: Index) -> IntensityMap:
-    """The contrast that the expert saw for the first object."""
+    """For CT the window that the expert saw, else the range of the values, as the experts rescale it too."""
+    low, high = (volume.percentile(q) for q in SHOWN_PERCENTILES)
+    if volume.modality != "ct" and low < high:
+        return IntensityMap(low, high)
     if prompts and prompts[0].box is not None:
         return map_in_box(volume, prompts[0].enclosing_box(), intensity)
     points = prompts[0].foreground if prompts else []
