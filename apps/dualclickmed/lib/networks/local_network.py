@@ -7,31 +7,37 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from monai.networks.nets.segresnet_ds import SegResNetDS2
-from monai.networks.nets.vista3d import MLP as MonaiMLP
-from monai.networks.nets.vista3d import PointMappingSAM
+from monai.networks.nets.vista3d import PointMappingSAM, PositionEmbeddingRandom
 from torch import Tensor, nn
 
 from .features import Features
-from .layers import Doubling, Pointwise, click_maps, depth_to_space, sample_at, space_to_depth
+from .layers import MLP, Doubling, Pointwise, click_maps, depth_to_space, sample_at, space_to_depth
+from .mask_decoder import TwoWayTransformer
 from .prompt_encoder import BACKGROUND, FOREGROUND
 
 if TYPE_CHECKING:
     from .build import LocalConfig
 
-# A click's sharp and wide bump, in voxels of the head's finer grid (two image voxels): the place and its surroundings.
+# A click's sharp and wide bump, in voxels of the head's finer grid: the place and its surroundings.
 CLICK_SIGMAS = (1.5, 6.0)
+# How far intensities in [0, 1] may differ from those at a click and count as alike.
+INTENSITY_WIDTHS = (0.04, 0.12)
 # The compact head's positions are offsets from the crop's centre in units of the inference window.
-REFERENCE_SIDE = 128.0
+REFERENCE_SIDE = 128
+# What MONAI's point head has built in.
+PUBLISHED_DEPTH = 2
+PUBLISHED_HEADS = 4
+PUBLISHED_MLP = 512
 
 
 class LocalFeatures(Features):
-    """Encoded windows: the point head's low-resolution features; finer maps in `skips` in the compact network."""
+    """Encoded windows: the point head's low-resolution features, in the compact network finer maps too."""
 
 
 class PointHead(PointMappingSAM):
-    """VISTA3D's point head, split into what depends on the image alone (`embed`) and on the clicks (`forward`).
+    """VISTA3D's point head, split into what depends on the image alone (`embed`) and on clicks (`forward`).
 
-    State-dict names are the published ones; two of them, `mask_downsample` and `class_embeddings`, are never used.
+    State-dict names are the published ones; `mask_downsample` and `class_embeddings` are never used.
 
     Args:
         feature_size: channels of the encoder's features.
@@ -57,46 +63,34 @@ class PointHead(PointMappingSAM):
         with torch.autocast(low.device.type, enabled=False):
             positions = self.pe_layer(low.shape[2:])[None]
             tokens = self.pe_layer.forward_with_coords(points.float() + 0.5, size)
-        mask_token, image = self._transform(low, positions, tokens, labels)
-        weights = self.output_hypernetworks_mlps(mask_token)
+        tokens, image = self.transformer(low, positions, _all_tokens(self, tokens, labels))
+        image = image.transpose(1, 2).reshape(low.shape)
+        weights = self.output_hypernetworks_mlps(tokens[:, 0])
         up, norm, act, last = self.output_upscaling
         x = act(norm(up(image)))
-        # The last convolution and the product with the mask's vector are both linear: one kernel with a single
-        # output channel does the work of the published 48, exactly.
+        # The last convolution and the product with the mask's vector are both linear: one kernel with one
+        # output channel is the same function as the published 48.
         assert isinstance(last, nn.Conv3d) and last.bias is not None
         kernel = torch.einsum("ic,cdzyx->idzyx", weights, last.weight.to(weights.dtype))
         return F.conv3d(x, kernel, weights @ last.bias.to(weights.dtype), padding=last.padding)
 
-    def _transform(
-        self, low: Tensor, positions: Tensor, tokens: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (1, N, C) of clicks -> the mask's token (1, C) and the image (1, C, d, h, w) after the transformer."""
-        kinds = torch.cat([embedding.weight for embedding in self.point_embeddings])
-        tokens = tokens + kinds[labels]
-        tokens = torch.cat([self.mask_tokens.weight[None], tokens, self.supported_embed.weight[None]], dim=1)
-        tokens, image = self.transformer(low, positions, tokens)
-        return tokens[:, 0], image.transpose(1, 2).reshape(low.shape)
 
-
-class ClickHead(PointHead):
+class ClickHead(nn.Module):
     """The compact point head: the published transformer between clicks and image, and a finer mask.
 
-    It differs from `PointHead` in that clicks carry the image features at their place, the clicks are also seen as
-    maps, the mask is made from finer features of the window, and positions count in voxels from the window's centre,
-    so that crops of other sizes train the same encoding.
+    It differs from `PointHead` in that clicks carry the image features at their place, clicks are also seen
+    as maps, the mask is made from finer features of the window, and positions count in voxels from the
+    window's centre, so that crops of other sizes train the same encoding.
 
     Args:
-        feature_size: channels of the transformer; encoder_channels: of the encoder's features.
+        feature_size: channels of the transformer.
+        encoder_channels: of the encoder's features.
         detail_channels: of the features at full resolution.
         fold: side of the voxel cubes that the encoder sees as channels.
     """
 
     def __init__(self, feature_size: int, encoder_channels: int, detail_channels: int, fold: int) -> None:
-        super().__init__(feature_size)
-        # Parts of the published head that play no role here.
-        for name in ("mask_downsample", "class_embeddings", "zeroshot_embed", "special_class_embed"):
-            delattr(self, name)
-        del self.not_a_point_embed
+        super().__init__()
         channels, parts = encoder_channels, fold**3
         self.fold = fold
         self.parts = parts
@@ -108,24 +102,33 @@ class ClickHead(PointHead):
             nn.GroupNorm(1, feature_size),
         )
         self.detail = nn.Conv3d(1, detail_channels, 3, padding=1)
+        self.transformer = TwoWayTransformer(PUBLISHED_DEPTH, feature_size, PUBLISHED_HEADS, PUBLISHED_MLP)
+        self.pe_layer = PositionEmbeddingRandom(feature_size // 2)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, feature_size) for _ in range(2))
+        self.supported_embed = nn.Embedding(1, feature_size)
+        self.mask_tokens = nn.Embedding(1, feature_size)
         self.point_projection = nn.Linear(feature_size + channels, feature_size)
-        self.output_upscaling = Doubling(feature_size, channels)  # type: ignore[assignment]
+        self.output_upscaling = Doubling(feature_size, channels)
         self.add_skip = Pointwise(channels, channels)
-        self.add_clicks = Pointwise(2 * len(CLICK_SIGMAS), channels)
+        self.add_clicks = Pointwise(2 * len(CLICK_SIGMAS) + 2 * len(INTENSITY_WIDTHS), channels)
         self.merge = nn.Conv3d(channels, channels, 3, padding=1)
         self.refine = nn.Conv3d(channels, channels, 3, padding=1)
         self.up_full = Pointwise(channels, parts * detail_channels)
         self.mix_full = Pointwise(parts * detail_channels, parts * detail_channels)
-        self.output_hypernetworks_mlps = MonaiMLP(feature_size, feature_size, parts * channels, 3)
-        self.fine_hypernetwork = MonaiMLP(feature_size, feature_size, detail_channels, 3)
+        self.output_hypernetworks_mlps = MLP(feature_size, feature_size, parts * channels, 3)
+        self.fine_hypernetwork = MLP(feature_size, feature_size, detail_channels, 3)
 
     def embed(self, image: Tensor, features: Tensor) -> LocalFeatures:
+        """As `PointHead.embed`; finer maps are the features, the folded full resolution and the intensities."""
         detail = space_to_depth(F.gelu(self.detail(image)), self.fold)
-        return LocalFeatures(self.feat_downsample(features), (features, detail))
+        means = F.avg_pool3d(image, self.fold)
+        means = F.avg_pool3d(means, 3, stride=1, padding=1, count_include_pad=False)
+        return LocalFeatures(self.feat_downsample(features), (features, detail, means))
 
-    def forward(self, features: LocalFeatures, points: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
-        low, (half, detail) = features.embedding, features.skips
-        side = low.new_tensor(half.shape[2:], dtype=torch.float32) * self.fold
+    def forward(self, features: LocalFeatures, points: Tensor, labels: Tensor) -> Tensor:
+        """As `PointHead.forward`."""
+        low, (half, detail, means) = features.embedding, features.skips
+        side = self.fold * torch.tensor(half.shape[2:], dtype=torch.float32, device=low.device)
         unit = (points.float() + 0.5) / side
         tokens = self._positions(points.float() + 0.5 - side / 2)
         sampled = torch.cat([sample_at(low, unit), sample_at(half, unit)], dim=-1)
@@ -133,15 +136,15 @@ class ClickHead(PointHead):
         stride = 2 * self.fold
         axes = [stride * (torch.arange(n, device=low.device) + 0.5 - n / 2) for n in low.shape[2:]]
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-        positions = self._positions(grid.reshape(1, -1, 3)).transpose(1, 2).reshape(1, -1, *low.shape[2:])
-        mask_token, image = self._transform(low, positions, tokens, labels)
+        positions = self._positions(grid.reshape(1, -1, 3))
+        image = low.flatten(2).transpose(1, 2)
+        tokens, image = self.transformer(image, positions, _all_tokens(self, tokens, labels), None)
+        image = image.transpose(1, 2).reshape(low.shape)
+        mask_token = tokens[:, 0]
 
-        x = (
-            self.output_upscaling(image)
-            + self.add_skip(half)
-            + self.add_clicks(self._maps(unit, labels, half))
-        )
-        x = F.gelu(x)
+        maps = torch.cat([self._maps(unit, labels, half), _alike(unit, labels, means)], dim=1)
+        clicks = self.add_clicks(maps)
+        x = F.gelu(self.output_upscaling(image) + self.add_skip(half) + clicks)
         x = x + F.gelu(self.refine(F.gelu(self.merge(x))))
         fine = F.relu(self.mix_full(F.relu(self.up_full(x) + detail)))
         coarse_weights = self.output_hypernetworks_mlps(mask_token).view(1, self.parts, -1)
@@ -164,6 +167,39 @@ class ClickHead(PointHead):
         return click_maps(at, kinds.repeat(1, len(CLICK_SIGMAS), 1), size, sigmas)
 
 
+def _alike(unit: Tensor, labels: Tensor, means: Tensor) -> Tensor:
+    """How much each voxel's intensity is like that at the clicks: foreground then background, by width.
+
+    Args:
+        unit: (1, N, 3) clicks, labels (1, N).
+        means: (1, 1, D, H, W) smoothed intensities in [0, 1].
+
+    Returns:
+        (1, 2 * len(INTENSITY_WIDTHS), D, H, W) in [0, 1], 0 where a kind has no click.
+    """
+    clicked = sample_at(means.float(), unit)[0, :, 0]
+    maps = []
+    for width in INTENSITY_WIDTHS:
+        for kind in (FOREGROUND, BACKGROUND):
+            values = clicked[labels[0] == kind]
+            if len(values) == 0:
+                maps.append(torch.zeros_like(means, dtype=torch.float32))
+                continue
+            nearest = (means.float() - values[0]).abs()
+            for value in values[1:]:
+                nearest = torch.minimum(nearest, (means.float() - value).abs())
+            maps.append(torch.exp(-0.5 * (nearest / width) ** 2))
+    return torch.cat(maps, dim=1)
+
+
+def _all_tokens(head: PointHead | ClickHead, clicks: Tensor, labels: Tensor) -> Tensor:
+    """Encoded positions of clicks (1, N, C) -> the mask's token, the labelled clicks, the closing token."""
+    kinds = torch.cat(list(head.point_embeddings.parameters()))
+    return torch.cat(
+        [head.mask_tokens.weight[None], clicks + kinds[labels], head.supported_embed.weight[None]], 1
+    )
+
+
 def _product(maps: Tensor, weights: Tensor) -> Tensor:
     """maps (1, C, D, H, W), weights (1, P, C) -> (1, P, D, H, W)."""
     rows = maps.permute(0, 2, 3, 4, 1)
@@ -174,12 +210,14 @@ class LocalNetwork(nn.Module):
     """Image encoder and point head; `state_dict` has the published names.
 
     Args:
-        image_encoder: with or without its branch for automatic segmentation, which is never run and is dropped.
+        image_encoder: with or without its branch for automatic segmentation, which is dropped.
         point_head: of matching sizes.
         config: what they were built from.
     """
 
-    def __init__(self, image_encoder: SegResNetDS2, point_head: PointHead, config: LocalConfig) -> None:
+    def __init__(
+        self, image_encoder: SegResNetDS2, point_head: PointHead | ClickHead, config: LocalConfig
+    ) -> None:
         super().__init__()
         if hasattr(image_encoder, "up_layers_auto"):
             del image_encoder.up_layers_auto
@@ -195,7 +233,6 @@ class LocalNetwork(nn.Module):
                 f"Expected windows of shape (B, 1, D, H, W) with sides that are multiples of {multiple}, "
                 f"got {tuple(image.shape)}."
             )
-        # Convolutions with few channels run several times faster on a CPU when the channels are innermost.
         x = space_to_depth(image, self.config.space_to_depth) if self.config.space_to_depth > 1 else image
         features, _ = self.image_encoder(x, with_point=True, with_label=False)
         return self.point_head.embed(image, features)
@@ -217,8 +254,8 @@ class LocalNetwork(nn.Module):
                 f"Expected points (B, N, 3) and labels (B, N) with B = {b}, "
                 f"got {tuple(points.shape)} and {tuple(labels.shape)}."
             )
-        # One window at a time: windows have different numbers of clicks, the published transformer knows no mask,
-        # and its memory grows with the batch.
+        # One window at a time: windows have different numbers of clicks, and the published transformer knows
+        # no mask. Its memory grows with the batch, too.
         out = []
         for i in range(b):
             real = labels[i] >= 0

@@ -413,7 +413,7 @@ def _means(canvas: _Canvas, look: Look) -> np.ndarray:
     rng = canvas.rng
     count = canvas.next_label
     base = rng.uniform(0.1, 0.7)
-    contrast = math.exp(rng.uniform(math.log(0.06), math.log(0.6)))
+    contrast = math.exp(rng.uniform(math.log(0.1), math.log(0.7)))
     if look == "pet":
         base, contrast = rng.uniform(0.02, 0.15), rng.uniform(0.2, 1.0)
     means = base + contrast * rng.normal(size=count)
@@ -460,7 +460,7 @@ def _render(canvas: _Canvas, look: Look) -> Tensor:
     # Texture: noise of two scales, with an amplitude of its own for every label.
     for knots in (int(rng.integers(6, 14)), int(rng.integers(18, 36))):
         if rng.random() < 0.6:
-            amplitude = spread * rng.uniform(0.0, 0.5) * rng.uniform(0.2, 1.0, size=len(means))
+            amplitude = spread * rng.uniform(0.0, 0.4) * rng.uniform(0.2, 1.0, size=len(means))
             image = (
                 image
                 + canvas.smooth_field(knots)
@@ -491,12 +491,12 @@ def _render(canvas: _Canvas, look: Look) -> Tensor:
     if look in ("mr", "us", "microscopy") or rng.random() < 0.2:
         image = image * torch.exp(canvas.smooth_field(2) * float(rng.uniform(0.0, 0.35)))
 
-    level = spread * math.exp(rng.uniform(math.log(0.02), math.log(0.45)))
+    level = spread * math.exp(rng.uniform(math.log(0.02), math.log(0.3)))
     noise = canvas.white()
     if look == "us":
         grain = canvas.blur(canvas.white(), float(rng.uniform(0.6, 1.4)))
         grain = grain / grain.std()
-        image = image.clamp_min(0.02) * (1 + float(rng.uniform(0.1, 0.45)) * grain) + 0.3 * level * noise
+        image = image.clamp_min(0.02) * (1 + float(rng.uniform(0.1, 0.4)) * grain) + 0.3 * level * noise
     elif look == "pet" or (look == "ct" and rng.random() < 0.5):
         grain = canvas.blur(noise, float(rng.uniform(0.5, 1.3)))
         image = image + grain / grain.std() * level * (0.5 if look == "pet" else 1.0)

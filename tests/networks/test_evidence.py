@@ -1,0 +1,71 @@
+"""Intensity evidence: signs, bounds and independence of a batch's members."""
+
+from __future__ import annotations
+
+import torch
+from dualclickmed.networks.evidence import FLOOR, LIMIT, box_evidence
+from dualclickmed.networks.layers import centre_coordinates
+from dualclickmed.networks.local_network import INTENSITY_WIDTHS, _alike
+
+RADIUS = centre_coordinates((32, 32, 32))[3]
+
+
+def sphere(inside: float, outside: float) -> torch.Tensor:
+    return torch.where(RADIUS * 1.8 < 1, inside, outside)[None, None]
+
+
+def test_values_of_the_object_are_evidence_for_it_whichever_is_brighter() -> None:
+    for inside, outside in ((1.5, -0.5), (-1.0, 0.8)):
+        evidence = box_evidence(sphere(inside, outside), RADIUS)[0, 0]
+        assert float(evidence[16, 16, 16]) == 1.0
+        assert float(evidence[1, 1, 1]) == -1.0
+        # The same value counts the same wherever it lies.
+        assert evidence[RADIUS * 1.8 < 1].unique().numel() == 1
+
+
+def test_an_even_image_says_nothing() -> None:
+    evidence = box_evidence(torch.full((1, 1, 32, 32, 32), 0.3), RADIUS)
+    assert float(evidence.abs().max()) < 1e-5
+
+
+def test_the_ratio_is_that_of_the_smoothed_histograms() -> None:
+    """Two values far apart; a known share of the surroundings has the object's value."""
+    image = sphere(2.0, -1.0)
+    surroundings = RADIUS * 1.8 > 1.15
+    chosen = surroundings & (torch.rand(RADIUS.shape, generator=torch.Generator().manual_seed(0)) < 0.5)
+    image[0, 0][chosen] = 2.0
+    share = float(chosen.sum() / surroundings.sum())
+    evidence = float(box_evidence(image, RADIUS)[0, 0, 16, 16, 16])
+    # The object's own histogram is one smoothed peak; the surroundings hold the same peak `share` times.
+    peak = box_peak()
+    wanted = torch.log(
+        torch.tensor(((1 - FLOOR) * peak + FLOOR / 64) / ((1 - FLOOR) * peak * share + FLOOR / 64))
+    )
+    assert abs(evidence * LIMIT - float(wanted)) < 0.02
+
+
+def box_peak() -> float:
+    offsets = torch.arange(-20, 21).float()
+    kernel = torch.exp(-0.5 * (offsets / 1.5) ** 2)
+    return float(kernel[20] / kernel.sum())
+
+
+def test_members_of_a_batch_do_not_mix_and_no_gradient_flows() -> None:
+    torch.manual_seed(1)
+    batch = torch.randn(3, 1, 32, 32, 32, requires_grad=True)
+    together = box_evidence(batch, RADIUS)
+    assert torch.equal(together[1:2], box_evidence(batch[1:2], RADIUS))
+    assert not together.requires_grad
+    assert float(together.abs().max()) <= 1.0
+
+
+def test_intensities_like_those_at_a_click() -> None:
+    means = torch.full((1, 1, 8, 8, 8), 0.2)
+    means[0, 0, 4:] = 0.8
+    points = torch.tensor([[[0.2, 0.5, 0.5], [0.8, 0.5, 0.5]]])
+    foreground, background = _alike(points, torch.tensor([[1, 0]]), means)[0, :2]
+    assert torch.allclose(foreground[:3], torch.ones(3, 8, 8))
+    assert torch.allclose(background[5:], torch.ones(3, 8, 8))
+    apart = torch.exp(torch.tensor(-0.5 * (0.6 / INTENSITY_WIDTHS[0]) ** 2))
+    assert torch.allclose(foreground[5:], apart.expand(3, 8, 8), atol=1e-6)
+    assert float(_alike(points, torch.tensor([[1, -1]]), means)[0, 1].max()) == 0
