@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from dualclickmed.errors import PromptError, WeightsError
+from dualclickmed.errors import PromptError, UserError, WeightsError
 from dualclickmed.geometry import Box
 from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.predictor import ObjectPrompts, Predictor
@@ -129,8 +129,12 @@ def test_predictions_do_not_depend_on_earlier_ones(model_dir, nifti, predictor):
     [
         ({}, "neither"),
         ({"points": [(1, 2)]}, "triples"),
+        ({"points": (1, 2, 3)}, "triples"),
+        ({"points": [(1, 2, 3), (4, 5)]}, "triples"),
         ({"points": [(1, 2, 0.5)]}, "whole numbers"),
-        ({"points": [(30, 2, 3)]}, "outside"),
+        ({"points": [(30, 2, 3)]}, r"\(30, 26, 22\), but \(30, 2, 3\)"),
+        ({"points": [(4, 5, 6)], "background": [(1, 2, -3)]}, r"but \(1, 2, -3\)"),
+        ({"points": [(4, 5, 6), (29, 0, 1)], "background": [(29, 0, 1)]}, r"\(29, 0, 1\) was given as both"),
         ({"box": (1, 5, 2, 2, 3, 9)}, r"i0 < i1.*\(1, 5, 2, 2, 3, 9\)"),
         ({"box": (1, 5, 2, 4)}, "i0, i1, j0, j1, k0, k1"),
         ({"points": [(1, 2, 3)], "mask": np.ones((3, 4, 5))}, r"\(30, 26, 22\).*\(3, 4, 5\)"),
@@ -153,6 +157,11 @@ def test_a_new_image_forgets_the_last_result(predictor, nifti):
     predictor.predict([(20, 4, 5)])
     predictor.set_image(nifti)
     assert predictor.result is None
+
+
+def test_a_device_that_is_not_there_is_an_error(model_dir):
+    with pytest.raises(UserError, match="'cuda:99' is not there"):
+        Predictor.from_weights(model_dir=model_dir, device="cuda:99")
 
 
 def test_missing_weights_are_named(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .configs.options import resolved_device
 from .errors import PromptError
 from .experts import ByteCache, DualExpert, GlobalExpert, LocalExpert, Result
 from .geometry import Box, Index
@@ -75,15 +76,15 @@ class Predictor:
         Args:
             global_path: weights of the global expert; by default the compact ones in `model_dir`.
             local_path: weights of the local expert; likewise.
-            device: where the networks run; "auto" takes a GPU if there is one.
+            device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
             model_dir: the folder of weights; by default $DUALCLICKMED_MODEL_DIR or the repository's.
             autocast: lower precision for the networks (torch.bfloat16); None for float32.
 
         Raises:
             WeightsError: weights are missing, damaged, or of another network.
+            UserError: the device is not there.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = resolved_device(str(device))
         global_network = load_expert("global", global_path or default_path("global", directory=model_dir))
         local_network = load_expert("local", local_path or default_path("local", directory=model_dir))
         cache = ByteCache(CACHE_BYTES)
@@ -179,21 +180,43 @@ class Predictor:
         self.result = self.expert.segment(self.volume, canonical, strategy, intensity)
         return self._own_order(self.result.labels)
 
+    @property
+    def _shape(self) -> Index:
+        """Of the image in its own order."""
+        return self.volume.shape if self._is_array else self.volume.raw_shape
+
     def _canonical(self, given: ObjectPrompts) -> Prompts:
-        clicks = [Click(index, True) for index in self._indices(given.points)]
-        clicks += [Click(index, False) for index in self._indices(given.background)]
+        inside, outside = self._voxels(given.points), self._voxels(given.background)
+        # In the caller's order, which the checks further down no longer know.
+        both = set(inside) & set(outside)
+        if both:
+            raise PromptError(f"A voxel is either in the object or not, but {min(both)} was given as both.")
+        clicks = [Click(index, True) for index in self._indices(inside)]
+        clicks += [Click(index, False) for index in self._indices(outside)]
         return Prompts(tuple(clicks), self._box(given.box), self._mask(given.mask))
 
-    def _indices(self, points: Sequence[Sequence[int]]) -> list[Index]:
-        array = np.asarray(points)
-        if array.size == 0:
+    def _voxels(self, points: Sequence[Sequence[int]]) -> list[Index]:
+        """Points in the image's own order, checked."""
+        if len(points) == 0:
             return []
+        try:
+            array = np.asarray(points, dtype=np.float64)
+        except (TypeError, ValueError):
+            array = np.zeros(0)
         if array.ndim != 2 or array.shape[1] != 3 or not np.array_equal(array, np.rint(array)):
             raise PromptError(f"Points must be triples of whole numbers, but {points} came.")
-        voxels = array.astype(np.int64)
-        if not self._is_array:
-            voxels = self.volume.to_canonical(voxels)
-        return [(int(z), int(y), int(x)) for z, y, x in voxels]
+        voxels = [(int(i), int(j), int(k)) for i, j, k in array]
+        for voxel in voxels:
+            if not all(0 <= p < n for p, n in zip(voxel, self._shape, strict=True)):
+                raise PromptError(
+                    f"Points must lie inside the image of shape {self._shape}, but {voxel} lies outside."
+                )
+        return voxels
+
+    def _indices(self, voxels: list[Index]) -> list[Index]:
+        if self._is_array or not voxels:
+            return voxels
+        return [(z, y, x) for z, y, x in self.volume.to_canonical(voxels).tolist()]
 
     def _box(self, box: Sequence[float] | None) -> Box | None:
         if box is None:
@@ -207,13 +230,9 @@ class Predictor:
         return Box((z0, y0, x0), (z1, y1, x1))
 
     def _mask(self, mask: npt.NDArray[np.generic] | None) -> npt.NDArray[Any] | None:
-        if mask is None or self._is_array:
-            return mask
-        if mask.shape != self.volume.raw_shape:
-            raise PromptError(
-                f"The mask must have the image's shape {self.volume.raw_shape}, but its is {mask.shape}."
-            )
-        return self.volume.from_raw_array(mask)
+        if mask is not None and mask.shape != self._shape:
+            raise PromptError(f"The mask must have the image's shape {self._shape}, but its is {mask.shape}.")
+        return mask if mask is None or self._is_array else self.volume.from_raw_array(mask)
 
     def _own_order(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return labels if self._is_array else self.volume.to_raw_array(labels)
