@@ -11,7 +11,7 @@ from monai.networks.nets.segresnet_ds import SegResNetDS2
 from torch import nn
 
 from .global_network import GlobalNetwork
-from .image_encoder import Attention, Block, ConvStem, ImageEncoder, PatchEmbedding
+from .image_encoder import Attention, Block, ConvStem, ImageEncoder, PatchEmbedding, RelativeAttention
 from .local_network import ClickHead, LocalNetwork, PointHead
 from .mask_decoder import MaskDecoder, PlainUpscaling, SkipUpscaling, TwoWayTransformer
 from .prompt_encoder import PromptEncoder
@@ -25,8 +25,8 @@ class GlobalConfig:
 
     image_size: side of the RoI grid; patch: voxels along a token; in_channels: of the image.
     embed_dim, depth, heads, mlp_ratio: of the encoder's transformer.
-    use_rel_pos, window, global_blocks: relative positions; side of the attention window (0: none) and the blocks
-        that have none.
+    use_rel_pos, window, global_blocks: relative positions; side of the attention window (0: none) and the
+        blocks that have none.
     stem_channels: () for one patch convolution, else channels at full, half and quarter resolution.
     prompt_dim, mask_in_channels, point_kinds, published_positions: of the prompt encoder.
     decoder_depth, decoder_heads, decoder_mlp, mask_tokens, iou_head: of the mask decoder.
@@ -89,7 +89,7 @@ class LocalConfig:
     space_to_depth: side of the voxel cubes that the encoder sees as channels (1: voxels).
     init_filters, blocks_down, norm, out_channels: of the SegResNet; norm_groups: for norm "group".
     feature_size: channels of the point head's transformer.
-    click_head: the compact head (clicks as maps, features at clicks, finer mask) instead of the published one.
+    click_head: the compact head (clicks as maps, features at clicks, finer mask) instead of the published.
     detail_channels: of the compact head's features at full resolution.
     """
 
@@ -105,7 +105,7 @@ class LocalConfig:
 
     @property
     def multiple(self) -> int:
-        """What the sides of a window must be multiples of; the point head halves once, the encoder more often."""
+        """What the sides of a window must be multiples of: the encoder halves it after each level but one."""
         return self.space_to_depth * 2 ** max(len(self.blocks_down) - 1, 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +123,8 @@ def _from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return cls(**plain)
 
 
 COMPACT_GLOBAL = GlobalConfig(
@@ -180,9 +181,7 @@ def build_global(preset: str | GlobalConfig) -> GlobalNetwork:
         patch_embed = ConvStem(c.in_channels, c.stem_channels, c.embed_dim, cube)
     else:
         patch_embed = PatchEmbedding(c.in_channels, c.embed_dim, c.patch)
-    blocks = [
-        Block(Attention(c.embed_dim, c.heads), c.embed_dim, c.embed_dim * c.mlp_ratio) for _ in range(c.depth)
-    ]
+    blocks = [Block(_attention(c, i), c.embed_dim, c.embed_dim * c.mlp_ratio) for i in range(c.depth)]
     image_encoder = ImageEncoder(patch_embed, blocks, c.grid, c.embed_dim, c.prompt_dim)
     prompt_encoder = PromptEncoder(
         dim=c.prompt_dim,
@@ -211,6 +210,13 @@ def build_global(preset: str | GlobalConfig) -> GlobalNetwork:
     return GlobalNetwork(image_encoder, prompt_encoder, mask_decoder, c)
 
 
+def _attention(c: GlobalConfig, block: int) -> Attention:
+    if not c.use_rel_pos:
+        return Attention(c.embed_dim, c.heads)
+    window = c.grid if block in c.global_blocks or not c.window else c.window
+    return RelativeAttention(c.embed_dim, c.heads, c.grid, window)
+
+
 def build_local(preset: str | LocalConfig) -> LocalNetwork:
     """The local network of a preset or of a configuration, with random weights."""
     c = preset_configs(preset)[1] if isinstance(preset, str) else preset
@@ -223,7 +229,9 @@ def build_local(preset: str | LocalConfig) -> LocalNetwork:
         dsdepth=1,
     )
     if c.click_head:
-        head: PointHead = ClickHead(c.feature_size, c.out_channels, c.detail_channels, c.space_to_depth)
+        head: PointHead | ClickHead = ClickHead(
+            c.feature_size, c.out_channels, c.detail_channels, c.space_to_depth
+        )
     else:
         head = PointHead(c.feature_size)
     return LocalNetwork(image_encoder, head, c)

@@ -1,9 +1,7 @@
-"""What the box says about intensities before any click: how much more common a value is inside it than
-around.
+"""What the box says about intensities before any click: is a value more common inside it than around?
 
-The global RoI is always 1.8 times the box (`geometry.GLOBAL_SCALE`), so the box fills a known part of the
-grid and
-no prompt is needed here: the evidence belongs to the image embedding and is cached with it.
+The global RoI is always 1.8 times the box (`geometry.GLOBAL_SCALE`): the box fills a known part of the grid
+and no prompt is needed here. The evidence belongs to the image embedding and is cached with it.
 """
 
 from __future__ import annotations
@@ -34,8 +32,8 @@ def box_evidence(image: Tensor, radius: Tensor) -> Tensor:
         radius: (D, H, W) distance of each voxel from the RoI's centre, 1 at the middle of its faces.
 
     Returns:
-        (B, 2, D, H, W) float32 in [-1, 1]: from the intensities themselves and from their means over 3 x 3
-        x 3 voxels, which see through noise.
+        (B, 2, D, H, W) float32 in [-1, 1]: from the intensities and from their means over 3^3 voxels,
+        which see through noise.
     """
     image = image.detach().float()
     smooth = F.avg_pool3d(image, 3, stride=1, padding=1, count_include_pad=False)

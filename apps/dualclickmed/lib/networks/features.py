@@ -15,7 +15,8 @@ FeaturesT = TypeVar("FeaturesT", bound="Features")
 class Features:
     """An encoded batch of images.
 
-    embedding: (B, C, D, H, W), the coarsest map; skips: finer maps (B, C_i, ...), () in the published networks.
+    embedding: (B, C, D, H, W), the coarsest map; skips: finer maps (B, C_i, ...), () in the published
+    networks.
     """
 
     embedding: Tensor

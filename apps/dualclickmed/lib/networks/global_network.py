@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .evidence import BOX_SCALE
 from .features import Features
 from .image_encoder import ImageEncoder
 from .layers import centre_coordinates
@@ -17,8 +18,7 @@ from .prompt_encoder import PromptEncoder
 if TYPE_CHECKING:
     from .build import GlobalConfig
 
-# The RoI is 1.8 times the prompts' box [paper 2.2], so the ellipsoid in the box has radius 1 / 1.8 of the RoI.
-BOX_SCALE = 1.8
+# Logits of the ellipsoid in the box: 1 in its middle, 0 on its surface, times a learned gain.
 PRIOR_GAIN = 3.0
 PRIOR_RANGE = (-2.0, 1.0)
 
@@ -70,8 +70,9 @@ class GlobalNetwork(nn.Module):
 
         Args:
             features: of B images (`GlobalFeatures.expand` for several requests of one image).
-            points: (B, N, 3) voxel coordinates (z, y, x) of the image grid, as `Roi.to_grid` gives; N may be 0.
-            labels: (B, N) 1 foreground, 0 background, -1 padding (has no effect), config.box_label box centre.
+            points: (B, N, 3) voxel coordinates (z, y, x) of the image grid, as `Roi.to_grid` gives; N may
+                be 0.
+            labels: (B, N) 1 foreground, 0 background, -1 padding (no effect), config.box_label box centre.
             mask: (B, 1, 32, 32, 32) logits of a previous mask (see `to_mask_prompt`), or None.
 
         Returns:
@@ -100,7 +101,7 @@ class GlobalNetwork(nn.Module):
 
 
 def to_mask_prompt(logits: Tensor, size: int = 32) -> Tensor:
-    """Mask logits (B, 1, M, M, M) as a mask prompt (B, 1, size, size, size): the mean over the voxels it covers."""
+    """Mask logits (B, 1, M, M, M) as a mask prompt (B, 1, size, size, size): means of covered voxels."""
     if logits.shape[-1] == size:
         return logits
     return F.avg_pool3d(logits, logits.shape[-1] // size)

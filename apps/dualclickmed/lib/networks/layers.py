@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-6
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation over the last dimension, computed in float32 and returned in the input's precision.
+
+    PyTorch's bfloat16 kernel for CPUs sums the gradients of weight and bias over the rows in bfloat16: with
+    some thousand rows they stop growing and end up several times too small.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype) if x.dtype == torch.bfloat16 else super().forward(x)
 
 
 class LayerNorm3d(nn.Module):
@@ -19,8 +33,11 @@ class LayerNorm3d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.layer_norm(x.permute(0, 2, 3, 4, 1), (x.shape[1],), self.weight, self.bias, self.eps)
-        return y.permute(0, 4, 1, 2, 3)
+        # In float32 for the reason that `LayerNorm` gives.
+        rows = x.permute(0, 2, 3, 4, 1)
+        rows = rows.float() if x.dtype == torch.bfloat16 else rows
+        y = F.layer_norm(rows, (x.shape[1],), self.weight, self.bias, self.eps)
+        return y.permute(0, 4, 1, 2, 3).to(x.dtype)
 
 
 class MLPBlock(nn.Module):
@@ -42,7 +59,7 @@ class MLP(nn.Module):
     def __init__(self, dim_in: int, hidden: int, dim_out: int, layers: int) -> None:
         super().__init__()
         sizes = [dim_in] + [hidden] * (layers - 1) + [dim_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -53,7 +70,7 @@ class MLP(nn.Module):
 class ResidualConv(nn.Module):
     """x + conv(act(norm(conv(act(norm(x)))))) with two 3^3 convolutions; keeps the shape.
 
-    The second convolution starts at zero, so a new block is the identity and deep stacks train from the start.
+    The second convolution starts at zero: a new block is the identity, and deep stacks train from the start.
     """
 
     def __init__(self, channels: int) -> None:
@@ -107,7 +124,7 @@ class Pointwise(nn.Linear):
 
 
 class Doubling(nn.Module):
-    """A transposed convolution with kernel and stride 2 as a matrix product: (B, C, D, ...) -> (B, C', 2D, ...).
+    """A transposed convolution with kernel and stride 2 as a product: (B, C, D, ...) -> (B, C', 2D, ...).
 
     The same function as `ConvTranspose3d(C, C', 2, stride=2)`, several times faster on a CPU.
     """
@@ -132,7 +149,7 @@ class Halving(nn.Module):
 
 
 def click_maps(
-    points: Tensor, weights: Tensor, size: tuple[int, int, int], sigma: float | tuple[float, ...]
+    points: Tensor, weights: Tensor, size: tuple[int, int, int], sigma: float | Sequence[float]
 ) -> Tensor:
     """Gaussian bumps (peak 1) around points, the maximum over the points of each map.
 
@@ -155,7 +172,7 @@ def click_maps(
             bumps.append(torch.exp(-0.5 * offset.square()))  # (B, M, N, length)
         bumps[0] = bumps[0] * weights[..., None]
         maps = torch.zeros(b, m, *size, dtype=torch.float32, device=points.device)
-        # One point at a time: the map stays in the processor's cache and memory does not grow with the clicks.
+        # One point at a time: maps stay in the processor's cache and memory does not grow with the clicks.
         for i in range(n):
             z, y, x = (bump[:, :, i] for bump in bumps)
             plane = z[..., :, None] * y[..., None, :]
@@ -166,7 +183,7 @@ def click_maps(
 def sample_at(features: Tensor, unit: Tensor) -> Tensor:
     """Trilinear samples of feature maps, the border's value outside.
 
-    The same as `grid_sample(align_corners=False, padding_mode="border")` without touching the rest of the maps.
+    The same as `grid_sample(align_corners=False, padding_mode="border")`, which would copy the whole maps.
 
     Args:
         features: (B, C, D, H, W).

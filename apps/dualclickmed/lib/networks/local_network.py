@@ -119,7 +119,7 @@ class ClickHead(nn.Module):
         self.fine_hypernetwork = MLP(feature_size, feature_size, detail_channels, 3)
 
     def embed(self, image: Tensor, features: Tensor) -> LocalFeatures:
-        """As `PointHead.embed`; finer maps are the features, the folded full resolution and the intensities."""
+        """As `PointHead.embed`, with finer maps: features, folded full resolution, smoothed intensities."""
         detail = space_to_depth(F.gelu(self.detail(image)), self.fold)
         means = F.avg_pool3d(image, self.fold)
         means = F.avg_pool3d(means, 3, stride=1, padding=1, count_include_pad=False)
@@ -195,9 +195,8 @@ def _alike(unit: Tensor, labels: Tensor, means: Tensor) -> Tensor:
 def _all_tokens(head: PointHead | ClickHead, clicks: Tensor, labels: Tensor) -> Tensor:
     """Encoded positions of clicks (1, N, C) -> the mask's token, the labelled clicks, the closing token."""
     kinds = torch.cat(list(head.point_embeddings.parameters()))
-    return torch.cat(
-        [head.mask_tokens.weight[None], clicks + kinds[labels], head.supported_embed.weight[None]], 1
-    )
+    mask, closing = head.mask_tokens.weight[None], head.supported_embed.weight[None]
+    return torch.cat([mask, clicks + kinds[labels], closing], dim=1)
 
 
 def _product(maps: Tensor, weights: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import MLP, Doubling, LayerNorm3d, MLPBlock, Pointwise, depth_to_space
+from .layers import MLP, Doubling, LayerNorm, LayerNorm3d, MLPBlock, Pointwise, depth_to_space
 from .prompt_encoder import EncodedPrompts
 
 
@@ -25,7 +25,7 @@ class TokenAttention(nn.Module):
         self.out_proj = nn.Linear(inner, dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ignore: Tensor | None = None) -> Tensor:
-        """q (B, N, dim), k and v (B, M, dim), ignore (B, M) bool, True for keys to leave out -> (B, N, dim)."""
+        """q (B, N, dim), k and v (B, M, dim), ignore (B, M) bool, True: leave the key out -> (B, N, dim)."""
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
@@ -42,12 +42,12 @@ class TwoWayBlock(nn.Module):
         super().__init__()
         self.first = first
         self.self_attn = TokenAttention(dim, heads)
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.cross_attn_token_to_image = TokenAttention(dim, heads, downsample)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = MLPBlock(dim, mlp_dim, nn.ReLU)
-        self.norm3 = nn.LayerNorm(dim)
-        self.norm4 = nn.LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
+        self.norm4 = LayerNorm(dim)
         self.cross_attn_image_to_token = TokenAttention(dim, heads, downsample)
 
     def forward(
@@ -69,8 +69,8 @@ class TwoWayBlock(nn.Module):
 class TwoWayTransformer(nn.Module):
     """Transformer between prompt tokens and image tokens.
 
-    Args of forward: image (B, M, dim), its positions (1, M, dim), tokens (B, N, dim), ignore (B, N) bool or None.
-    Returns tokens (B, N, dim) and image (B, M, dim).
+    forward takes image (B, M, dim), its positions (1, M, dim), tokens (B, N, dim) and ignore (B, N) bool or
+    None, and returns tokens (B, N, dim) and image (B, M, dim).
     """
 
     def __init__(self, depth: int, dim: int, heads: int, mlp_dim: int, downsample: int = 2) -> None:
@@ -79,7 +79,7 @@ class TwoWayTransformer(nn.Module):
             TwoWayBlock(dim, heads, mlp_dim, downsample, first=i == 0) for i in range(depth)
         )
         self.final_attn_token_to_image = TokenAttention(dim, heads, downsample)
-        self.norm_final_attn = nn.LayerNorm(dim)
+        self.norm_final_attn = LayerNorm(dim)
 
     def forward(
         self, image: Tensor, positions: Tensor, tokens: Tensor, ignore: Tensor | None
@@ -135,15 +135,15 @@ class SkipUpscaling(nn.Module):
         self.add_maps = Pointwise(maps, c2)
         self.merge = nn.Conv3d(c2, c2, 3, padding=1)
         self.refine = nn.Conv3d(c2, c2, 3, padding=1)
-        # At full resolution everything is a matrix product over the 2^3 sub-voxels of a half resolution voxel,
-        # kept as 8 * full channels, because 3^3 convolutions there cost more than all the rest.
+        # At full resolution everything is a matrix product over the 2^3 sub-voxels of a half resolution
+        # voxel, kept as 8 * full channels: 3^3 convolutions there cost more than all the rest.
         self.up_full = Pointwise(c2, 8 * full)
         self.mix_full = Pointwise(8 * full, 8 * full)
 
     def forward(
         self, x: Tensor, skips: tuple[Tensor, ...], maps: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, dim, G, G, G) -> (B, c2, 4G, 4G, 4G) and (B, 8 * full, 4G, 4G, 4G), the sub-voxels as channels."""
+        """(B, dim, G, G, G) -> (B, c2, 4G, 4G, 4G) and (B, 8 * full, 4G, 4G, 4G), sub-voxels as channels."""
         full, half, quarter = skips
         assert maps is not None
         x = F.gelu(self.norm_quarter(self.up_quarter(x) + self.skip_quarter(quarter)))
@@ -221,7 +221,7 @@ class MaskDecoder(nn.Module):
 
 
 def _weighted_sum(maps: Tensor, weights: Tensor, parts: int) -> Tensor:
-    """maps (B, parts * C, D, H, W), weights (B, C) -> (B, parts, D, H, W): the product with each part's channels."""
+    """maps (B, parts * C, D, H, W), weights (B, C) -> (B, parts, D, H, W): the product for each part."""
     b, _, d, h, w = maps.shape
     # One block-diagonal matrix for all parts: a product with a single column is slow.
     eye = torch.eye(parts, device=weights.device, dtype=weights.dtype)

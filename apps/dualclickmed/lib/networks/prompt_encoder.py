@@ -26,8 +26,8 @@ class EncodedPrompts:
     """What the mask decoder gets of the prompts.
 
     tokens: (B, T, dim); padding: (B, T) bool, True where a token is to be ignored, or None where all count;
-    dense: (B or 1, dim, G, G, G), added to the image embedding; maps: (B, 3, M, M, M) previous mask, foreground
-    clicks, background clicks, or None where the decoder takes none.
+    dense: (B or 1, dim, G, G, G), added to the image embedding; maps: (B, 3, M, M, M) previous mask,
+    foreground clicks, background clicks, or None where the decoder takes none.
     """
 
     tokens: Tensor
@@ -41,8 +41,8 @@ class FourierPositions(nn.Module):
 
     Args:
         dim: of the encoding.
-        published: SAM-Med3D's form, which its weights have learned with: the terms are [sin, cos, sin], and the
-            dense grid has its first two axes swapped against the points. Otherwise [sin, cos] and no swap.
+        published: SAM-Med3D's form, which its weights have learned with: the terms are [sin, cos, sin], and
+            the dense grid has its first two axes swapped against the points. Otherwise [sin, cos], no swap.
     """
 
     def __init__(self, dim: int, published: bool) -> None:
@@ -63,8 +63,9 @@ class FourierPositions(nn.Module):
 
     def grid(self, size: tuple[int, int, int]) -> Tensor:
         """(1, dim, D, H, W): the encoding of the voxel centres of a grid."""
-        device = self.positional_encoding_gaussian_matrix.device
-        axes = [(torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n for n in size]
+        matrix = self.positional_encoding_gaussian_matrix
+        assert isinstance(matrix, Tensor)
+        axes = [(torch.arange(n, dtype=torch.float32, device=matrix.device) + 0.5) / n for n in size]
         z, y, x = torch.meshgrid(*axes, indexing="ij")
         unit = torch.stack([y, z, x] if self.published else [z, y, x], dim=-1)
         return self.forward(unit).permute(3, 0, 1, 2)[None]
@@ -135,13 +136,13 @@ class PromptEncoder(nn.Module):
                 `point_features` has channels; ignored without them.
         """
         unit = (points.float() + 0.5) / points.new_tensor(self.image_size, dtype=torch.float32)
-        kinds = torch.cat([embedding.weight for embedding in self.point_embeddings])
+        kinds = torch.cat([*self.point_embeddings.parameters()])
         real = labels >= 0
         tokens = self.pe_layer(unit) + kinds[labels.clamp(min=0)]
         if self.point_projection is not None:
             sampled = torch.cat([sample_at(f, unit) for f in features], dim=-1)
             tokens = tokens + self.point_projection(sampled)
-        # Where a caller pads, the token is kept out of all attention (`padding`), so its value does not matter.
+        # Where a caller pads, the token is kept out of all attention (`padding`): its value does not matter.
         tokens = torch.where(real[..., None], tokens, self.not_a_point_embed.weight)
         # SAM ends every list of points without box corners with one token "not a point".
         end = self.not_a_point_embed.weight[None].expand(tokens.shape[0], -1, -1)
