@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from dualclickmed.networks.evidence import FLOOR, LIMIT, box_evidence
 from dualclickmed.networks.layers import centre_coordinates
-from dualclickmed.networks.local_network import INTENSITY_WIDTHS, _alike
+from dualclickmed.networks.local_network import (
+    INTENSITY_WIDTHS,
+    PRIOR_REACH,
+    PRIOR_WIDTH,
+    _alike,
+    _nearby,
+)
 
 RADIUS = centre_coordinates((32, 32, 32))[3]
 
@@ -69,3 +75,16 @@ def test_intensities_like_those_at_a_click() -> None:
     apart = torch.exp(torch.tensor(-0.5 * (0.6 / INTENSITY_WIDTHS[0]) ** 2))
     assert torch.allclose(foreground[5:], apart.expand(3, 8, 8), atol=1e-6)
     assert float(_alike(points, torch.tensor([[1, -1]]), means)[0, 1].max()) == 0
+
+
+def test_the_first_suggestion_is_near_the_click_and_like_it() -> None:
+    means = torch.full((1, 1, 16, 16, 16), 0.2)
+    means[0, 0, :, :, 8:] = 0.5
+    click = torch.tensor([[[4.5 / 16, 8.5 / 16, 3.5 / 16]]])
+    found = _nearby(click, torch.tensor([[1]]), means, fold=2)[0, 0]
+    assert float(found[4, 8, 3]) == 1.0
+    # Three cells of two voxels away: six voxels.
+    assert abs(float(found[4, 8, 6]) - float(torch.exp(torch.tensor(-0.5 * (6 / PRIOR_REACH) ** 2)))) < 1e-6
+    other = torch.exp(torch.tensor(-0.5 * (12 / PRIOR_REACH) ** 2 - 0.5 * (0.3 / PRIOR_WIDTH) ** 2))
+    assert abs(float(found[4, 8, 9]) - float(other)) < 1e-6
+    assert float(_nearby(click, torch.tensor([[0]]), means, fold=2).max()) == 0

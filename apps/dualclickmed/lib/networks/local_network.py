@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 CLICK_SIGMAS = (1.5, 6.0)
 # How far intensities in [0, 1] may differ from those at a click and count as alike.
 INTENSITY_WIDTHS = (0.04, 0.12)
+# The suggestion that training starts from: reach in voxels, width in intensity, and weight of its logit. Of
+# the values tried on generated objects these gave the best mask from one click (mean Dice 0.30).
+PRIOR_REACH, PRIOR_WIDTH, PRIOR_GAIN = 10.0, 0.12, 3.0
 # The compact head's positions are offsets from the crop's centre in units of the inference window.
 REFERENCE_SIDE = 128
 # What MONAI's point head has built in.
@@ -117,6 +120,7 @@ class ClickHead(nn.Module):
         self.mix_full = Pointwise(parts * detail_channels, parts * detail_channels)
         self.output_hypernetworks_mlps = MLP(feature_size, feature_size, parts * channels, 3)
         self.fine_hypernetwork = MLP(feature_size, feature_size, detail_channels, 3)
+        self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN))
 
     def embed(self, image: Tensor, features: Tensor) -> LocalFeatures:
         """As `PointHead.embed`, with finer maps: features, folded full resolution, smoothed intensities."""
@@ -152,6 +156,7 @@ class ClickHead(nn.Module):
         eye = torch.eye(self.parts, device=fine.device, dtype=fine_weights.dtype)
         fine_weights = torch.einsum("bc,pq->bpqc", fine_weights, eye).reshape(1, self.parts, -1)
         logits = _product(x, coarse_weights) + _product(fine, fine_weights)
+        logits = logits + self.prior_gain * (2 * _nearby(unit, labels, means, self.fold) - 1)
         return depth_to_space(logits, self.fold)
 
     def _positions(self, offsets: Tensor) -> Tensor:
@@ -190,6 +195,34 @@ def _alike(unit: Tensor, labels: Tensor, means: Tensor) -> Tensor:
                 nearest = torch.minimum(nearest, (means.float() - value).abs())
             maps.append(torch.exp(-0.5 * (nearest / width) ** 2))
     return torch.cat(maps, dim=1)
+
+
+def _nearby(unit: Tensor, labels: Tensor, means: Tensor, fold: int) -> Tensor:
+    """The object that a foreground click alone suggests: what is near it and of similar intensity.
+
+    Training starts from here. From a mask of nothing, where an object is a hundredth of the window, it takes
+    thousands of steps before the first voxel is found.
+
+    Args:
+        unit: (1, N, 3) clicks, labels (1, N); means: (1, 1, D, H, W) smoothed intensities in [0, 1].
+        fold: voxels along a side of one cell of `means`.
+
+    Returns:
+        (1, 1, D, H, W) in [0, 1], the largest over the foreground clicks; 0 without one.
+    """
+    size = means.shape[2:]
+    best = torch.zeros_like(means, dtype=torch.float32)
+    values = sample_at(means.float(), unit)[0, :, 0]
+    at = unit[0] * unit.new_tensor(size) - 0.5
+    for point, value in zip(at[labels[0] == FOREGROUND], values[labels[0] == FOREGROUND], strict=True):
+        bumps = [
+            torch.exp(-0.5 * ((torch.arange(n, device=unit.device) - c) * fold / PRIOR_REACH) ** 2)
+            for n, c in zip(size, point, strict=True)
+        ]
+        near = bumps[0][:, None, None] * bumps[1][:, None] * bumps[2]
+        like = torch.exp(-0.5 * ((means.float() - value) / PRIOR_WIDTH) ** 2)
+        best = torch.maximum(best, near * like)
+    return best
 
 
 def _all_tokens(head: PointHead | ClickHead, clicks: Tensor, labels: Tensor) -> Tensor:
