@@ -21,6 +21,7 @@ from dualclickmed.configs.options import Options
 from dualclickmed.errors import PromptError, UserError
 from dualclickmed.experts import Result
 from dualclickmed.geometry import Box
+from dualclickmed.infers import wire
 from dualclickmed.infers.dialects import (
     MAX_CLICKS,
     RawPrompts,
@@ -37,6 +38,8 @@ from dualclickmed.infers.tasks import ClickTask, LabelsTask, ObjectTask
 from dualclickmed.prompts import Click, Prompts
 from dualclickmed.volume import Volume, from_array, load_volume
 from fastapi import HTTPException
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 LABELS = LabelMap(("liver", "spleen", "left kidney"))
 ONE = LabelMap(("object",))
@@ -420,7 +423,7 @@ def test_unknown_formats_are_refused_and_leave_nothing(extension: str, dtype: st
 
 
 class OneVoxelSegmenter:
-    """Stands for the experts: each label is its first foreground click and nothing else."""
+    """Stands for the experts: each label is its first foreground click, or its box's corner."""
 
     def __init__(self, volume: Volume, options: Options) -> None:
         self.volume = volume
@@ -435,8 +438,10 @@ class OneVoxelSegmenter:
         canonical: dict[str, Prompts] = to_canonical(prompts, self.volume)
         labels = np.zeros(self.volume.shape, np.uint8)
         values = {label: at for at, label in enumerate(canonical, start=1)}
-        for label, given in canonical.items():
-            labels[given.foreground[0]] = values[label]
+        for label, wanted in canonical.items():
+            corner = wanted.box.lo if wanted.box else (0, 0, 0)
+            z, y, x = (int(edge) for edge in (wanted.foreground or [corner])[0])
+            labels[z, y, x] = values[label]
         result = Result(labels, values, dict.fromkeys(values, "local"), [], {"decode": 0.5})
         return Answer(self.volume, result, {"load": 0.25, **result.stages})
 
@@ -524,6 +529,31 @@ def test_users_errors_are_status_400() -> None:
         task({"image": "x", "liver": [[9, 9, 9]]})
     assert caught.value.status_code == 400
     assert "[9, 9, 9] for 'liver' lies outside" in caught.value.detail
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=8,
+)
+CLICKS = st.lists(st.lists(st.integers(-1, 6), min_size=2, max_size=4), max_size=3)
+KEYS = [*sorted(wire.EXPECTED - {wire.IMAGE, wire.MODEL}), *LABELS.names, "lung", "null", "size"]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON | CLICKS | st.lists(st.integers(-9, 9), max_size=7)))
+@settings(max_examples=200)
+def test_any_json_is_answered_or_refused(request_: dict[str, Any]) -> None:
+    segmenter = OneVoxelSegmenter(a_volume(), Options(LABELS))
+    for task in (LabelsTask(segmenter), ObjectTask(segmenter)):
+        try:
+            name, details = task({"image": "image.nii.gz", **request_})
+        except HTTPException as error:
+            assert error.status_code == 400
+            # Starlette sends it as JSON in UTF-8, where half a surrogate pair would be an error of its own.
+            assert len(error.detail.encode()) < 1000
+        else:
+            Path(name).unlink()
+            json.dumps(details).encode()
 
 
 class FakeStudies:

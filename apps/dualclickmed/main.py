@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from fastapi import HTTPException
 from lib import __version__
 from lib.configs.options import Options
 from lib.errors import UserError
-from lib.infers.images import with_image
+from lib.infers.images import remove_uploads, with_image
 from lib.infers.segmenter import Segmenter
 from lib.infers.tasks import LabelsTask, ObjectTask
 from monailabel.interfaces.app import MONAILabelApp
@@ -68,7 +67,14 @@ class DualClickMed(MONAILabelApp):
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Segment; a request for an unknown task or for a file that is not its own gives status 400."""
-        return self._answered(lambda: self._infer(request, datastore or self.datastore()))
+        try:
+            return self._infer(request, datastore or self.datastore())
+        except UserError as error:
+            remove_uploads(request)
+            raise HTTPException(400, str(error)) from error
+        except Exception:
+            remove_uploads(request)
+            raise
 
     def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         """MONAI Label's way in for whole slides, which it opens before any task sees the request."""
@@ -76,20 +82,12 @@ class DualClickMed(MONAILabelApp):
 
     def _infer(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
         model = request.get("model")
-        if model not in self._infers:
-            raise UserError(
-                f"There is no task {str(model)[:100]!r}; the tasks are {', '.join(self._infers)}."
-            )
+        if not isinstance(model, str) or model not in self._infers:
+            known = ", ".join(self._infers)
+            raise UserError(f"There is no task {str(model)[:100]!r}; the tasks are {known}.")
         sessions = self.sessions()
         folder = None if sessions is None else Path(sessions.store_path)
         return super().infer(with_image(request, datastore, folder), datastore)
-
-    @staticmethod
-    def _answered(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        try:
-            return run()
-        except UserError as error:
-            raise HTTPException(400, str(error)) from error
 
     def _warm_up(self) -> None:
         try:

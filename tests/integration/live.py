@@ -23,7 +23,7 @@ from dualclickmed.networks.build import PRESETS, build_global, build_local
 from dualclickmed.weights import default_path, save_expert
 
 APP = Path(__file__).parents[2] / "apps" / "dualclickmed"
-START_SECONDS = 120
+START_SECONDS = 200
 # No spaces: the `monailabel` script would break the argument at them.
 LABELS = ("liver", "spleen", "kidney", "tumor")
 

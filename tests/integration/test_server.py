@@ -291,6 +291,7 @@ CLICK = {"liver": [[27, 30, 19]]}
         ("ct", {**CLICK, "image": "/etc/passwd"}, "holds no folders"),
         ("ct", {**CLICK, "image": ["ct"]}, "A request needs an image"),
         ("ct", {**CLICK, "model": "other"}, "There is no task 'other'"),
+        ("ct", {**CLICK, "model": ["dualclickmed"]}, "There is no task"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_sentence(
@@ -352,10 +353,16 @@ def test_bad_weights_stop_the_tasks_until_they_are_put_right(
 
 
 def test_nothing_is_left_behind(server: Server) -> None:
+    data = (server.studies / "ct.nii.gz").read_bytes()
+    files = {"file": ("image.nii.gz", data)}
+    assert server.infer("dualclickmed", None, OHIF, files=files).status_code == 200
+    assert server.infer("dualclickmed", None, {}, files=files).status_code == 400
+    labelled = server.infer("dualclickmed", "ct", OHIF, files={"label": ("label.nii.gz", data)})
+    assert "A label file was uploaded" in labelled.json()["detail"]
     for output in ("image", "json", None):
         server.infer("dualclickmed", "ct", OHIF, output=output)
     # MONAI Label removes a result after it has been sent.
     deadline = time.monotonic() + 10
-    while (left := list(server.temporary.glob("dualclickmed-*"))) and time.monotonic() < deadline:
+    while (left := list(server.temporary.glob("*.n*"))) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert left == []

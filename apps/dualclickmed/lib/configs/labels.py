@@ -39,7 +39,7 @@ _COLOURS: dict[str, Colour] = {
     "prostate": (230, 158, 140),
     "brain": (250, 250, 225),
     "spinal cord": (244, 214, 49),
-    "vertebra": (255, 255, 207),
+    "spine": (255, 255, 207),
     "bone": (241, 214, 145),
     "muscle": (192, 104, 88),
     "lymph node": (68, 172, 100),

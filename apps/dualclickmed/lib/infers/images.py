@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import requests
 
@@ -65,8 +65,10 @@ def with_image(request: Mapping[str, Any], studies: Studies, sessions: Path | No
     """The request, known to name an image that it may read, and with its modality unless it gives one.
 
     Raises:
-        UserError: as `located` does.
+        UserError: as `located` does, or a label file was uploaded.
     """
+    if _is_upload(request.get(wire.LABEL)):
+        raise UserError("A label file was uploaded, but these tasks take clicks and boxes only.")
     image = request.get(wire.IMAGE)
     path, modality = located(image, studies, sessions)
     # MONAI Label takes an id for a path where a file of that name happens to lie in its working folder.
@@ -74,7 +76,16 @@ def with_image(request: Mapping[str, Any], studies: Studies, sessions: Path | No
     return {wire.MODALITY: modality, **request, wire.IMAGE: known}
 
 
-def _is_upload(image: str) -> bool:
+def remove_uploads(request: Mapping[str, Any]) -> None:
+    """Remove what was uploaded with a request; MONAI Label does so for those that it has answered alone."""
+    for uploaded in (request.get(wire.IMAGE), request.get(wire.LABEL)):
+        if _is_upload(uploaded):
+            Path(uploaded).unlink(missing_ok=True)
+
+
+def _is_upload(image: object) -> TypeGuard[str]:
+    if not isinstance(image, str):
+        return False
     path = Path(image)
     return path.parent == Path(tempfile.gettempdir()) and _UPLOAD.fullmatch(path.name) is not None
 
