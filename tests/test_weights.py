@@ -256,7 +256,9 @@ def test_listing_tells_good_files_from_bad_ones(saved: Path) -> None:
 
 
 def test_shipped_weights_are_whole_and_small() -> None:
-    """The repository's own files: both experts together stay within 32 MB."""
+    """The repository's own files: both compact experts are there and stay within 32 MB together."""
     files = weights.list_weights(Path(__file__).resolve().parents[1] / "model")
     assert [file.problem for file in files if file.problem is not None] == []
-    assert sum(file.nbytes for file in files if file.path.stem.endswith("-compact")) <= 32e6
+    compact = {file.path.stem: file.nbytes for file in files if file.path.stem.endswith("-compact")}
+    assert sorted(compact) == ["global-compact", "local-compact"]
+    assert sum(compact.values()) <= 32e6
