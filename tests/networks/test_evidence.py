@@ -10,6 +10,7 @@ from dualclickmed.networks.local_network import (
     PRIOR_REACH,
     PRIOR_WIDTH,
     _alike,
+    _connected,
     _nearby,
 )
 
@@ -88,3 +89,21 @@ def test_the_first_suggestion_is_near_the_click_and_like_it() -> None:
     other = torch.exp(torch.tensor(-0.5 * (12 / PRIOR_REACH) ** 2 - 0.5 * (0.3 / PRIOR_WIDTH) ** 2))
     assert abs(float(found[4, 8, 9]) - float(other)) < 1e-6
     assert float(_nearby(click, torch.tensor([[0]]), means, fold=2).max()) == 0
+
+
+def test_connectedness_follows_an_even_object_to_its_end_and_stops_at_a_wall() -> None:
+    """A U-shaped tunnel of one intensity: both arms are reached, an equal island is not."""
+    means = torch.full((1, 1, 32, 32, 32), 0.9)
+    tunnel = torch.zeros(32, 32, 32, dtype=torch.bool)
+    tunnel[4:8, 4:8, 4:20] = tunnel[4:8, 4:28, 16:20] = tunnel[4:8, 24:28, 4:20] = True
+    island = torch.zeros_like(tunnel)
+    island[20:24, 20:24, 4:8] = True
+    means[0, 0][tunnel | island] = 0.3
+    click = torch.tensor([[[6.5 / 32, 6.5 / 32, 6.5 / 32]]])
+    reached = _connected(click, torch.tensor([[1]]), means)[0]
+    assert reached.shape[0] == 2 * len(INTENSITY_WIDTHS)
+    assert float(reached[0, 6, 26, 6]) > 0.99
+    assert float(reached[0, 22, 22, 6]) < 0.01
+    assert float(reached[1].max()) == 0
+    # The best path between two tissues is as bad as its worst step.
+    assert float(_alike(click, torch.tensor([[1]]), means)[0, 0, 22, 22, 6]) > 0.99

@@ -113,7 +113,7 @@ class ClickHead(nn.Module):
         self.point_projection = nn.Linear(feature_size + channels, feature_size)
         self.output_upscaling = Doubling(feature_size, channels)
         self.add_skip = Pointwise(channels, channels)
-        self.add_clicks = Pointwise(2 * len(CLICK_SIGMAS) + 2 * len(INTENSITY_WIDTHS), channels)
+        self.add_clicks = Pointwise(2 * len(CLICK_SIGMAS) + 4 * len(INTENSITY_WIDTHS), channels)
         self.merge = nn.Conv3d(channels, channels, 3, padding=1)
         self.refine = nn.Conv3d(channels, channels, 3, padding=1)
         self.up_full = Pointwise(channels, parts * detail_channels)
@@ -146,7 +146,9 @@ class ClickHead(nn.Module):
         image = image.transpose(1, 2).reshape(low.shape)
         mask_token = tokens[:, 0]
 
-        maps = torch.cat([self._maps(unit, labels, half), _alike(unit, labels, means)], dim=1)
+        alike = _alike(unit, labels, means)
+        connected = _connected(unit, labels, means)
+        maps = torch.cat([self._maps(unit, labels, half), alike, connected], dim=1)
         clicks = self.add_clicks(maps)
         x = F.gelu(self.output_upscaling(image) + self.add_skip(half) + clicks)
         x = x + F.gelu(self.refine(F.gelu(self.merge(x))))
@@ -195,6 +197,33 @@ def _alike(unit: Tensor, labels: Tensor, means: Tensor) -> Tensor:
                 nearest = torch.minimum(nearest, (means.float() - value).abs())
             maps.append(torch.exp(-0.5 * (nearest / width) ** 2))
     return torch.cat(maps, dim=1)
+
+
+def _connected(unit: Tensor, labels: Tensor, means: Tensor) -> Tensor:
+    """Fuzzy connectedness to the clicks: how alike the least like voxel on the best path from a click is.
+
+    Convolutions see a fixed way; this follows an even organ to its end, and no further than its edge. It is
+    computed on cells of twice the size (the path may be as long as one and a half times the window).
+
+    Args:
+        unit, labels, means: as in `_alike`.
+
+    Returns:
+        (1, 2 * len(INTENSITY_WIDTHS), D, H, W) in [0, 1], foreground then background by width.
+    """
+    coarse = F.avg_pool3d(means.float(), 2, ceil_mode=True, count_include_pad=False)
+    size = coarse.shape[2:]
+    like = _alike(unit, labels, coarse)[0][:, None]
+    cells = (unit[0] * unit.new_tensor(size)).long()
+    reached = torch.zeros_like(like)
+    for channel in range(len(like)):
+        kind = (FOREGROUND, BACKGROUND)[channel % 2]
+        z, y, x = cells[labels[0] == kind].unbind(dim=1)
+        reached[channel, 0, z, y, x] = like[channel, 0, z, y, x]
+    for _ in range(3 * max(size) // 2):
+        reached = torch.maximum(reached, torch.minimum(F.max_pool3d(reached, 3, stride=1, padding=1), like))
+    grown = F.interpolate(reached, size=means.shape[2:], mode="trilinear", align_corners=False)
+    return grown[:, 0][None]
 
 
 def _nearby(unit: Tensor, labels: Tensor, means: Tensor, fold: int) -> Tensor:

@@ -53,5 +53,5 @@ class Recipe:
 
 COMPACT: dict[Kind, Recipe] = {
     "global": Recipe(kind="global", scenes=2, targets=2, interactions=2, points=4, together=True),
-    "local": Recipe(kind="local", scenes=2, targets=3, interactions=3, points=1, size=64),
+    "local": Recipe(kind="local", scenes=1, targets=3, interactions=3, points=1, size=96),
 }
