@@ -103,6 +103,18 @@ def test_clicks_come_in_a_second_round_with_the_first_mask(volume, fakes):
     assert (prediction.logits == 4).all()
 
 
+def test_a_further_click_in_a_region_is_one_decoding(volume, fakes):
+    network = fakes.Network(fakes.constant(1.0))
+    expert = GlobalExpert(network, "cpu", ByteCache(1 << 26))
+    box = Box((4.0, 4.0, 4.0), (12.0, 12.0, 12.0))
+    clicks = (Click((6, 6, 6)), Click((7, 8, 9), False), Click((9, 5, 10)))
+    for count in range(1, 4):
+        expert.predict(volume, Prompts(clicks[:count], box))
+    assert len(network.encoded) == 1
+    # The box alone once, and then each request's clicks.
+    assert [labels.shape[1] for _, labels, _ in network.decoded] == [1, 2, 3, 4]
+
+
 def test_the_published_network_gets_the_centre_as_a_foreground_click(volume, fakes):
     network = fakes.Network(fakes.constant(1.0), box_label=1)
     expert_of(network).predict(volume, Prompts(box=BOXES[0]))

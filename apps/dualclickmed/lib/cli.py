@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that ``--help`` answers 
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import shlex
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 EXIT_USER_ERROR = 2
 APP_DIR = Path(__file__).resolve().parents[1]
 """The MONAI Label app, whose ``lib`` this package is."""
+STUDY_FILES = ["*.nii.gz", "*.nii", "*.nrrd", "*.mha"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _LATER: dict[str, tuple[str, str, str]] = {
@@ -167,6 +169,8 @@ def serve(
 
     # Read by MONAI Label when it is imported. Scoring starts by itself otherwise, and slows the first clicks.
     os.environ.setdefault("MONAI_LABEL_AUTO_UPDATE_SCORING", "false")
+    # Only volumes that the tasks can open; MONAI Label would list photographs and leave out MetaImage.
+    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps(STUDY_FILES))
     # Tools such as itkimage2segimage lie beside the interpreter, in an environment that may not be activated.
     os.environ["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]

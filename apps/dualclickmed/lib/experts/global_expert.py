@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..errors import PromptError
 from ..geometry import Box, Roi, crop_to_grid, global_roi
+from ..intensity import IntensityMap
 from ..networks.global_network import GlobalFeatures, GlobalNetwork
 from ..prompts import Click, Prompts
 from ..simulation.rounds import box_centre_prompt
@@ -24,26 +26,27 @@ MASK_LOGIT = 4.0
 """Logit that stands for a voxel inside a given mask, and minus it for one outside (probability 0.98)."""
 
 
-def two_round_logits(
-    network: GlobalNetwork, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor | None
+def box_logits(network: GlobalNetwork, features: GlobalFeatures, device: torch.device) -> Tensor:
+    """The first round of training: what the box alone says, logits (1, 1, M, M, M) of one region."""
+    centre, kind = box_centre_prompt(network, 1, network.config.image_size, device)
+    return network.decode(features, centre, kind, None)
+
+
+def click_logits(
+    network: GlobalNetwork, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor
 ) -> Tensor:
-    """Predict as in training: first from the box alone, then with all clicks and the first mask.
+    """The second round: all clicks, and the mask of the first round or an earlier one.
 
     Args:
         network, features: of one region.
         points: (1, N, 3) clicks in grid voxels.
         labels: (1, N) 1 foreground, 0 background.
-        mask: logits (1, 1, M, M, M) of a previous mask; it makes the first round unnecessary.
+        mask: logits (1, 1, M, M, M).
 
     Returns:
         logits (1, 1, M, M, M).
     """
     centre, kind = box_centre_prompt(network, 1, network.config.image_size, points.device)
-    if mask is None:
-        first = network.decode(features, centre, kind, None)
-        if points.shape[1] == 0:
-            return first
-        mask = first
     return network.decode(
         features,
         torch.cat([centre, points], dim=1),
@@ -104,29 +107,36 @@ class GlobalExpert:
         box, clicks = _box_and_clicks(prompts)
         size = self.network.config.image_size
         roi = global_roi(prompts.enclosing_box(), grid=(size, size, size))
-        features = self._encoded(volume, roi, box, intensity, stages)
+        intensity_map = map_in_box(volume, box, intensity)
+        key = (volume.key, self._weights_key, roi, intensity_map)
+        features = self._encoded(key, volume, roi, intensity_map, stages)
         points, labels = point_prompts(roi, clicks)
         with stages.timed("crop"):
             mask = None if prompts.mask is None else self._mask_logits(prompts.mask, roi)
         with stages.timed("decode"), self._precision():
-            logits = two_round_logits(
-                self.network, features, points.to(self.device), labels.to(self.device), mask
-            )[0, 0]
-            logits = logits.float().cpu()
+            given = mask is not None
+            if mask is None:
+                # The box alone says the same with every click of the region: half of a further click's work.
+                mask = self._cache.get((*key, "box"), lambda: box_logits(self.network, features, self.device))
+            if given or points.shape[1] > 0:
+                mask = click_logits(
+                    self.network, features, points.to(self.device), labels.to(self.device), mask
+                )
+            logits = mask[0, 0].float().cpu()
         with stages.timed("paste"):
             cells = (logits.shape[0], logits.shape[1], logits.shape[2])
             return [paste_object(logits, Roi(roi.box, cells), volume.shape)]
 
-    def _encoded(self, volume: Volume, roi: Roi, box: Box, intensity: str, stages: Stages) -> GlobalFeatures:
-        intensity_map = map_in_box(volume, box, intensity)
-
+    def _encoded(
+        self, key: Hashable, volume: Volume, roi: Roi, intensity_map: IntensityMap, stages: Stages
+    ) -> GlobalFeatures:
         def encode() -> GlobalFeatures:
             with stages.timed("crop"):
                 image = global_input(volume, roi, intensity_map).to(self.device)
             with stages.timed("encode"), self._precision():
                 return self.network.encode(image)
 
-        return self._cache.get((volume.key, self._weights_key, roi, intensity_map), encode)
+        return self._cache.get(key, encode)
 
     def _mask_logits(self, mask: npt.NDArray[np.generic], roi: Roi) -> Tensor | None:
         """A given mask as logits on the network's grid; None if no part of it is in the region."""
