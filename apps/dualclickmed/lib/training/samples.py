@@ -18,8 +18,11 @@ from .generated import Scene, make_scene
 BOX_EXACT, BOX_MIDDLE = 0.5, 0.2
 BOX_SLOPPINESS = 0.12
 BORDER_SHARE = 0.25
-# A small target is a hard one and rare by volume; large ones would fill the batches otherwise.
-MIN_LOCAL_TARGET = 40
+# Local targets of fewer voxels are left out, and larger ones are preferred by this power of their volume: a
+# scene holds many small objects for each large one.
+MIN_LOCAL_TARGET, SIZE_PREFERENCE = 120, 0.4
+# Scenes of less than this part of the window are mostly border; few of them are enough to know them.
+SMALL_SCENE, SMALL_SCENE_SHARE = 0.6, 0.2
 
 
 class GlobalBatch(NamedTuple):
@@ -161,12 +164,15 @@ class LocalSource(Dataset[LocalBatch]):
     def _window(
         self, scene: Scene, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, list[int]]]] | None:
-        masks = [
-            scene.mask(scene.targets[int(i)]) for i in rng.permutation(len(scene.targets))[: self.targets]
-        ]
-        masks = [m for m in masks if int(m.sum()) >= MIN_LOCAL_TARGET]
+        if max(scene.image.shape) < SMALL_SCENE * self.size and rng.random() > SMALL_SCENE_SHARE:
+            return None
+        masks = [m for m in map(scene.mask, scene.targets) if int(m.sum()) >= MIN_LOCAL_TARGET]
         if not masks:
             return None
+        weights = np.array([float(m.sum()) for m in masks]) ** SIZE_PREFERENCE
+        count = min(self.targets, len(masks))
+        picked = rng.choice(len(masks), size=count, replace=False, p=weights / weights.sum())
+        masks = [masks[int(i)] for i in picked]
         centre = self._interior(masks[0], rng)
         jitter = rng.integers(-6, 7, size=3) if rng.random() < 0.5 else np.zeros(3, dtype=int)
         z, y, x = (int(v) for v in centre + jitter)
