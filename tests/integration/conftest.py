@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .live import APP, LABELS, Server, free_port, make_studies, make_weights, stop, wait_until_up
+from .live import APP, LABELS, Server, free_port, make_studies, make_weights, running
 
 
 @pytest.fixture(scope="session")
@@ -32,12 +31,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     }
     command = ["monailabel", "start_server", "--app", str(APP), "--studies", str(started.studies)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--conf", "labels", ",".join(LABELS)]
-    with started.log.open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True
-        )
-        try:
-            wait_until_up(started, process)
-            yield started
-        finally:
-            stop(process)
+    with running(command, started, environment):
+        yield started

@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,20 @@ def wait_until_up(server: Server, process: subprocess.Popen[bytes]) -> None:
         except requests.ConnectionError:
             time.sleep(0.2)
     pytest.fail(f"The server did not start:\n{server.log.read_text()[-4000:]}")
+
+
+@contextmanager
+def running(command: Sequence[str], server: Server, environment: Mapping[str, str]) -> Iterator[Server]:
+    """Start a server's process, wait until it answers, and end it afterwards."""
+    with server.log.open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, cwd=server.log.parent, start_new_session=True
+        )
+        try:
+            wait_until_up(server, process)
+            yield server
+        finally:
+            stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import SimpleITK
 from dualclickmed.evaluation.metrics import dice
 from dualclickmed.sample import write_sample
 
-from .live import Server, free_port, stop, wait_until_up
+from .live import Server, free_port, running
 
 REPOSITORY = Path(__file__).parents[2]
 # Large organs of the sample; the bar for a box or two opposite corners.
@@ -38,15 +37,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     command = [sys.executable, str(REPOSITORY / "main.py"), "serve"]
     command += ["--studies", str(started.studies), "--port", str(port)]
     environment = os.environ | {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
-    with started.log.open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True
-        )
-        try:
-            wait_until_up(started, process)
-            yield started
-        finally:
-            stop(process)
+    with running(command, started, environment):
+        yield started
 
 
 def test_metaimage_files_are_studies(shipped: Server) -> None:

@@ -37,7 +37,7 @@ STUDY_FILES = ["*.nii.gz", "*.nii", "*.nrrd", "*.mha"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _LATER: dict[str, tuple[str, str, str]] = {
-    "train": (".training.command", "train_app", "Train an expert on generated volumes."),
+    "train": (".training.command", "train_expert", "Train an expert on generated volumes."),
     "evaluate": (".evaluation.command", "evaluate", "Measure how good the masks are on labelled cases."),
 }
 """Commands with heavy modules: name to module, its ``typer.Typer`` or function, line in the overview."""

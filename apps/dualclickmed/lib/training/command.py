@@ -1,8 +1,9 @@
-"""`train global` and `train local` of the command line."""
+"""`train` of the command line."""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import logging
 import shlex
 import sys
@@ -19,77 +20,39 @@ from .recipes import COMPACT
 
 logger = logging.getLogger(__name__)
 
-train_app = typer.Typer(
-    help="Train an expert on generated volumes.", no_args_is_help=True, add_completion=False
-)
 
-Preset = Annotated[str, typer.Option(help="Which network: compact.")]
-Out = Annotated[
-    Path | None, typer.Option(help="Folder of checkpoint, log and weights (default: runs/EXPERT-PRESET).")
-]
-Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps; also the length of the schedule.")]
-Minutes = Annotated[
-    float | None, typer.Option(min=0, help="Stop after this time; the schedule is fitted to it.")
-]
-Rate = Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of scenes, clicks and initial weights.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads (default: all cores).")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that make samples beside the training.")]
-Half = Annotated[bool, typer.Option(help="Compute in bfloat16 where that is safe.")]
-Resume = Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")]
+class Expert(str, enum.Enum):
+    """What can be trained."""
+
+    GLOBAL = "global"
+    LOCAL = "local"
 
 
-@train_app.command("global")
-def train_global(
-    preset: Preset = "compact",
-    out: Out = None,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    rate: Rate = None,
-    seed: Seed = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    workers: Workers = 0,
-    half: Half = True,
-    resume: Resume = True,
+def train_expert(
+    expert: Annotated[Expert, typer.Argument(help="Which expert.")],
+    preset: Annotated[str, typer.Option(help="Which network: compact.")] = "compact",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of checkpoint, log and weights (default: runs/EXPERT-PRESET)."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps; also the length of the schedule.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after this time; the schedule is fitted to it.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of scenes, clicks and initial weights.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Processor threads (default: all cores).")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make samples beside the training.")] = 0,
+    half: Annotated[bool, typer.Option(help="Compute in bfloat16 where that is safe.")] = True,
+    resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
 ) -> None:
-    """Train the global expert."""
-    _train("global", preset, out, steps, minutes, rate, seed, device, threads, workers, half, resume)
-
-
-@train_app.command("local")
-def train_local(
-    preset: Preset = "compact",
-    out: Out = None,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    rate: Rate = None,
-    seed: Seed = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    workers: Workers = 0,
-    half: Half = True,
-    resume: Resume = True,
-) -> None:
-    """Train the local expert."""
-    _train("local", preset, out, steps, minutes, rate, seed, device, threads, workers, half, resume)
-
-
-def _train(
-    kind: Kind,
-    preset: str,
-    out: Path | None,
-    steps: int | None,
-    minutes: float | None,
-    rate: float | None,
-    seed: int | None,
-    device: str,
-    threads: int | None,
-    workers: int,
-    half: bool,
-    resume: bool,
-) -> None:
+    """Train an expert on generated volumes."""
+    kind: Kind = "global" if expert is Expert.GLOBAL else "local"
     if preset != "compact":
         raise UserError(f"Generated volumes train the preset 'compact' only; '{preset}' was asked for.")
     if threads:
