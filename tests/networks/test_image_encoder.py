@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
 from dualclickmed.networks.evidence import box_evidence
 from dualclickmed.networks.image_encoder import Attention, ConvStem, RelativeAttention
 from dualclickmed.networks.layers import centre_coordinates, space_to_depth
+from dualclickmed.networks.reference import published_attention
 from torch import Tensor
 
 
@@ -21,34 +20,8 @@ def randomised(attention: RelativeAttention, spread: float) -> RelativeAttention
     return attention
 
 
-def published_attention(attention: RelativeAttention, x: Tensor) -> Tensor:
-    """The published block's attention: pad to the window, no mask, every key on its own.
-
-    The bias of query (d, h, w) and key (kd, kh, kw) is
-    q(d, h, w) . R_d[d, kw] + q(d, h, kd) . R_h[h, kw] + q(d, h, kh) . R_w[kh, kw]
-    with R[i, k] = row i - k + n - 1.
-    """
-    b, g, _, _, dim = x.shape
-    n, heads = attention.window, attention.heads
-    c = dim // heads
-    padded = F.pad(x, (0, 0, 0, n - g, 0, n - g, 0, n - g))
-    q, k, v = F.linear(padded, attention.qkv.weight, attention.qkv.bias).split(dim, dim=-1)
-    row = torch.arange(n)[:, None] - torch.arange(n)[None, :] + n - 1
-    tables = (attention.rel_pos_d, attention.rel_pos_h, attention.rel_pos_w)
-    table_d, table_h, table_w = (table[row] for table in tables)
-    kd, kh, kw = torch.meshgrid(*[torch.arange(n)] * 3, indexing="ij")
-    out = torch.zeros(b, g, g, g, dim, dtype=x.dtype)
-    for i, head in itertools.product(range(b), range(heads)):
-        part = slice(head * c, (head + 1) * c)
-        q_, k_, v_ = q[i, ..., part], k[i, ..., part], v[i, ..., part]
-        for d, h, w in itertools.product(range(g), repeat=3):
-            logits = (k_ @ q_[d, h, w]) * c**-0.5
-            logits = logits + (table_d[d] @ q_[d, h, w])[kw]
-            logits = logits + (q_[d, h] @ table_h[h].T)[kd, kw]
-            logits = logits + torch.einsum("xc,xkc->xk", q_[d, h], table_w)[kh, kw]
-            weights = logits.flatten().softmax(0)
-            out[i, d, h, w, part] = weights @ v_.reshape(-1, c)
-    return F.linear(out, attention.proj.weight, attention.proj.bias)
+def published(attention: RelativeAttention, x: Tensor) -> Tensor:
+    return published_attention(x, dict(attention.named_parameters()), attention.heads, attention.window)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +41,7 @@ def test_padding_free_attention_is_the_published_one(
     attention = randomised(RelativeAttention(dim, heads, grid, window), spread)
     x = torch.randn(batch, grid, grid, grid, dim)
     with torch.no_grad():
-        expected = published_attention(attention.double(), x.double())
+        expected = published(attention.double(), x.double())
         got = attention.float()(x)
     assert (got - expected).norm() / expected.norm() < 1e-5
 
@@ -89,7 +62,7 @@ def test_padding_free_attention_has_the_published_gradients() -> None:
     x = torch.randn(1, 3, 3, 3, 6, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(1, 3, 3, 3, 6, dtype=torch.float64)
     inputs = [x, *attention.parameters()]
-    expected = torch.autograd.grad((published_attention(attention, x) * direction).sum(), inputs)
+    expected = torch.autograd.grad((published(attention, x) * direction).sum(), inputs)
     got = torch.autograd.grad((attention(x) * direction).sum(), inputs)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)

@@ -1,9 +1,9 @@
-"""The mask decoder against the published formulas, spelled out."""
+"""The mask decoder on its own; test_reference.py holds it to the published formulas."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-import torch.nn.functional as F
 from dualclickmed.networks.mask_decoder import MaskDecoder, PlainUpscaling, SkipUpscaling, TwoWayTransformer
 from dualclickmed.networks.prompt_encoder import EncodedPrompts
 from torch import Tensor, nn
@@ -27,72 +27,6 @@ def prompts(batch: int, tokens: int, padding: Tensor | None = None) -> EncodedPr
         torch.randn(batch, DIM, 2, 2, 2, generator=generator),
         None,
     )
-
-
-def written_out(net: MaskDecoder, embedding: Tensor, positions: Tensor, given: EncodedPrompts) -> Tensor:
-    """The published decoder for one image, step by step (SAM, appendix A)."""
-    p = dict(net.named_parameters())
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        return x @ p[name + ".weight"].T + p[name + ".bias"]
-
-    def attention(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = linear(name + ".q_proj", q), linear(name + ".k_proj", k), linear(name + ".v_proj", v)
-        c = q.shape[1] // HEADS
-        parts = []
-        for head in range(HEADS):
-            s = slice(head * c, (head + 1) * c)
-            parts.append(((q[:, s] @ k[:, s].T) / c**0.5).softmax(-1) @ v[:, s])
-        return linear(name + ".out_proj", torch.cat(parts, dim=1))
-
-    def norm(name: str, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (DIM,), p[name + ".weight"], p[name + ".bias"])
-
-    image = (embedding[0] + given.dense[0]).flatten(1).T
-    pe = positions[0].flatten(1).T
-    tokens = torch.cat([p["iou_token.weight"], p["mask_tokens.weight"], given.tokens[0]])
-    queries = tokens
-    for i in range(2):
-        at = f"transformer.layers.{i}"
-        if i == 0:
-            queries = attention(at + ".self_attn", queries, queries, queries)
-        else:
-            q = queries + tokens
-            queries = queries + attention(at + ".self_attn", q, q, queries)
-        queries = norm(at + ".norm1", queries)
-        q, k = queries + tokens, image + pe
-        queries = norm(at + ".norm2", queries + attention(at + ".cross_attn_token_to_image", q, k, image))
-        hidden = linear(at + ".mlp.lin1", queries).clamp(min=0)
-        queries = norm(at + ".norm3", queries + linear(at + ".mlp.lin2", hidden))
-        q, k = queries + tokens, image + pe
-        image = norm(at + ".norm4", image + attention(at + ".cross_attn_image_to_token", k, q, queries))
-    final = attention("transformer.final_attn_token_to_image", queries + tokens, image + pe, image)
-    queries = norm("transformer.norm_final_attn", queries + final)
-
-    x = image.T.reshape(embedding.shape)
-    up = "output_upscaling"
-    x = F.conv_transpose3d(x, p[up + ".0.weight"], p[up + ".0.bias"], stride=2)
-    mean, var = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
-    x = (x - mean) / (var + 1e-6).sqrt()
-    x = F.gelu(x * p[up + ".1.weight"].view(-1, 1, 1, 1) + p[up + ".1.bias"].view(-1, 1, 1, 1))
-    x = F.gelu(F.conv_transpose3d(x, p[up + ".3.weight"], p[up + ".3.bias"], stride=2))
-    vector = queries[1]
-    for layer in range(3):
-        vector = linear(f"output_hypernetworks_mlps.0.layers.{layer}", vector)
-        vector = vector.clamp(min=0) if layer < 2 else vector
-    return torch.einsum("c,bcdhw->bdhw", vector, x)[:, None]
-
-
-def test_decoder_is_the_published_one() -> None:
-    for mask_tokens in (1, 4):
-        net = decoder(mask_tokens)
-        embedding, positions = torch.randn(1, DIM, 2, 2, 2), torch.randn(1, DIM, 2, 2, 2)
-        given = prompts(1, 3)
-        with torch.no_grad():
-            got = net(embedding, positions, given, ())
-            expected = written_out(net, embedding, positions, given)
-        assert got.shape == (1, 1, 8, 8, 8)
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_batch_is_one_at_a_time() -> None:
@@ -134,3 +68,22 @@ def test_skip_upscaling_uses_every_input() -> None:
     inputs = [x, *skips, maps]
     for grad in torch.autograd.grad(coarse.sum() + fine.sum(), inputs):
         assert grad.abs().sum() > 0
+
+
+def test_every_mask_begins_with_the_first_and_has_its_quality() -> None:
+    torch.manual_seed(4)
+    net = MaskDecoder(TwoWayTransformer(2, DIM, HEADS, 48), DIM, 3, 16, PlainUpscaling(DIM))
+    embedding, positions, given = torch.randn(1, DIM, 2, 2, 2), torch.randn(1, DIM, 2, 2, 2), prompts(1, 3)
+    with torch.no_grad():
+        masks, quality = net.every_mask(embedding, positions, given)
+        torch.testing.assert_close(masks[:, :1], net(embedding, positions, given, ()))
+    assert masks.shape == (1, 3, 8, 8, 8)
+    assert quality is not None and quality.shape == (1, 3)
+    assert (masks[:, 0] - masks[:, 1]).abs().max() > 1e-3
+
+
+def test_a_decoder_with_a_fine_level_has_one_mask() -> None:
+    up = SkipUpscaling(DIM, (2, 4, 6), (6, 4), maps=3)
+    net = MaskDecoder(TwoWayTransformer(1, DIM, HEADS, 8), DIM, 1, 0, up)
+    with pytest.raises(ValueError, match="predicts one mask"):
+        net.every_mask(torch.zeros(1, DIM, 2, 2, 2), torch.zeros(1, DIM, 2, 2, 2), prompts(1, 1))

@@ -13,7 +13,7 @@ from .features import Features
 from .image_encoder import ImageEncoder
 from .layers import centre_coordinates
 from .mask_decoder import MaskDecoder
-from .prompt_encoder import PromptEncoder
+from .prompt_encoder import EncodedPrompts, PromptEncoder
 
 if TYPE_CHECKING:
     from .build import GlobalConfig
@@ -78,6 +78,30 @@ class GlobalNetwork(nn.Module):
         Returns:
             (B, 1, M, M, M) logits, M = config.mask_size; float32 unless autocast is on.
         """
+        prompts = self._encode_prompts(features, points, labels, mask)
+        positions = self.prompt_encoder.dense_positions()
+        logits = self.mask_decoder(features.embedding, positions, prompts, features.skips)
+        if self.config.ellipsoid_prior:
+            assert isinstance(self.prior, Tensor)
+            logits = logits + self.prior_gain * self.prior
+        return logits
+
+    def decode_every_mask(
+        self, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `decode`, with all masks of a published checkpoint; `decode` gives the first of them.
+
+        Returns:
+            logits (B, T, M, M, M) of the config.mask_tokens masks, and their predicted quality (B, T) where
+            the checkpoint has a head for it, else None.
+        """
+        prompts = self._encode_prompts(features, points, labels, mask)
+        positions = self.prompt_encoder.dense_positions()
+        return self.mask_decoder.every_mask(features.embedding, positions, prompts)
+
+    def _encode_prompts(
+        self, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor | None
+    ) -> EncodedPrompts:
         b = features.embedding.shape[0]
         if points.shape[0] != b or labels.shape != points.shape[:2] or points.shape[2:] != (3,):
             raise ValueError(
@@ -87,13 +111,7 @@ class GlobalNetwork(nn.Module):
         sampled: tuple[Tensor, ...] = ()
         if self.config.point_features:
             sampled = (features.skips[1], features.embedding)
-        prompts = self.prompt_encoder(points, labels, mask, sampled)
-        positions = self.prompt_encoder.dense_positions()
-        logits = self.mask_decoder(features.embedding, positions, prompts, features.skips)
-        if self.config.ellipsoid_prior:
-            assert isinstance(self.prior, Tensor)
-            logits = logits + self.prior_gain * self.prior
-        return logits
+        return self.prompt_encoder(points, labels, mask, sampled)
 
     def to_mask_prompt(self, logits: Tensor) -> Tensor:
         """(B, 1, M, M, M) logits of `decode` -> the mask prompt (B, 1, 32, 32, 32) for the next round."""

@@ -14,6 +14,7 @@ from .features import Features
 from .layers import MLP, Doubling, Pointwise, click_maps, depth_to_space, sample_at, space_to_depth
 from .mask_decoder import TwoWayTransformer
 from .prompt_encoder import BACKGROUND, FOREGROUND
+from .segresnet import convolved, doubled, normalised, point_features, runs_lean
 
 if TYPE_CHECKING:
     from .build import LocalConfig
@@ -70,12 +71,16 @@ class PointHead(PointMappingSAM):
         image = image.transpose(1, 2).reshape(low.shape)
         weights = self.output_hypernetworks_mlps(tokens[:, 0])
         up, norm, act, last = self.output_upscaling
-        x = act(norm(up(image)))
         # The last convolution and the product with the mask's vector are both linear: one kernel with one
         # output channel is the same function as the published 48.
         assert isinstance(last, nn.Conv3d) and last.bias is not None
         kernel = torch.einsum("ic,cdzyx->idzyx", weights, last.weight.to(weights.dtype))
-        return F.conv3d(x, kernel, weights @ last.bias.to(weights.dtype), padding=last.padding)
+        bias = weights @ last.bias.to(weights.dtype)
+        if low.device.type == "cpu" and not torch.is_grad_enabled():
+            x = doubled(image, up)
+            normed = normalised(norm, x)
+            return convolved(x, kernel, bias, lambda part: act(normed(part)))
+        return F.conv3d(act(norm(up(image))), kernel, bias, padding=last.padding)
 
 
 class ClickHead(nn.Module):
@@ -295,7 +300,10 @@ class LocalNetwork(nn.Module):
                 f"got {tuple(image.shape)}."
             )
         x = space_to_depth(image, self.config.space_to_depth) if self.config.space_to_depth > 1 else image
-        features, _ = self.image_encoder(x, with_point=True, with_label=False)
+        if runs_lean(self.image_encoder, x):
+            features = point_features(self.image_encoder, x)
+        else:
+            features, _ = self.image_encoder(x, with_point=True, with_label=False)
         return self.point_head.embed(image, features)
 
     def decode(self, features: LocalFeatures, points: Tensor, labels: Tensor) -> Tensor:

@@ -199,16 +199,7 @@ class MaskDecoder(nn.Module):
         Returns:
             (B, 1, M, M, M) logits, M = 4G, or 8G where the upscaling has a fine level.
         """
-        b = embedding.shape[0]
-        source = (embedding + prompts.dense).flatten(2).transpose(1, 2)
-        output = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        count = len(output)
-        tokens = torch.cat([output.expand(b, -1, -1), prompts.tokens.to(output.dtype)], dim=1)
-        ignore = None if prompts.padding is None else F.pad(prompts.padding, (count, 0), value=False)
-        tokens, source = self.transformer(source, positions.flatten(2).transpose(1, 2), tokens, ignore)
-        image = source.transpose(1, 2).reshape(embedding.shape)
-        coarse, fine = self.output_upscaling(image, skips, prompts.maps)
-
+        tokens, coarse, fine = self._attend(embedding, positions, prompts, skips)
         mask_token = tokens[:, 1]
         logits = _weighted_sum(coarse, self.output_hypernetworks_mlps[0](mask_token), parts=1)
         if self.fine_hypernetwork is not None:
@@ -218,6 +209,44 @@ class MaskDecoder(nn.Module):
             size = detail.shape[2:]
             logits = detail + F.interpolate(logits, size=size, mode="trilinear", align_corners=False)
         return logits
+
+    def every_mask(
+        self, embedding: Tensor, positions: Tensor, prompts: EncodedPrompts
+    ) -> tuple[Tensor, Tensor | None]:
+        """What published checkpoints with several mask tokens and a quality head also predict.
+
+        Args:
+            embedding, positions, prompts: as for `forward`.
+
+        Returns:
+            logits (B, T, M, M, M) of all T mask tokens, and their predicted quality (B, T) or None.
+
+        Raises:
+            ValueError: for an upscaling with a fine level, which has one mask alone.
+        """
+        if self.fine_hypernetwork is not None:
+            raise ValueError("A decoder with a fine level predicts one mask; call it instead.")
+        tokens, coarse, _ = self._attend(embedding, positions, prompts, ())
+        masks = [
+            _weighted_sum(coarse, hypernetwork(tokens[:, 1 + i]), parts=1)
+            for i, hypernetwork in enumerate(self.output_hypernetworks_mlps)
+        ]
+        quality = None if self.iou_prediction_head is None else self.iou_prediction_head(tokens[:, 0])
+        return torch.cat(masks, dim=1), quality
+
+    def _attend(
+        self, embedding: Tensor, positions: Tensor, prompts: EncodedPrompts, skips: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens (B, 1 + T + prompts, dim), quality first, then masks; the upscaled image."""
+        b = embedding.shape[0]
+        source = (embedding + prompts.dense).flatten(2).transpose(1, 2)
+        output = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        count = len(output)
+        tokens = torch.cat([output.expand(b, -1, -1), prompts.tokens.to(output.dtype)], dim=1)
+        ignore = None if prompts.padding is None else F.pad(prompts.padding, (count, 0), value=False)
+        tokens, source = self.transformer(source, positions.flatten(2).transpose(1, 2), tokens, ignore)
+        image = source.transpose(1, 2).reshape(embedding.shape)
+        return tokens, *self.output_upscaling(image, skips, prompts.maps)
 
 
 def _weighted_sum(maps: Tensor, weights: Tensor, parts: int) -> Tensor:
