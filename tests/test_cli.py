@@ -240,7 +240,6 @@ def test_serve_hands_on_to_monai_label(started: list[Namespace], model_dir: Path
     assert (arguments.host, arguments.port) == ("127.0.0.1", port)
     assert dict(arguments.conf) == {
         "device": "cpu",
-        "preset": "compact",
         "labels": "liver, big spleen",
         "model_dir": str(model_dir),
         "cache_gb": "1",

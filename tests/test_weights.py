@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -262,3 +264,89 @@ def test_shipped_weights_are_whole_and_small() -> None:
     compact = {file.path.stem: file.nbytes for file in files if file.path.stem.endswith("-compact")}
     assert sorted(compact) == ["global-compact", "local-compact"]
     assert sum(compact.values()) <= 32e6
+
+
+def pair_of(saved: Path, networks: dict[weights.Kind, nn.Module]) -> Path:
+    """A folder with both shipped files and another global one."""
+    weights.save_expert(networks["local"], "local", saved.with_name("local-compact.safetensors"))
+    weights.save_expert(networks["global"], "global", saved.with_name("mine.safetensors"), {"steps": 99})
+    return saved.parent
+
+
+def test_a_selection_is_kept_and_undone(saved: Path, networks: dict[weights.Kind, nn.Module]) -> None:
+    folder = pair_of(saved, networks)
+    assert weights.select("mine", folder) == {"global": "mine", "local": "local-compact"}
+    assert weights.default_path("global", directory=folder) == folder / "mine.safetensors"
+    assert weights.default_path("local", directory=folder) == folder / "local-compact.safetensors"
+    assert weights.default_path("global", "compact", folder) == saved
+    assert weights.select("local-compact", folder) == {"global": "mine", "local": "local-compact"}
+    assert weights.select("global-compact.safetensors", folder)["global"] == "global-compact"
+    assert not (folder / weights.SELECTION).exists()
+    weights.select("mine", folder)
+    assert weights.select(None, folder) == {"global": "global-compact", "local": "local-compact"}
+    assert weights.selection(folder) == {}
+
+
+def test_only_weights_that_can_be_used_are_selected(
+    saved: Path, networks: dict[weights.Kind, nn.Module]
+) -> None:
+    folder = pair_of(saved, networks)
+    weights.select("mine", folder)
+    before = (folder / weights.SELECTION).read_text()
+    with pytest.raises(
+        WeightsError, match=r"no weights 'other' in .*; there are: global-compact, local-compact, mine"
+    ):
+        weights.select("other", folder)
+    with pytest.raises(WeightsError, match="named by letters"):
+        weights.select("../mine", folder)
+    (folder / "mine.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="is not the file that its card describes"):
+        weights.select("mine", folder)
+    assert (folder / weights.SELECTION).read_text() == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"global": "../../etc/passwd"}', '{"middle": "a"}'])
+def test_a_damaged_selection_is_explained(text: str, saved: Path) -> None:
+    (saved.parent / weights.SELECTION).write_text(text)
+    with pytest.raises(WeightsError, match="which says which weights are served, can't be used"):
+        weights.default_path("global", directory=saved.parent)
+    assert weights.default_path("global", "compact", saved.parent) == saved
+
+
+def test_a_running_segmenter_takes_up_a_selection(
+    saved: Path, networks: dict[weights.Kind, nn.Module]
+) -> None:
+    """The prior's sign turns the masks around, so that both the weights and the embeddings must be new."""
+    from dualclickmed.configs.options import Options
+    from dualclickmed.infers.dialects import RawPrompts
+    from dualclickmed.infers.segmenter import Segmenter
+
+    folder = pair_of(saved, networks)
+    turned = build_global("compact")
+    turned.load_state_dict(networks["global"].state_dict())
+    for network, gain in ((networks["global"], 20.0), (turned, -20.0)):
+        with torch.no_grad():
+            network.prior_gain.fill_(gain)
+    weights.save_expert(networks["global"], "global", saved)
+    weights.save_expert(turned, "global", folder / "mine.safetensors")
+    image = folder / "image.nii.gz"
+    noise = np.random.default_rng(0).normal(size=(40, 40, 40)) * 50
+    nib.save(nib.Nifti1Image(noise.astype(np.int16), np.eye(4)), image)
+
+    def mask(segmenter: Segmenter) -> np.ndarray[Any, Any]:
+        prompts = {"object": RawPrompts(box=((10, 10, 10), (30, 30, 30)))}
+        return segmenter.segment(image, prompts, "global", "auto", "cpu").result.labels
+
+    running = Segmenter(Options(model_dir=folder))
+    first = mask(running)
+    assert first[20, 20, 20] == 1
+    weights.select("mine", folder)
+    second = mask(running)
+    assert (first != second).mean() > 0.05
+    np.testing.assert_array_equal(second, mask(Segmenter(Options(model_dir=folder))))
+    np.testing.assert_array_equal(mask(Segmenter(Options(model_dir=folder, preset="compact"))), first)
+    (folder / weights.SELECTION).write_text("{")
+    assert "can't be used" in str(running.problem())
+    weights.select(None, folder)
+    assert running.problem() is None
+    np.testing.assert_array_equal(mask(running), first)

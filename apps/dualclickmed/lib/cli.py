@@ -72,8 +72,8 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            _stderr().print("[bold red]Error:[/]", end=" ")
-            _say(_stderr(), str(error))
+            stderr().print("[bold red]Error:[/]", end=" ")
+            say(stderr(), str(error))
             raise typer.Exit(EXIT_USER_ERROR) from error
 
 
@@ -84,14 +84,42 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-weights_app = typer.Typer(help="Look at the weight files and check them.", no_args_is_help=True)
+
+
+class _WeightsCommands(TyperGroup):
+    """The commands on weights that are defined here, and those of weights_cli.py, which imports this file."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *self._further()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, cmd_name) or self._further().get(cmd_name)
+
+    @staticmethod
+    def _further() -> dict[str, Any]:
+        from .weights_cli import commands
+
+        group: Any = typer.main.get_command(commands)
+        return group.commands
+
+
+weights_app = typer.Typer(
+    cls=_WeightsCommands,
+    help="Look at the weight files, check them, import others and choose which are served.",
+    no_args_is_help=True,
+)
 app.add_typer(weights_app, name="weights")
 
 ModelDir = Annotated[
     Path | None,
     typer.Option(help="Folder of weights (default: $DUALCLICKMED_MODEL_DIR, else the repository's model/)."),
 ]
-Preset = Annotated[str, typer.Option(help="Which weights of that folder: compact or paper.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights of that folder: compact or paper (default: what 'weights use' chose)."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -116,7 +144,7 @@ def _common(
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=_stderr(), show_path=False, show_time=verbose, show_level=verbose)],
+        handlers=[RichHandler(console=stderr(), show_path=False, show_time=verbose, show_level=verbose)],
     )
     logging.getLogger(__package__).setLevel(logging.DEBUG if verbose else logging.INFO)
 
@@ -135,7 +163,7 @@ def serve(
     ] = None,
     device: Device = "auto",
     model_dir: ModelDir = None,
-    preset: Preset = "compact",
+    preset: Preset = None,
     conf: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the app (repeatable), as MONAI Label's --conf.")
     ] = None,
@@ -143,7 +171,9 @@ def serve(
     """Start the MONAI Label server for OHIF, 3D Slicer and MITK."""
     from .weights import KINDS, default_path, verify
 
-    settings = {"device": device, "preset": preset}
+    settings = {"device": device}
+    if preset is not None:
+        settings["preset"] = preset
     if labels is not None:
         settings["labels"] = labels
     if model_dir is not None:
@@ -159,11 +189,11 @@ def serve(
             f"'{APP_DIR}' is not the MONAI Label app; call 'python main.py serve' in the repository."
         )
     for kind in KINDS:
-        verify(default_path(kind, settings["preset"], settings.get("model_dir")))
+        verify(default_path(kind, settings.get("preset"), settings.get("model_dir")))
     _require_free(host, port)
     if host not in LOOPBACK:
-        _say(
-            _stderr(),
+        say(
+            stderr(),
             f"Anyone who reaches {host}:{port} can read and change the studies: there is no log-in.",
         )
 
@@ -182,7 +212,7 @@ def serve(
     arguments.app, arguments.studies = str(APP_DIR), studies
     arguments.host, arguments.port = host, port
     arguments.conf = [[key, value] for key, value in settings.items()]
-    _say(_stderr(), f"Starting on http://{host}:{port} (OHIF: http://{host}:{port}/ohif/); Ctrl+C stops it.")
+    say(stderr(), f"Starting on http://{host}:{port} (OHIF: http://{host}:{port}/ohif/); Ctrl+C stops it.")
     server.action_start_server(arguments)
 
 
@@ -195,7 +225,7 @@ def sample(
     from .sample import ORGANS, write_sample
 
     files = write_sample(out, seed)
-    _say(Console(), f"Wrote {files.image} and the true labels of {len(ORGANS)} organs, {files.truth}.")
+    say(Console(), f"Wrote {files.image} and the true labels of {len(ORGANS)} organs, {files.truth}.")
 
 
 @app.command()
@@ -226,7 +256,7 @@ def segment(
     ] = None,
     device: Device = "auto",
     model_dir: ModelDir = None,
-    preset: Preset = "compact",
+    preset: Preset = None,
 ) -> None:
     """Segment one object from clicks, a box, or both.
 
@@ -274,23 +304,25 @@ def segment(
     assert result is not None
     expert = next(iter(result.strategies.values()))
     summary = f"{name}: {millilitres:.1f} ml, {voxels} voxels, {expert} expert, {seconds:.2f} s"
-    _say(Console(), f"{summary} -> {out}")
+    say(Console(), f"{summary} -> {out}")
     if picture is not None:
         _draw(predictor, picture, shown, points, outside, edges, f"{image.name}: {summary}", window)
-        _say(Console(), f"Picture -> {picture}")
+        say(Console(), f"Picture -> {picture}")
 
 
 @weights_app.command("list")
 def list_weights_command(model_dir: ModelDir = None) -> None:
-    """Show every weight file, what it is, and whether it can be used."""
-    from .weights import list_weights
+    """Show every weight file, what it is, and whether it can be used; * marks those that are served."""
+    from .weights import KINDS, default_path, list_weights
     from .weights import model_dir as folder_of
 
     entries = list_weights(model_dir)
-    table = Table(Column("file", overflow="fold"), "expert", "preset", "MB", "steps", "created", "state")
+    served = {default_path(kind, directory=model_dir) for kind in KINDS}
+    table = Table("", Column("file", overflow="fold"), "expert", "preset", "MB", "steps", "created", "state")
     for entry in entries:
         card = entry.card or {}
         table.add_row(
+            "*" if entry.path in served else "",
             entry.path.name,
             *(str(card.get(key, "")) for key in ("kind", "preset")),
             f"{entry.nbytes / 1e6:.1f}",
@@ -301,7 +333,7 @@ def list_weights_command(model_dir: ModelDir = None) -> None:
     Console().print(table if entries else f"No weights in '{folder_of(model_dir)}'.")
     for entry in entries:
         if entry.problem is not None:
-            _say(_stderr(), entry.problem)
+            say(stderr(), entry.problem)
 
 
 @weights_app.command("verify")
@@ -324,11 +356,9 @@ def verify_command(
             card = verify(path)
         except WeightsError as error:
             problems += 1
-            _say(_stderr(), str(error))
+            say(stderr(), str(error))
         else:
-            _say(
-                Console(), f"{path}: ok ({card['kind']}, {card['preset']}, SHA-256 {card['sha256'][:12]}...)"
-            )
+            say(Console(), f"{path}: ok ({card['kind']}, {card['preset']}, SHA-256 {card['sha256'][:12]}...)")
     if problems:
         raise WeightsError(f"{problems} of {len(paths)} weight files can't be used.")
 
@@ -404,10 +434,10 @@ def _determinant(affine: Any) -> float:
     return float(np.linalg.det(affine[:3, :3]))
 
 
-def _stderr() -> Console:
+def stderr() -> Console:
     return Console(stderr=True)
 
 
-def _say(console: Console, text: str) -> None:
+def say(console: Console, text: str) -> None:
     """A sentence as it is: no markup, no coloured numbers, no line breaks that a script would trip over."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -74,7 +74,8 @@ class Predictor:
         """A predictor with both experts.
 
         Args:
-            global_path: weights of the global expert; by default the compact ones in `model_dir`.
+            global_path: weights of the global expert; by default those of `model_dir` that 'weights use'
+                chose, else the compact ones.
             local_path: weights of the local expert; likewise.
             device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
             model_dir: the folder of weights; by default $DUALCLICKMED_MODEL_DIR or the repository's.

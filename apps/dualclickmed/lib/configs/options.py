@@ -34,7 +34,7 @@ class Options:
         device: "cpu" or "cuda:N"; used by requests that name none.
         cache_bytes: held at most by loaded volumes and embeddings together.
         model_dir: the folder of weights; None means ``weights.model_dir()``.
-        preset: which weights of that folder.
+        preset: which weights of that folder; None: what 'weights use' chose, else the compact.
     """
 
     labels: LabelMap = field(default_factory=lambda: LabelMap(DEFAULT_NAMES))
@@ -42,7 +42,7 @@ class Options:
     device: str = "cpu"
     cache_bytes: int = int(DEFAULT_CACHE_GB * _GIB)
     model_dir: Path | None = None
-    preset: str = "compact"
+    preset: str | None = None
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, str]) -> Options:
@@ -53,13 +53,14 @@ class Options:
         """
         labels = conf.get("labels")
         model_dir = conf.get("model_dir")
+        preset = conf.get("preset")
         return cls(
             labels=LabelMap(DEFAULT_NAMES) if labels is None else LabelMap.parse(labels, RESERVED),
             strategy=_one_of("strategy", conf.get("strategy", STRATEGIES[0]), STRATEGIES),
             device=resolved_device(conf.get("device", "auto")),
             cache_bytes=_bytes("cache_gb", conf.get("cache_gb", str(DEFAULT_CACHE_GB))),
             model_dir=Path(model_dir) if model_dir else None,
-            preset=_one_of("preset", conf.get("preset", "compact"), tuple(PRESETS)),
+            preset=None if preset is None else _one_of("preset", preset, tuple(PRESETS)),
         )
 
     def strategies(self) -> list[str]:

@@ -19,7 +19,7 @@ from ..networks.global_network import GlobalNetwork
 from ..networks.local_network import LocalNetwork
 from ..prompts import Click, Prompts
 from ..volume import Volume, VolumeCache, from_array
-from ..weights import KINDS, card_path, default_path, load_expert, verify
+from ..weights import KINDS, Kind, card_path, default_path, load_expert, verify
 from .dialects import RawPrompts, to_canonical
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 WARM_UP_SIDE = 32
 """Side of the volume, in voxels, that the networks are warmed up with."""
 
-_Signature = tuple[tuple[int, int] | None, ...]
+_Paths = dict[Kind, Path]
+_Signature = tuple[tuple[str, tuple[int, int] | None], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,6 @@ class Segmenter:
         self.options = options
         self._volumes = VolumeCache(options.cache_bytes // 2)
         self._embeddings = ByteCache(options.cache_bytes // 2)
-        self._paths = {kind: default_path(kind, options.preset, options.model_dir) for kind in KINDS}
         self._computing = threading.Lock()
         self._experts: dict[str, tuple[_Signature, DualExpert]] = {}
         # Apart from the lock for computing, so that /info need not wait for a segmentation.
@@ -117,36 +117,49 @@ class Segmenter:
         signature, problem = self._status()
         if problem is not None:
             raise WeightsError(problem)
-        loaded, expert = self._experts.get(device, (None, None))
-        if expert is None or loaded != signature:
+        if any(loaded != signature for loaded, _ in self._experts.values()):
+            # Of other weights. They go first, because both together may not fit into memory.
+            self._experts.clear()
+            self._embeddings.clear()
+        if device not in self._experts:
             start = time.perf_counter()
-            networks = [load_expert(kind, self._paths[kind]) for kind in ("global", "local")]
+            paths = self._paths()
+            networks = [load_expert(kind, paths[kind]) for kind in KINDS]
             expert = DualExpert(
                 GlobalExpert(cast(GlobalNetwork, networks[0]), device, self._embeddings),
                 LocalExpert(cast(LocalNetwork, networks[1]), device, self._embeddings),
             )
             self._experts[device] = signature, expert
             logger.info("Loaded both experts on %s in %.2f s", device, time.perf_counter() - start)
-        return expert
+        return self._experts[device][1]
+
+    def _paths(self) -> _Paths:
+        """The weight files to serve now: 'weights use' may have chosen others since the start."""
+        return {kind: default_path(kind, self.options.preset, self.options.model_dir) for kind in KINDS}
 
     def _status(self) -> tuple[_Signature, str | None]:
         """The weight files as they are now and what is wrong with them; changes alone make them be read."""
         with self._checking:
+            try:
+                paths = self._paths()
+            except WeightsError as error:
+                return (), str(error)
             signature = tuple(
-                _identity(file) for path in self._paths.values() for file in (path, card_path(path))
+                (str(file), _identity(file)) for path in paths.values() for file in (path, card_path(path))
             )
             if self._checked is None or self._checked[0] != signature:
-                self._checked = signature, self._verified()
+                self._checked = signature, _problem(paths)
             return self._checked
 
-    def _verified(self) -> str | None:
-        for path in self._paths.values():
-            try:
-                verify(path)
-            except WeightsError as error:
-                logger.error("%s", error)
-                return str(error)
-        return None
+
+def _problem(paths: _Paths) -> str | None:
+    for path in paths.values():
+        try:
+            verify(path)
+        except WeightsError as error:
+            logger.error("%s", error)
+            return str(error)
+    return None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
