@@ -292,7 +292,7 @@ def test_help_names_every_choice() -> None:
     assert all(preset in text for preset in PRESETS)
 
 
-@pytest.mark.parametrize("command", [["train"], ["train", "global"], ["train", "local"], ["evaluate"]])
+@pytest.mark.parametrize("command", [["train"], ["evaluate"]])
 def test_commands_that_are_imported_late_have_their_own_help(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0

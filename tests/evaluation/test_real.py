@@ -13,7 +13,7 @@ from dualclickmed.predictor import Predictor
 MOST = 5
 
 
-# Round lesions in coarse images are nearly ellipsoids: what the box alone adds there is within this of nothing.
+# Round lesions in coarse images are nearly ellipsoids: from the box alone there is little to win.
 PET_MARGIN = 0.01
 
 
