@@ -3,13 +3,14 @@ SHELL := /bin/bash
 BIN := .venv/bin
 SAMPLE := studies/sample
 
-.PHONY: help setup setup-dev serve lint format test test-all
+.PHONY: help setup setup-dev serve lint format test test-all bench
 
 help:
 	@echo "make setup      .venv with everything that runs (repeated calls are instant)"
 	@echo "make serve      MONAI Label server on http://127.0.0.1:8000 with a generated study (ARGS='--port 8001')"
 	@echo "make test       lint, types, tests with coverage (ARGS='-k geometry')"
 	@echo "make test-all   the same with the slow tests"
+	@echo "make bench      size, speed and memory of the networks on this machine (ARGS=--quick)"
 	@echo "make lint       ruff and mypy only;  make format: let ruff rewrite"
 
 setup: .venv/setup.stamp
@@ -33,6 +34,9 @@ $(SAMPLE)/trunk_ct.nii.gz: | .venv/setup.stamp
 
 serve: setup $(SAMPLE)/trunk_ct.nii.gz
 	@$(BIN)/python main.py serve --studies $(SAMPLE) $(ARGS)
+
+bench: setup
+	@$(BIN)/python main.py bench $(ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .

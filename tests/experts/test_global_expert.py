@@ -227,7 +227,7 @@ def test_lower_precision_reaches_the_network_and_logits_stay_float32(volume, fak
         seen.append(torch.is_autocast_enabled("cpu"))
         return torch.ones(image.shape, dtype=torch.bfloat16)
 
-    expert = GlobalExpert(fakes.Network(watch), "cpu", ByteCache(0), torch.bfloat16)
+    expert = GlobalExpert(fakes.Network(watch), "cpu", ByteCache(0), "bfloat16")
     (prediction,) = expert.predict(volume, Prompts(box=BOXES[0]))
     assert seen == [True]
     assert prediction.logits.dtype == np.float32

@@ -92,8 +92,8 @@ def test_threads_get_the_same_answer(networks, volume):
 def test_in_lower_precision_every_click_holds_too(networks, volume):
     cache = ByteCache(1 << 30)
     dual = DualExpert(
-        GlobalExpert(networks[0], "cpu", cache, torch.bfloat16),
-        LocalExpert(networks[1], "cpu", cache, torch.bfloat16, WINDOW),
+        GlobalExpert(networks[0], "cpu", cache, "bfloat16"),
+        LocalExpert(networks[1], "cpu", cache, "bfloat16", WINDOW),
     )
     result = dual.segment(volume, PROMPTS)
     for label, prompts in PROMPTS.items():

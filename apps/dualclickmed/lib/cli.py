@@ -39,6 +39,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LATER: dict[str, tuple[str, str, str]] = {
     "train": (".training.command", "train_expert", "Train an expert on generated volumes."),
     "evaluate": (".evaluation.command", "evaluate", "Measure how good the masks are on labelled cases."),
+    "bench": (".benchmarks.command", "bench", "Measure size, speed, memory and exactness on this machine."),
 }
 """Commands with heavy modules: name to module, its ``typer.Typer`` or function, line in the overview."""
 

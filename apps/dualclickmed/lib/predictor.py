@@ -69,7 +69,7 @@ class Predictor:
         local_path: str | PathLike[str] | None = None,
         device: str | torch.device = "auto",
         model_dir: str | PathLike[str] | None = None,
-        autocast: torch.dtype | None = None,
+        precision: str = "auto",
     ) -> Predictor:
         """A predictor with both experts.
 
@@ -79,7 +79,8 @@ class Predictor:
             local_path: weights of the local expert; likewise.
             device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
             model_dir: the folder of weights; by default $DUALCLICKMED_MODEL_DIR or the repository's.
-            autocast: lower precision for the networks (torch.bfloat16); None for float32.
+            precision: "float32", "bfloat16", or "auto" for bfloat16 where the processor computes in it and a
+                check of the loaded network finds the masks unchanged (`experts.precision`).
 
         Raises:
             WeightsError: weights are missing, damaged, or of another network.
@@ -91,8 +92,8 @@ class Predictor:
         cache = ByteCache(CACHE_BYTES)
         return cls(
             DualExpert(
-                GlobalExpert(cast(GlobalNetwork, global_network), device, cache, autocast),
-                LocalExpert(cast(LocalNetwork, local_network), device, cache, autocast),
+                GlobalExpert(cast(GlobalNetwork, global_network), device, cache, precision),
+                LocalExpert(cast(LocalNetwork, local_network), device, cache, precision),
             )
         )
 

@@ -52,7 +52,7 @@ def randomised(network: NetworkT, seed: int) -> NetworkT:
             else:
                 parameter.normal_(std=0.3, generator=generator)
                 if name.endswith("weight"):
-                    parameter += 1
+                    parameter.add_(1)
     return network.eval()
 
 

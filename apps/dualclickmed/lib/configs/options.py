@@ -13,6 +13,7 @@ import torch
 
 from ..errors import UserError
 from ..experts.dual import STRATEGIES
+from ..experts.precision import PRECISIONS
 from ..infers.wire import RESERVED
 from ..networks.build import PRESETS
 from .labels import DEFAULT_NAMES, LabelMap
@@ -35,6 +36,7 @@ class Options:
         cache_bytes: held at most by loaded volumes and embeddings together.
         model_dir: the folder of weights; None means ``weights.model_dir()``.
         preset: which weights of that folder; None: what 'weights use' chose, else the compact.
+        precision: of the networks, one of `experts.precision.PRECISIONS`.
     """
 
     labels: LabelMap = field(default_factory=lambda: LabelMap(DEFAULT_NAMES))
@@ -43,6 +45,7 @@ class Options:
     cache_bytes: int = int(DEFAULT_CACHE_GB * _GIB)
     model_dir: Path | None = None
     preset: str | None = None
+    precision: str = PRECISIONS[0]
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, str]) -> Options:
@@ -61,6 +64,7 @@ class Options:
             cache_bytes=_bytes("cache_gb", conf.get("cache_gb", str(DEFAULT_CACHE_GB))),
             model_dir=Path(model_dir) if model_dir else None,
             preset=None if preset is None else _one_of("preset", preset, tuple(PRESETS)),
+            precision=_one_of("precision", conf.get("precision", PRECISIONS[0]), PRECISIONS),
         )
 
     def strategies(self) -> list[str]:

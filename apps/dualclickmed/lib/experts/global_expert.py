@@ -19,6 +19,7 @@ from ..simulation.rounds import box_centre_prompt
 from ..volume import Volume
 from .cache import ByteCache
 from .inputs import global_input, map_in_box, point_prompts
+from .precision import chosen_precision
 from .prediction import NOWHERE, Prediction, filled_region, paste_object
 from .stages import Stages
 
@@ -62,7 +63,7 @@ class GlobalExpert:
         network: trained; it is moved to `device` and put into evaluation mode.
         device: where it runs.
         cache: holds embeddings; may be shared with other experts.
-        autocast: lower precision for the network (torch.bfloat16), None for float32.
+        precision: of the network, one of `precision.PRECISIONS`; ``auto`` is settled here, once.
     """
 
     def __init__(
@@ -70,12 +71,12 @@ class GlobalExpert:
         network: GlobalNetwork,
         device: str | torch.device,
         cache: ByteCache,
-        autocast: torch.dtype | None = None,
+        precision: str = "float32",
     ) -> None:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self._cache = cache
-        self._autocast = autocast
+        self._autocast = chosen_precision(self.network, self.device, precision)
         # Stands for these weights in the keys of a shared cache.
         self._weights_key = object()
 

@@ -14,10 +14,12 @@ from ..errors import PromptError
 from ..geometry import LOCAL_WINDOW, Box, Index, Roi, local_windows, paste_from_grid
 from ..intensity import IntensityMap
 from ..networks.local_network import LocalFeatures, LocalNetwork
+from ..networks.segresnet import LAYOUT
 from ..prompts import Click, Prompts
 from ..volume import Volume
 from .cache import ByteCache
 from .inputs import local_input, map_at_points, point_prompts, thinned
+from .precision import chosen_precision
 from .prediction import Prediction, enclosing_region, filled_region, intersection, within
 from .stages import Stages
 
@@ -65,7 +67,7 @@ class LocalExpert:
         network: trained; it is moved to `device` and put into evaluation mode.
         device: where it runs.
         cache: holds features; may be shared with other experts.
-        autocast: lower precision for the network (torch.bfloat16), None for float32.
+        precision: of the network, one of `precision.PRECISIONS`; ``auto`` is settled here, once.
         window: sides of a window in voxels (the paper's 128).
     """
 
@@ -74,14 +76,17 @@ class LocalExpert:
         network: LocalNetwork,
         device: str | torch.device,
         cache: ByteCache,
-        autocast: torch.dtype | None = None,
+        precision: str = "float32",
         window: Index = LOCAL_WINDOW,
     ) -> None:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
+        if self.device.type == "cpu":
+            # As the lean encoder wants them; else each call would reorder the weights of wide layers.
+            self.network.to(memory_format=LAYOUT)  # type: ignore[call-overload]
         self.window = window
         self._cache = cache
-        self._autocast = autocast
+        self._autocast = chosen_precision(self.network, self.device, precision)
         # Stands for these weights in the keys of a shared cache.
         self._weights_key = object()
 

@@ -125,9 +125,10 @@ class Segmenter:
             start = time.perf_counter()
             paths = self._paths()
             networks = [load_expert(kind, paths[kind]) for kind in KINDS]
+            precision = self.options.precision
             expert = DualExpert(
-                GlobalExpert(cast(GlobalNetwork, networks[0]), device, self._embeddings),
-                LocalExpert(cast(LocalNetwork, networks[1]), device, self._embeddings),
+                GlobalExpert(cast(GlobalNetwork, networks[0]), device, self._embeddings, precision),
+                LocalExpert(cast(LocalNetwork, networks[1]), device, self._embeddings, precision),
             )
             self._experts[device] = signature, expert
             logger.info("Loaded both experts on %s in %.2f s", device, time.perf_counter() - start)

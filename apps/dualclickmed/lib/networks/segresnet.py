@@ -18,7 +18,7 @@ from monai.networks.nets.segresnet_ds import SegResBlock, SegResNetDS2
 from torch import Tensor, nn
 
 LAYOUT = torch.channels_last_3d
-SLAB_VOXELS = 1 << 18
+SLAB_VOXELS = 1 << 17
 """Voxels of a map that are normalised and convolved at once."""
 SUM_VOXELS = 1 << 14
 """Voxels that are summed in float32; a single sum over all two million would be off by one part in 10^4."""
@@ -65,8 +65,9 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.float()
 
 
-def normalised(norm: nn.InstanceNorm3d, x: Tensor) -> Callable[[Tensor], Tensor]:
+def normalised(norm: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     """The instance norm of (1, C, D, H, W) as a function of any part of it."""
+    assert isinstance(norm, nn.InstanceNorm3d)
     mean, variance = statistics(x)
     return lambda part: F.batch_norm(part, mean, variance, norm.weight, norm.bias, eps=norm.eps)
 
@@ -97,9 +98,9 @@ def convolved(
         if prepare is not None:
             slab = prepare(slab)
         beyond = (first - (planes.start - 1), planes.stop + 1 - last)
-        if any(beyond):
+        if any(beyond) and not all(beyond):
             slab = F.pad(slab, (0, 0, 0, 0, *beyond))
-        part = F.conv3d(slab, weight, bias, padding=(0, 1, 1))
+        part = F.conv3d(slab, weight, bias, padding=(int(all(beyond)), 1, 1))
         if onto is not None:
             onto[:, :, planes] += part
             continue
@@ -110,13 +111,14 @@ def convolved(
     return out
 
 
-def doubled(x: Tensor, up: nn.ConvTranspose3d, onto: Tensor | None = None) -> Tensor:
+def doubled(x: Tensor, up: nn.Module, onto: Tensor | None = None) -> Tensor:
     """A transposed 3^3 convolution of stride 2, as MONAI builds it: (1, C, D, H, W) -> (1, C', 2D, 2H, 2W).
 
     Args:
         x, up: input and layer (padding 1, output padding 1).
         onto: as for `convolved`.
     """
+    assert isinstance(up, nn.ConvTranspose3d)
     assert up.kernel_size == (3, 3, 3) and up.stride == (2, 2, 2)
     assert up.padding == (1, 1, 1) and up.output_padding == (1, 1, 1)
     out = onto
@@ -144,22 +146,27 @@ def _features(encoder: SegResNetDS2, image: Tensor) -> Tensor:
     for level in encoder.encoder.layers:
         assert isinstance(level, nn.ModuleDict)
         x = down(x)
-        for block in level["blocks"]:
-            _add_residual(block, x)
+        _add_residuals(level["blocks"], x)
         finer.append(x)
         down = level["downsample"]
     finer.pop()
     for level in encoder.up_layers:
         assert isinstance(level, nn.ModuleDict)
-        x = doubled(x, level["upsample"].deconv, onto=finer.pop())
-        for block in level["blocks"]:
-            _add_residual(block, x)
+        up = level["upsample"].get_submodule("deconv")
+        x = doubled(x, up, onto=finer.pop())
+        _add_residuals(level["blocks"], x)
         head = level["head"]
     return _in_place(head, x)
 
 
+def _add_residuals(blocks: nn.Module, x: Tensor) -> None:
+    """``x = blocks(x)``."""
+    for block in blocks.children():
+        assert isinstance(block, SegResBlock)
+        _add_residual(block, x)
+
+
 def _add_residual(block: SegResBlock, x: Tensor) -> None:
-    """``x = block(x)``."""
     norm = normalised(block.norm1, x)
     y = convolved(x, block.conv1.weight, block.conv1.bias, lambda part: F.relu_(norm(part)))
     norm_after = normalised(block.norm2, y)

@@ -1,0 +1,95 @@
+"""In which precision a network runs: bfloat16 where the processor computes in it and masks hardly change."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..networks.global_network import GlobalNetwork
+from ..networks.local_network import LocalNetwork
+from ..simulation.rounds import box_centre_prompt
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+"""What a user may ask for; the first is the default."""
+MOST_DIFFERENT = 0.005
+"""Share of voxels whose mask may change with the precision for `auto` to choose the lower one."""
+CHECK_SIDE = 64
+"""Side of the window that a local network is checked on, in voxels."""
+_NOISE, _CONTRAST = 0.05, 0.3
+_RADIUS = 0.5 / 1.8
+
+
+def processor_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself (AVX-512 BF16 or AMX); else it is slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def chosen_precision(
+    network: GlobalNetwork | LocalNetwork, device: str | torch.device, wanted: str = PRECISIONS[0]
+) -> torch.dtype | None:
+    """The lower precision that a network is to run in, None for float32.
+
+    ``auto`` is a rule without a clock, so that a restart decides alike: bfloat16 if the device computes in it
+    and, on a made-up object, no more than `MOST_DIFFERENT` of the voxels change sides (`mask_difference`).
+
+    Args:
+        network: trained, on `device`, in evaluation mode.
+        device: where it runs.
+        wanted: one of `PRECISIONS`.
+
+    Raises:
+        UserError: for an unknown precision.
+    """
+    if wanted not in PRECISIONS:
+        raise UserError(f"The precision must be one of {', '.join(PRECISIONS)}, but it is {wanted!r}.")
+    if wanted == "float32":
+        return None
+    if wanted == "bfloat16":
+        return torch.bfloat16
+    device = torch.device(device)
+    able = processor_has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    if not able:
+        return None
+    different = mask_difference(network, device, torch.bfloat16)
+    accepted = different <= MOST_DIFFERENT
+    logger.info(
+        "%s runs in %s: with bfloat16 %.3f %% of voxels change",
+        type(network).__name__,
+        "bfloat16" if accepted else "float32",
+        100 * different,
+    )
+    return torch.bfloat16 if accepted else None
+
+
+@torch.inference_mode()
+def mask_difference(network: GlobalNetwork | LocalNetwork, device: torch.device, dtype: torch.dtype) -> float:
+    """Share of the voxels of a made-up region whose mask differs between float32 and `dtype`."""
+    expected = _mask(network, device)
+    with torch.autocast(device.type, dtype=dtype):
+        got = _mask(network, device)
+    return float((got != expected).float().mean())
+
+
+def _mask(network: GlobalNetwork | LocalNetwork, device: torch.device) -> Tensor:
+    """A noisy ball, clicked inside and outside."""
+    is_global = isinstance(network, GlobalNetwork)
+    side = network.config.image_size if is_global else CHECK_SIDE  # type: ignore[union-attr]
+    axis = (torch.arange(side) + 0.5) / side - 0.5
+    ball = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).square().sum(0).sqrt() < _RADIUS
+    noise = torch.randn(side, side, side, generator=torch.Generator().manual_seed(0))
+    image = (0.35 + _CONTRAST * ball + _NOISE * noise)[None, None].to(device)
+    middle, rim = side / 2, side * (0.5 + 0.8 * _RADIUS)
+    points = torch.tensor([[[middle, middle, middle], [middle, rim, middle], [2.0, 2.0, 2.0]]], device=device)
+    labels = torch.tensor([[1, 1, 0]], device=device)
+    if isinstance(network, LocalNetwork):
+        return network.decode(network.encode(image), points, labels) > 0
+    features = network.encode((image - image.mean()) / image.std())
+    centre, kind = box_centre_prompt(network, 1, side, device)
+    first = network.decode(features, centre, kind)
+    prompts = torch.cat([centre, points], dim=1), torch.cat([kind, labels], dim=1)
+    return network.decode(features, *prompts, network.to_mask_prompt(first)) > 0
