@@ -11,6 +11,7 @@ from dualclickmed.networks.local_network import (
     PRIOR_WIDTH,
     _alike,
     _connected,
+    _grown,
     _nearby,
 )
 
@@ -107,3 +108,16 @@ def test_connectedness_follows_an_even_object_to_its_end_and_stops_at_a_wall() -
     assert float(reached[1].max()) == 0
     # The best path between two tissues is as bad as its worst step.
     assert float(_alike(click, torch.tensor([[1]]), means)[0, 0, 22, 22, 6]) > 0.99
+
+
+def test_growing_is_repeated_pooling_under_a_bound() -> None:
+    torch.manual_seed(3)
+    like = torch.nn.functional.avg_pool3d(torch.rand(1, 1, 20, 22, 18), 3, 1)[0, 0]
+    start = torch.zeros_like(like)
+    start[2, 3, 4] = like[2, 3, 4]
+    for steps in (1, 5, 40):
+        expected = start[None, None]
+        for _ in range(steps):
+            wide = torch.nn.functional.max_pool3d(expected, 3, stride=1, padding=1)
+            expected = torch.maximum(expected, torch.minimum(wide, like))
+        assert torch.equal(_grown(start, like, steps), expected[0, 0])
