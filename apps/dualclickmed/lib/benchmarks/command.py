@@ -31,6 +31,8 @@ CLICKS = (1, 2, 4, 8, 16, 32)
 SMALL_SIDE = 64
 """Side of the local window in a quick run."""
 GB = 1e9
+WIDTH = 170
+"""Characters that the widest table takes."""
 
 Configs = tuple[GlobalConfig, LocalConfig]
 
@@ -92,7 +94,7 @@ def bench(
                 raise UserError(f"--{what} must be one of {', '.join(known)}, but it is {name!r}.")
     threads = threads or os.cpu_count() or 1
     where = resolved_device(device)
-    console = Console()
+    console = Console(width=max(WIDTH, Console().width))
     if parity:
         sections, figures = _parity(threads, console)
     else:
