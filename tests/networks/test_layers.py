@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from dualclickmed.networks.layers import (
+    Conv3d,
     Doubling,
     Halving,
     LayerNorm,
@@ -18,7 +21,9 @@ from dualclickmed.networks.layers import (
     depth_to_space,
     sample_at,
     space_to_depth,
+    with_fast_convolutions,
 )
+from torch import nn
 
 
 def test_layer_norm_3d_is_the_published_formula() -> None:
@@ -131,3 +136,19 @@ def test_sample_at_a_voxel_centre_is_its_value() -> None:
     features = torch.randn(1, 2, 4, 4, 4)
     unit = (torch.tensor([[[2.0, 0.0, 3.0]]]) + 0.5) / 4
     torch.testing.assert_close(sample_at(features, unit)[0, 0], features[0, :, 2, 0, 3])
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": 1}, {"stride": 2, "padding": 1, "bias": False}, {"groups": 2}]
+)
+def test_fast_convolution_is_pytorchs(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv3d(4, 6, 3, **options)
+    fast = with_fast_convolutions(nn.Sequential(copy.deepcopy(conv)))[0]
+    assert type(fast) is Conv3d and type(conv) is nn.Conv3d
+    for x in (torch.randn(1, 4, 6, 5, 7), torch.randn(2, 6, 5, 7, 4).permute(0, 4, 1, 2, 3)):
+        with torch.inference_mode():
+            torch.testing.assert_close(fast(x), conv(x))
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(fast(x), conv(x))
+        assert torch.equal(fast(x), conv(x))  # with gradients it is PyTorch's own

@@ -12,6 +12,7 @@ from torch import nn
 
 from .global_network import GlobalNetwork
 from .image_encoder import Attention, Block, ConvStem, ImageEncoder, PatchEmbedding, RelativeAttention
+from .layers import with_fast_convolutions
 from .local_network import ClickHead, LocalNetwork, PointHead
 from .mask_decoder import MaskDecoder, PlainUpscaling, SkipUpscaling, TwoWayTransformer
 from .prompt_encoder import PromptEncoder
@@ -234,4 +235,4 @@ def build_local(preset: str | LocalConfig) -> LocalNetwork:
         )
     else:
         head = PointHead(c.feature_size)
-    return LocalNetwork(image_encoder, head, c)
+    return LocalNetwork(with_fast_convolutions(image_encoder), head, c)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .evidence import box_evidence
 from .layers import (
     LAYER_NORM_EPS,
+    Conv3d,
     Halving,
     LayerNorm,
     LayerNorm3d,
@@ -56,7 +57,7 @@ class ConvStem(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("coordinates", centre_coordinates(size)[None], persistent=False)
-        self.first = nn.Conv3d(in_channels + 6, channels[0], 3, padding=1)
+        self.first = Conv3d(in_channels + 6, channels[0], 3, padding=1)
         self.down = nn.ModuleList(Pointwise(8 * a, b) for a, b in itertools.pairwise(channels))
         self.refine = nn.ModuleList(ResidualConv(c) for c in channels[1:])
         self.norms = nn.ModuleList(nn.GroupNorm(1, c) for c in channels[1:])
@@ -214,9 +215,9 @@ class ImageEncoder(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(blocks)
         self.neck = nn.Sequential(
-            nn.Conv3d(dim, out_dim, 1, bias=False),
+            Conv3d(dim, out_dim, 1, bias=False),
             LayerNorm3d(out_dim),
-            nn.Conv3d(out_dim, out_dim, 3, padding=1, bias=False),
+            Conv3d(out_dim, out_dim, 3, padding=1, bias=False),
             LayerNorm3d(out_dim),
         )
 

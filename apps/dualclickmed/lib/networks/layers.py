@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 LAYER_NORM_EPS = 1e-6
 
@@ -38,6 +41,35 @@ class LayerNorm3d(nn.Module):
         rows = rows.float() if x.dtype == torch.bfloat16 else rows
         y = F.layer_norm(rows, (x.shape[1],), self.weight, self.bias, self.eps)
         return y.permute(0, 4, 1, 2, 3).to(x.dtype)
+
+
+class Conv3d(nn.Conv3d):
+    """A convolution that oneDNN computes for prediction on a CPU, whatever the size of the map.
+
+    PyTorch leaves float32 maps to its own convolution where batch, channels, depth and height multiply to
+    20480 or less: for 16 channels at 32^3, that is 76 ms in place of 3.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        plain = input.device.type != "cpu" or input.dtype != torch.float32 or not _has_onednn()
+        if plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return super()._conv_forward(input, weight, bias)
+        assert not isinstance(self.padding, str) and self.padding_mode == "zeros"
+        return torch.mkldnn_convolution(
+            input, weight, bias, self.padding, self.stride, self.dilation, self.groups
+        )
+
+
+def with_fast_convolutions(network: ModuleT) -> ModuleT:
+    """Make every 3D convolution of someone else's module a `Conv3d`, in place."""
+    for module in network.modules():
+        if type(module) is nn.Conv3d:
+            module.__class__ = Conv3d
+    return network
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
 
 class MLPBlock(nn.Module):
@@ -76,9 +108,9 @@ class ResidualConv(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(1, channels)
-        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv1 = Conv3d(channels, channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(1, channels)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv2 = Conv3d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from monai.networks.nets.vista3d import PointMappingSAM, PositionEmbeddingRandom
 from torch import Tensor, nn
 
 from .features import Features
-from .layers import MLP, Doubling, Pointwise, click_maps, depth_to_space, sample_at, space_to_depth
+from .layers import MLP, Conv3d, Doubling, Pointwise, click_maps, depth_to_space, sample_at, space_to_depth
 from .mask_decoder import TwoWayTransformer
 from .prompt_encoder import BACKGROUND, FOREGROUND
 from .segresnet import convolved, doubled, normalised, point_features, runs_lean
@@ -103,13 +103,13 @@ class ClickHead(nn.Module):
         self.fold = fold
         self.parts = parts
         self.feat_downsample = nn.Sequential(
-            nn.Conv3d(channels, feature_size, 3, stride=2, padding=1),
+            Conv3d(channels, feature_size, 3, stride=2, padding=1),
             nn.GroupNorm(1, feature_size),
             nn.GELU(),
-            nn.Conv3d(feature_size, feature_size, 3, padding=1),
+            Conv3d(feature_size, feature_size, 3, padding=1),
             nn.GroupNorm(1, feature_size),
         )
-        self.detail = nn.Conv3d(1, detail_channels, 3, padding=1)
+        self.detail = Conv3d(1, detail_channels, 3, padding=1)
         self.transformer = TwoWayTransformer(PUBLISHED_DEPTH, feature_size, PUBLISHED_HEADS, PUBLISHED_MLP)
         self.pe_layer = PositionEmbeddingRandom(feature_size // 2)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, feature_size) for _ in range(2))
@@ -119,8 +119,8 @@ class ClickHead(nn.Module):
         self.output_upscaling = Doubling(feature_size, channels)
         self.add_skip = Pointwise(channels, channels)
         self.add_clicks = Pointwise(2 * len(CLICK_SIGMAS) + 4 * len(INTENSITY_WIDTHS), channels)
-        self.merge = nn.Conv3d(channels, channels, 3, padding=1)
-        self.refine = nn.Conv3d(channels, channels, 3, padding=1)
+        self.merge = Conv3d(channels, channels, 3, padding=1)
+        self.refine = Conv3d(channels, channels, 3, padding=1)
         self.up_full = Pointwise(channels, parts * detail_channels)
         self.mix_full = Pointwise(parts * detail_channels, parts * detail_channels)
         self.output_hypernetworks_mlps = MLP(feature_size, feature_size, parts * channels, 3)

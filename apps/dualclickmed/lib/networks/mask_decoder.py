@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import MLP, Doubling, LayerNorm, LayerNorm3d, MLPBlock, Pointwise, depth_to_space
+from .layers import MLP, Conv3d, Doubling, LayerNorm, LayerNorm3d, MLPBlock, Pointwise, depth_to_space
 from .prompt_encoder import EncodedPrompts
 
 
@@ -133,8 +133,8 @@ class SkipUpscaling(nn.Module):
         self.up_half = Doubling(c4, c2)
         self.skip_half = Pointwise(half, c2)
         self.add_maps = Pointwise(maps, c2)
-        self.merge = nn.Conv3d(c2, c2, 3, padding=1)
-        self.refine = nn.Conv3d(c2, c2, 3, padding=1)
+        self.merge = Conv3d(c2, c2, 3, padding=1)
+        self.refine = Conv3d(c2, c2, 3, padding=1)
         # At full resolution everything is a matrix product over the 2^3 sub-voxels of a half resolution
         # voxel, kept as 8 * full channels: 3^3 convolutions there cost more than all the rest.
         self.up_full = Pointwise(c2, 8 * full)

@@ -18,7 +18,7 @@ from monai.networks.nets.segresnet_ds import SegResBlock, SegResNetDS2
 from torch import Tensor, nn
 
 LAYOUT = torch.channels_last_3d
-SLAB_VOXELS = 1 << 17
+SLAB_VOXELS = 1 << 16
 """Voxels of a map that are normalised and convolved at once."""
 SUM_VOXELS = 1 << 14
 """Voxels that are summed in float32; a single sum over all two million would be off by one part in 10^4."""
@@ -124,7 +124,7 @@ def doubled(x: Tensor, up: nn.Module, onto: Tensor | None = None) -> Tensor:
     out = onto
     # Not thinner: PyTorch has oneDNN compute a layer only if batch, channels, depth and height multiply to
     # more than 20480, and its own transposed convolution is seven times as slow.
-    for planes in _slabs(x, SLAB_VOXELS // 4):
+    for planes in _slabs(x, SLAB_VOXELS // 2):
         # Plane i reaches the planes 2i - 1, 2i and 2i + 1 of the result: one more is needed at the end.
         slab = x[:, :, planes.start : planes.stop + 1]
         part = F.conv_transpose3d(slab, up.weight, up.bias, stride=2, padding=1, output_padding=1)
