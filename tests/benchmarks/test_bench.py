@@ -167,6 +167,17 @@ def test_unknown_names_are_refused(arguments: list[str], sentence: str) -> None:
     assert sentence in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--out", "--markdown"])
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
+    option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "full_parity", lambda: pytest.fail("measured"))
+    for file in (tmp_path / "none" / "a", tmp_path):
+        result = CliRunner().invoke(cli.app, ["bench", "--parity", option, str(file)])
+        assert result.exit_code == 2
+        assert "A file in a folder that exists must be named" in result.stderr
+
+
 def test_parity_decides_the_exit_code_and_writes_its_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

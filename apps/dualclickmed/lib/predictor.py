@@ -53,7 +53,8 @@ class Predictor:
 
     Attributes:
         expert: what segments, for callers that hold their own volumes and prompts.
-        result: everything about the last prediction, in canonical order; None before the first.
+        result: everything about the last prediction, in canonical order; None before the first and after one
+            that failed.
     """
 
     def __init__(self, expert: DualExpert) -> None:
@@ -179,6 +180,8 @@ class Predictor:
             As `predict`.
         """
         canonical = {label: self._canonical(given) for label, given in prompts.items()}
+        # Not held while the next one is made: a label map can be as large as the image.
+        self.result = None
         self.result = self.expert.segment(self.volume, canonical, strategy, intensity)
         return self._own_order(self.result.labels)
 

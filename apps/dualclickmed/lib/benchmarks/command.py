@@ -92,6 +92,10 @@ def bench(
         for name in names:
             if name not in known:
                 raise UserError(f"--{what} must be one of {', '.join(known)}, but it is {name!r}.")
+    for file in (out, markdown):
+        # Now, not after a quarter of an hour.
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise UserError(f"A file in a folder that exists must be named for the figures, not '{file}'.")
     threads = threads or os.cpu_count() or 1
     where = resolved_device(device)
     console = Console(width=max(WIDTH, Console().width))
