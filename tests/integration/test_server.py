@@ -64,7 +64,8 @@ def test_info_offers_both_tasks(server: Server) -> None:
     several, one = info["models"]["dualclickmed"], info["models"]["dualclickmed_object"]
     assert (several["type"], one["type"]) == ("deepedit", "deepgrow")
     assert (several["dimension"], one["dimension"]) == (3, 3)
-    assert several["labels"] == {"background": 0, **VALUES}
+    # OHIF takes 0 for none: background's own number is one that no voxel has.
+    assert several["labels"] == {"background": len(LABELS) + 1, **VALUES}
     assert one["labels"] == []
     for task in (several, one):
         assert task["config"]["strategy"] == ["paper", "global", "local"]

@@ -99,6 +99,16 @@ class LabelMap:
         """Name to value, background included, in the order of the values."""
         return {BACKGROUND: 0, **{name: value for value, name in enumerate(self.names, start=1)}}
 
+    @property
+    def announced(self) -> dict[str, int]:
+        """The values as a task's description gives them to clients.
+
+        OHIF takes a value of 0 for none at all and puts the position of the label among those that were
+        clicked in its place; what has that value is then painted as background. So background gets a value
+        here that no voxel ever has. Results name it with 0.
+        """
+        return {**self.values, BACKGROUND: len(self.names) + 1}
+
     def find(self, name: str) -> str | None:
         """The label of that name as the server spells it; case and surrounding space do not matter."""
         key = name.strip().casefold()

@@ -107,7 +107,7 @@ class LabelsTask(ClickTask):
         super().__init__(
             segmenter,
             InferType.DEEPEDIT,
-            segmenter.options.labels.values,
+            segmenter.options.labels.announced,
             "Clicks for any number of labels, or a box for one, to a mask of all of them",
         )
 

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# What the browser tests need from the system: Chromium, and Orthanc with DICOMweb. Installs them on Debian and Ubuntu
+# where that is allowed, else says what to install. The tests start their own Orthanc, so Debian's service is not
+# started.
+set -euo pipefail
+
+missing=()
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null || [[ -n ${CHROMIUM:-} ]] || missing+=(chromium)
+PATH=$PATH:/usr/sbin command -v Orthanc >/dev/null || missing+=(orthanc)
+[[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ]] || missing+=(orthanc-dicomweb)
+if ((${#missing[@]} == 0)); then
+    exit
+fi
+if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+    echo "test-browser: needs ${missing[*]} (on Debian or Ubuntu: sudo apt-get install ${missing[*]})." >&2
+    exit 1
+fi
+echo "Installing ${missing[*]}"
+apt-get update -qq
+RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

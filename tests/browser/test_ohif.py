@@ -1,0 +1,135 @@
+"""What an annotator does in OHIF, checked on the voxels that OHIF shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from dualclickmed.sample import ORGANS
+from integration.dicoms import LAYOUTS, Series
+from integration.live import Server
+from integration.test_server import read_nrrd
+from scipy import ndimage
+
+from .conftest import PICTURES, SPACING
+from .ohif import VIEWS, Run, Shown, Viewer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+Trunk = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]
+TASK, OBJECT = "dualclickmed", "dualclickmed_object"
+
+
+@pytest.fixture
+def viewer(context: object, server: Server) -> Viewer:
+    return Viewer(context, server.url, PICTURES)
+
+
+def in_patient(index: npt.NDArray[np.integer], shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """LPS millimetres of voxels (x, y, z) of the sample, whose centre is the origin of every series."""
+    return (np.asarray(index) - (np.asarray(shape) - 1) / 2) * np.asarray(SPACING)
+
+
+def inside(trunk: Trunk, organ: str) -> npt.NDArray[np.float64]:
+    """The place (LPS millimetres) that is farthest from an organ's surface."""
+    mask = trunk[1] == ORGANS.index(organ) + 1
+    depth = ndimage.distance_transform_edt(mask, SPACING)
+    return in_patient(np.unravel_index(depth.argmax(), depth.shape), mask.shape)
+
+
+def index_of(world: npt.NDArray[np.float64], shown: Shown) -> tuple[int, ...]:
+    found = np.linalg.solve(shown.affine, [*world, 1])[:3]
+    return tuple(np.rint(found).astype(int).tolist())
+
+
+def truth_as_shown(trunk: Trunk, organ: str, shown: Shown) -> npt.NDArray[np.bool_]:
+    """An organ on the viewer's grid, found through the patient's coordinates alone."""
+    mask = trunk[1] == ORGANS.index(organ) + 1
+    grid = np.moveaxis(np.indices(shown.voxels.shape), 0, -1)
+    world = grid @ shown.affine[:3, :3].T + shown.affine[:3, 3]
+    index = world / SPACING + (np.asarray(mask.shape) - 1) / 2
+    np.testing.assert_allclose(index, np.rint(index), atol=1e-3)
+    return mask[tuple(np.moveaxis(np.rint(index).astype(int), -1, 0))]
+
+
+def check_shows_the_answer(run: Run, shown: Shown, labels: dict[str, int]) -> None:
+    """OHIF's voxels are the server's, in the same order, in each label's own colour."""
+    assert run.status == 200, run.body
+    answer, _ = read_nrrd(run.body)
+    assert shown.voxels.shape == answer.shape
+    for label, value in labels.items():
+        np.testing.assert_array_equal(shown.mask(label), answer == value, err_msg=label)
+    assert shown.labels() == {label for label, value in labels.items() if (answer == value).any()}
+
+
+def values_of(server: Server) -> dict[str, int]:
+    labels = server.get("/info/").json()["models"][TASK]["labels"]
+    return {label: value for label, value in labels.items() if label != "background"}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_clicks_become_masks(
+    viewer: Viewer, server: Server, generated: dict[str, Series], trunk: Trunk, name: str
+) -> None:
+    values = values_of(server)
+    viewer.open(generated[name].study)
+    assert set(viewer.rows()) == {"background", *values}
+    viewer.picture(f"{name}-1-connected")
+    spleen, heart = inside(trunk, "spleen"), inside(trunk, "heart")
+
+    viewer.choose("spleen")
+    viewer.click(spleen)
+    run = viewer.run()
+    shown = viewer.shown()
+    at = index_of(spleen, shown)
+    assert run.params["spleen"] == [list(at)]
+    check_shows_the_answer(run, shown, {"spleen": values["spleen"]})
+    found = shown.mask("spleen")
+    assert found[at]
+    truth = truth_as_shown(trunk, "spleen", shown)
+    # One click finds a part of the organ or all of it, and little else: a mask on a mirrored grid would not.
+    assert found.sum() > 0.1 * truth.sum()
+    assert (found & truth).sum() > 0.8 * found.sum()
+    viewer.picture(f"{name}-2-click")
+
+    # A place in the mask that is not to belong to it, as far from the click as there is one.
+    distance = np.linalg.norm(
+        (np.argwhere(found) - at) * np.linalg.norm(shown.affine[:3, :3], axis=0), axis=1
+    )
+    wrong = np.argwhere(found)[distance.argmax()]
+    viewer.choose("background")
+    viewer.click(shown.affine[:3, :3] @ wrong + shown.affine[:3, 3])
+    run = viewer.run()
+    assert run.params["background"] == [wrong.tolist()]
+    shown = viewer.shown()
+    check_shows_the_answer(run, shown, {"spleen": values["spleen"]})
+    assert not shown.mask("spleen")[tuple(wrong)]
+    assert shown.mask("spleen")[at]
+    viewer.picture(f"{name}-3-background")
+
+    viewer.choose("heart")
+    viewer.click(heart, VIEWS[1])
+    run = viewer.run()
+    assert run.params["heart"] == [list(index_of(heart, shown))]
+    shown = viewer.shown()
+    check_shows_the_answer(run, shown, {label: values[label] for label in ("spleen", "heart")})
+    assert shown.mask("heart")[index_of(heart, shown)]
+    assert shown.mask("spleen")[at]
+    viewer.picture(f"{name}-4-second-label")
+
+    viewer.options(TASK, strategy="global")
+    viewer.picture(f"{name}-5-options")
+    viewer.confirm()
+    viewer.choose("spleen")
+    truth_at = np.argwhere(truth)
+    corner = truth_at.max(axis=0)
+    viewer.click(shown.affine[:3, :3] @ corner + shown.affine[:3, 3])
+    viewer.choose("heart")
+    viewer.click(heart + 12)
+    run = viewer.run()
+    assert run.params["strategy"] == "global"
+    assert len(run.params["spleen"]) == 2
+    shown = viewer.shown()
+    check_shows_the_answer(run, shown, {label: values[label] for label in ("spleen", "heart")})
+    viewer.picture(f"{name}-6-strategy")
+    assert not viewer.errors
