@@ -3,23 +3,260 @@
 from __future__ import annotations
 
 import csv
+import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..experts.dual import DualExpert
-from ..geometry import Box
+from ..geometry import Box, Position
 from ..prompts import Click, Prompts
 from ..volume import Volume
 from .cases import Case, objects
-from .metrics import Mask, dice, ellipsoid_in_box, next_click
+from .classical import ellipsoid as ellipsoid_method
+from .metrics import Mask, dice, next_click, surface_dice
 
-# A method maps an image and the prompts so far to a mask.
-Method = Callable[[Volume, Prompts], Mask]
+logger = logging.getLogger(__name__)
+
+__all__ = ["ellipsoid_method", "expert_method", "run_cases", "run_object", "run_task", "summarise"]
+
+Method = Callable[[Volume, Prompts], npt.NDArray[Any]]
+"""Maps an image and the prompts of one object so far to a mask (bool) or to scores (float, above 0 inside),
+of the volume's shape. It may have a method `together`, which takes the prompts of several objects by label
+value and returns a label map; for others overlaps are settled by the higher score."""
+
+TIME_LIMIT = 90.0
+"""Seconds for each class of a case over all steps; beyond it every score of the case is 0."""
+LEAST_DICE = 0.2
+"""Up to this mean Dice of a case the surface Dice counts as 0."""
+HARM = 0.01
+"""A click that costs more Dice than this counts as harmful."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One case as the protocol takes it.
+
+    Attributes:
+        volume: the image.
+        labels: (D, H, W) whole numbers on its grid.
+        values: the classes that are asked for, in order.
+        boxes: of each class; None where the case has none, and step 0 scores 0.
+        spacing: what surface distances are measured with, by array axis.
+    """
+
+    volume: Volume
+    labels: npt.NDArray[np.integer]
+    values: tuple[int, ...]
+    boxes: Mapping[int, Box] | None
+    spacing: Position
+
+    @classmethod
+    def of_objects(cls, volume: Volume, labels: npt.NDArray[np.integer], values: Sequence[int]) -> Task:
+        """A task with the exact enclosing boxes."""
+        boxes = {value: Box.of_mask(labels == value) for value in values}
+        return cls(volume, labels, tuple(values), boxes, volume.spacing)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Scores of each class after one step, in the order of the task's classes.
+
+    Attributes:
+        dice, nsd: by class; NSD is 0 for all where the mean Dice is at most `LEAST_DICE`.
+        seconds: of the prediction.
+        clicks: how many of all classes were given so far.
+        failure: what kept the method from answering, in words.
+    """
+
+    dice: tuple[float, ...]
+    nsd: tuple[float, ...]
+    seconds: float
+    clicks: int
+    failure: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one method made of one task.
+
+    Attributes:
+        steps: the start and one for each click.
+        over_time: whether the time limit was passed, and every score is 0 for that.
+        labels: (D, H, W), the last prediction.
+    """
+
+    steps: list[Step]
+    over_time: bool
+    labels: npt.NDArray[np.integer]
+
+
+def expert_method(expert: DualExpert, strategy: str) -> ExpertMethod:
+    """Our experts as a method."""
+    return ExpertMethod(expert, strategy)
+
+
+class ExpertMethod:
+    """Our experts by one strategy."""
+
+    def __init__(self, expert: DualExpert, strategy: str) -> None:
+        self.expert, self.strategy = expert, strategy
+
+    def __call__(self, volume: Volume, prompts: Prompts) -> Mask:
+        """The mask of one object."""
+        return self.expert.segment(volume, {"object": prompts}, strategy=self.strategy).labels > 0
+
+    def together(self, volume: Volume, prompts: Mapping[int, Prompts]) -> npt.NDArray[np.integer]:
+        """The label map of several objects."""
+        given = {str(value): own for value, own in prompts.items()}
+        result = self.expert.segment(volume, given, strategy=self.strategy)
+        table = np.zeros(len(given) + 1, dtype=np.int32)
+        for label, at in result.values.items():
+            table[at] = int(label)
+        return table[result.labels]
+
+
+def predict_together(
+    method: Method, volume: Volume, prompts: Mapping[int, Prompts]
+) -> npt.NDArray[np.integer]:
+    """The label map of several objects, by any method.
+
+    Methods for one object answer for each; a voxel goes to the object with the higher score, of equal ones to
+    the earlier.
+    """
+    together = getattr(method, "together", None)
+    if together is not None:
+        return together(volume, prompts)
+    labels = np.zeros(volume.shape, dtype=np.int32)
+    best = np.zeros(volume.shape, dtype=np.float32)
+    for value, own in prompts.items():
+        scores = _checked(method(volume, own), volume).astype(np.float32, copy=False)
+        wins = scores > best
+        labels[wins] = value
+        best[wins] = scores[wins]
+    return labels
+
+
+def run_task(
+    method: Method,
+    task: Task,
+    clicks: int = 5,
+    start: str = "box",
+    limit: float = TIME_LIMIT,
+    surfaces: bool = True,
+    strict: bool = False,
+) -> Outcome:
+    """Every step of the protocol on one case, all classes at once, as the challenge runs it.
+
+    Step 0 gives the boxes. Each further step gives every class that has an error one click, and the method
+    answers for all of them from all prompts so far. A step that fails counts as empty; the clicks go on from
+    there.
+
+    Args:
+        method: what predicts.
+        task: the case.
+        clicks: rounds of corrections.
+        start: "box", or "point": the deepest voxel of each object instead, which counts as no correction.
+        limit: seconds for each class; 0 for none.
+        surfaces: measure surface Dice too.
+        strict: let failures of the method propagate.
+    """
+    truths = {value: task.labels == value for value in task.values}
+    empty: npt.NDArray[np.integer] = np.zeros(task.volume.shape, dtype=np.int32)
+    given: dict[int, list[Click]] = {value: [] for value in task.values}
+    boxes = task.boxes if start == "box" else None
+    if start == "point":
+        _add_clicks(given, empty, truths)
+    steps: list[Step] = []
+    labels, spent = empty, 0.0
+    for step in range(clicks + 1):
+        if step > 0 and not _add_clicks(given, labels, truths):
+            # The same prompts would give the same masks.
+            steps += [_again(steps[-1])] * (clicks + 1 - step)
+            break
+        prompts = {
+            value: Prompts(tuple(own), boxes[value] if boxes is not None else None)
+            for value, own in given.items()
+            if own or boxes is not None
+        }
+        begin, failure = time.perf_counter(), ""
+        try:
+            labels = predict_together(method, task.volume, prompts) if prompts else empty
+            if labels.shape != task.volume.shape:
+                raise ValueError(f"labels of shape {labels.shape} came for a volume of {task.volume.shape}")
+        except Exception as error:
+            if strict:
+                raise
+            logger.warning("Step %d failed: %s", step, error)
+            labels, failure = empty, f"{type(error).__name__}: {error}"
+        seconds = time.perf_counter() - begin
+        spent += seconds
+        if limit and spent > limit * len(task.values):
+            none = (0.0,) * len(task.values)
+            zero = [Step(none, none, s.seconds, s.clicks, s.failure) for s in steps]
+            zero.append(Step(none, none, seconds, sum(map(len, given.values())), failure))
+            zero += [_again(zero[-1])] * (clicks - step)
+            return Outcome(zero, True, labels)
+        scores, distances = _scores(task, truths, labels, surfaces)
+        steps.append(Step(scores, distances, seconds, sum(map(len, given.values())), failure))
+    return Outcome(steps, False, labels)
+
+
+def run_object(
+    method: Method, volume: Volume, truth: Mask, clicks: int, start: str
+) -> tuple[list[float], list[float]]:
+    """Dice and seconds of one object on its own, after the start and after each click.
+
+    Args:
+        method: what predicts; what it raises propagates.
+        volume: the image.
+        truth: (D, H, W) bool.
+        clicks: corrections after the start.
+        start: "box" (the exact enclosing box) or "point" (the deepest voxel of the object, counted as no
+            correction).
+    """
+    task = Task.of_objects(volume, truth.astype(np.uint8), (1,))
+    steps = run_task(method, task, clicks, start, limit=0, surfaces=False, strict=True).steps
+    return [step.dice[0] for step in steps], [step.seconds for step in steps]
+
+
+def _add_clicks(
+    given: dict[int, list[Click]], labels: npt.NDArray[np.integer], truths: Mapping[int, Mask]
+) -> bool:
+    """Give each class its next click; whether there was one that was not given before."""
+    new = False
+    for value, own in given.items():
+        click = next_click(labels == value, truths[value])
+        if click is not None and click not in own:
+            own.append(click)
+            new = True
+    return new
+
+
+def _scores(
+    task: Task, truths: Mapping[int, Mask], labels: npt.NDArray[np.integer], surfaces: bool
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    masks = {value: labels == value for value in truths}
+    scores = tuple(dice(masks[value], truth) for value, truth in truths.items())
+    if not surfaces or np.mean(scores) <= LEAST_DICE:
+        return scores, (0.0,) * len(scores)
+    return scores, tuple(surface_dice(masks[v], truth, task.spacing) for v, truth in truths.items())
+
+
+def _again(step: Step) -> Step:
+    return Step(step.dice, step.nsd, 0.0, step.clicks)
+
+
+def _checked(found: npt.NDArray[Any], volume: Volume) -> npt.NDArray[Any]:
+    if found.shape != volume.shape:
+        raise ValueError(f"a mask of shape {found.shape} came for a volume of {volume.shape}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -33,57 +270,6 @@ class Score:
     method: str
     dice: tuple[float, ...]
     seconds: tuple[float, ...]
-
-
-def expert_method(expert: DualExpert, strategy: str) -> Method:
-    """Our experts as a method; the mask of one object."""
-
-    def predict(volume: Volume, prompts: Prompts) -> Mask:
-        return expert.segment(volume, {"object": prompts}, strategy=strategy).labels > 0
-
-    return predict
-
-
-def ellipsoid_method(volume: Volume, prompts: Prompts) -> Mask:
-    """The ellipsoid inscribed in the box of all positive prompts; clicks move nothing else."""
-    box = prompts.enclosing_box()
-    return ellipsoid_in_box(volume.shape, box.lo, box.hi)
-
-
-def run_object(
-    method: Method, volume: Volume, truth: Mask, clicks: int, start: str
-) -> tuple[list[float], list[float]]:
-    """Dice and seconds after the start and after each click.
-
-    Args:
-        method: what predicts.
-        volume: the image.
-        truth: (D, H, W) bool.
-        clicks: corrections after the start.
-        start: "box" (the exact enclosing box) or "point" (the deepest voxel of the object, counted as no
-            correction).
-    """
-    given: list[Click] = []
-    box: Box | None = None
-    if start == "box":
-        box = Box.of_mask(truth)
-    else:
-        first = next_click(np.zeros_like(truth), truth)
-        assert first is not None
-        given.append(first)
-    scores, seconds = [], []
-    for step in range(clicks + 1):
-        begin = time.perf_counter()
-        mask = method(volume, Prompts(clicks=tuple(given), box=box))
-        seconds.append(time.perf_counter() - begin)
-        scores.append(dice(mask, truth))
-        click = next_click(mask, truth)
-        if click is None:
-            missing = clicks - step
-            return scores + scores[-1:] * missing, seconds + [0.0] * missing
-        if click not in given:
-            given.append(click)
-    return scores, seconds
 
 
 def run_cases(
@@ -124,10 +310,6 @@ class Row:
     count: int
     dice: tuple[float, ...]
     harmful: float
-
-
-# A click that costs more Dice than this counts as harmful.
-HARM = 0.01
 
 
 def summarise(scores: Sequence[Score]) -> list[Row]:

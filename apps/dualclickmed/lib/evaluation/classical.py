@@ -1,0 +1,302 @@
+"""Interactive segmentation without learning, as strong as box and clicks make it: what a network has to beat.
+
+Graph cut, random walker and region growing share one setting: a region around the prompts, at most
+`MAX_CELLS` cells of about equal sides in millimetres, grey levels by the same intensity map as our experts,
+and seeds:
+
+- outside a given box is background, its middle and the foreground clicks with their surroundings are
+foreground;
+- an intensity model of both sides, from a prior that the ellipsoid in the box gives, refined a few times;
+- a background click takes its surroundings out of the foreground's seeds.
+
+Every method answers one object with scores on the volume's voxels, above 0 inside, or a mask.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+import torch
+from numpymaxflow import maxflow
+from scipy import ndimage
+from skimage.segmentation import random_walker as solve_random_walker
+
+from ..experts.inputs import map_at_points, map_in_box
+from ..geometry import Box, Index, Roi, crop_to_grid, paste_from_grid
+from ..prompts import Click, Prompts
+from ..volume import Volume
+from .metrics import Mask, ellipsoid_in_box
+
+Scores = npt.NDArray[np.float32]
+
+MAX_CELLS = 110_000
+"""Cells of a region at most; larger regions are shrunk, along their finest axes first."""
+MARGIN = 0.15
+"""Background around a box, as a part of its sides."""
+LEAST_MARGIN = 3.0
+"""The same in voxels, at least."""
+REACH = 24
+"""Half the side of the region where there is no box, in voxels of the finest axis."""
+CLICK_RADIUS = 0.12
+"""Of a click's surroundings, as a part of the box's shortest side in millimetres."""
+CORE = 0.3
+"""Half axes of the ellipsoid of foreground seeds in the middle of a box, as a part of the box's."""
+BINS = 48
+BIN_BLUR = 1.5
+ROUNDS = 3
+"""How often the intensity model is refined."""
+MOST_EVIDENCE = 3.0
+"""Bound of the log ratio that an intensity alone may give."""
+SHAPE_WEIGHT = 2.5
+"""Log ratio of the shape prior at the box's centre; 0 on the inscribed ellipsoid."""
+CLICK_WEIGHT = 6.0
+"""Log ratio at a click; falls off as a Gaussian."""
+CLICK_REACH = 0.2
+"""Its width, as a part of the box's shortest side in millimetres."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The surroundings of one object's prompts on a grid.
+
+    Attributes:
+        roi: the grid's place in the volume.
+        step: millimetres of a cell along (z, y, x).
+        grey: float32, [0, 1].
+        shape: float32, log ratio of the shape prior; -inf where only background can be.
+        clicks: float32, log ratio that the clicks add near them.
+        inside, outside: seeds.
+    """
+
+    roi: Roi
+    step: tuple[float, float, float]
+    grey: Scores
+    shape: Scores
+    clicks: Scores
+    inside: Mask
+    outside: Mask
+
+    def pasted(self, scores: Scores, volume: Volume) -> Scores:
+        """Scores on the grid as scores of the whole volume, with the clicks' own voxels."""
+        found = np.full(volume.shape, -1, dtype=np.float32)
+        region, values = paste_from_grid(
+            torch.from_numpy(np.ascontiguousarray(scores)), self.roi, volume.shape
+        )
+        found[region] = values.numpy()
+        return found
+
+
+def scene(volume: Volume, prompts: Prompts) -> Scene:
+    """The scene of one object.
+
+    Raises:
+        PromptError: there is neither a box nor a foreground click.
+    """
+    box = prompts.enclosing_box()
+    spacing = np.asarray(volume.spacing)
+    bounded = prompts.box is not None
+    if bounded:
+        intensity = map_in_box(volume, prompts.box or box, "auto")
+        around = Box(*_grown(box, [max(LEAST_MARGIN, MARGIN * side) for side in box.sides], volume.shape))
+    else:
+        intensity = map_at_points(volume, prompts.foreground, "auto")
+        reach = [max(LEAST_MARGIN, REACH * spacing.min() / s) for s in spacing]
+        around = Box(*_grown(box, reach, volume.shape))
+    grid = _grid(around, volume.spacing)
+    roi = Roi(around, grid)
+    grey = crop_to_grid(volume.array, roi, lambda stored: intensity(volume.to_real(stored))).numpy() / 255
+    step = tuple(float(a * b) for a, b in zip(roi.spacing, volume.spacing, strict=True))
+
+    centres = [
+        (np.arange(n) + 0.5) * cell + lo for n, cell, lo in zip(grid, roi.spacing, roi.box.lo, strict=True)
+    ]  # of cells, in voxel edges
+    prior = box if bounded else around
+    radius = _radius(centres, prior)
+    shape = SHAPE_WEIGHT * (1 - radius)
+    inside = radius <= CORE**2 if bounded else np.zeros(grid, dtype=np.bool_)
+    outside = np.zeros(grid, dtype=np.bool_)
+    if bounded:
+        for axis, at in enumerate(centres):
+            beyond = (at < box.lo[axis]) | (at >= box.hi[axis])
+            outside |= beyond.reshape([-1 if a == axis else 1 for a in range(3)])
+    else:
+        # The object does not reach the faces of the region, so much is hoped.
+        outside[[0, -1]] = outside[:, [0, -1]] = outside[:, :, [0, -1]] = True
+
+    short = min(side * s for side, s in zip(prior.sides, volume.spacing, strict=True))
+    clicks = np.zeros(grid, dtype=np.float32)
+    size = max(CLICK_RADIUS * short, 1.01 * max(step)) if bounded else 1.01 * max(step)
+    for click in sorted(prompts.clicks, key=lambda c: c.positive):
+        distance = _distance(centres, click, spacing)
+        if distance.min() > 2 * max(step):
+            continue
+        near = distance <= size
+        clicks += (
+            (1 if click.positive else -1)
+            * CLICK_WEIGHT
+            * np.exp(-0.5 * (distance / (CLICK_REACH * short)) ** 2)
+        )
+        if click.positive:
+            inside |= near
+            outside &= ~near
+        else:
+            inside &= distance > 2 * size
+            outside |= near
+    inside &= ~outside
+    return Scene(roi, (step[0], step[1], step[2]), grey, shape, clicks, inside, outside)
+
+
+def evidence(scene: Scene) -> Scores:
+    """What each cell's grey level says: log ratio of two histograms, refined with what they themselves
+    find.
+    """
+    levels = np.clip((scene.grey * BINS).astype(np.int64), 0, BINS - 1)
+    share = _share(scene.shape + scene.clicks, scene)
+    ratio = np.zeros_like(scene.grey)
+    for _ in range(ROUNDS):
+        inside, outside = (
+            ndimage.gaussian_filter1d(
+                np.bincount(levels.ravel(), weights=weights.ravel(), minlength=BINS), BIN_BLUR, mode="nearest"
+            )
+            for weights in (share, 1 - share)
+        )
+        inside, outside = (h / h.sum() + 1e-3 / BINS for h in (inside, outside))
+        table = np.clip(np.log(inside / outside), -MOST_EVIDENCE, MOST_EVIDENCE).astype(np.float32)
+        ratio = table[levels]
+        share = _share(ratio + scene.shape + scene.clicks, scene)
+    return ratio
+
+
+def ellipsoid(volume: Volume, prompts: Prompts) -> Mask:
+    """The ellipsoid inscribed in the box of all positive prompts; clicks move nothing else."""
+    box = prompts.enclosing_box()
+    return ellipsoid_in_box(volume.shape, box.lo, box.hi)
+
+
+GRAPH_LAMBDA = 2.0
+"""Cost of a cut where there is no contrast."""
+GRAPH_SIGMA = 1.0
+"""Contrast that makes a cut cheap, in root mean squares of the region's own differences."""
+LEAST_SIGMA = 0.01
+FACES = 6
+"""Neighbours of a cell in the graph."""
+
+
+def graph_cut(volume: Volume, prompts: Prompts) -> Scores:
+    """GrabCut's idea in 3D: intensity model, shape prior and clicks as costs of a cell, contrast as cost of a
+    cut, solved exactly by numpymaxflow, which MONAI Label uses for scribbles.
+    """
+    place = scene(volume, prompts)
+    ratio = evidence(place) + place.shape + place.clicks
+    probability = np.clip(_share(ratio, place), 1e-4, 1 - 1e-4).astype(np.float32)
+    probability[place.inside], probability[place.outside] = 1 - 1e-6, 1e-6
+    costs = np.ascontiguousarray(np.stack([1 - probability, probability]))
+    differences = [np.diff(place.grey, axis=axis) for axis in range(3)]
+    squares, count = (sum(float(f(d)) for d in differences) for f in (lambda d: np.square(d).sum(), np.size))
+    sigma = max(LEAST_SIGMA, GRAPH_SIGMA * math.sqrt(squares / count))
+    cut = maxflow(np.ascontiguousarray(place.grey[None]), costs, GRAPH_LAMBDA, sigma, FACES)
+    return place.pasted(cut[0].astype(np.float32) - 0.5, volume)
+
+
+WALKER_BETA = 130.0
+EVIDENCE_SHARE = 0.15
+
+
+def random_walker(volume: Volume, prompts: Prompts) -> Scores:
+    """Grady's random walker from the seeds, on the grey levels beside the probability that they give."""
+    place = scene(volume, prompts)
+    if not place.inside.any() or not place.outside.any():
+        return graph_cut(volume, prompts)
+    labels = np.zeros(place.grey.shape, dtype=np.int8)
+    labels[place.inside], labels[place.outside] = 1, 2
+    guess = _share(evidence(place) + place.shape + place.clicks, place)
+    data = np.stack([place.grey / place.grey.std().clip(1e-6), guess / EVIDENCE_SHARE], axis=-1)
+    with warnings.catch_warnings():
+        # Cells that seeds of the other kind enclose are background, and that is what the solver makes of
+        # them. warnings.simplefilter("ignore")
+        inside = solve_random_walker(
+            data.astype(np.float32),
+            labels,
+            beta=WALKER_BETA,
+            mode="cg_j",
+            tol=1e-3,
+            return_full_prob=True,
+            spacing=np.asarray(place.step) / min(place.step),
+            channel_axis=-1,
+        )[0]
+    return place.pasted(inside.astype(np.float32) - 0.5, volume)
+
+
+GROWTH = 2.2
+GROWTH_ROUNDS = 4
+
+
+def region_growing(volume: Volume, prompts: Prompts) -> Scores:
+    """ITK's confidence-connected region growing from the foreground seeds, inside the box, holes filled."""
+    place = scene(volume, prompts)
+    blocked = place.outside
+    image = sitk.GetImageFromArray(np.where(blocked, np.float32(-10), place.grey))
+    seeds = [(int(x), int(y), int(z)) for z, y, x in np.argwhere(place.inside)]
+    if not seeds:
+        return np.full(volume.shape, -1, dtype=np.float32)
+    grown = sitk.ConfidenceConnected(
+        image,
+        seedList=seeds,
+        numberOfIterations=GROWTH_ROUNDS,
+        multiplier=GROWTH,
+        initialNeighborhoodRadius=1,
+    )
+    found = ((sitk.GetArrayFromImage(grown) > 0) | place.inside) & ~blocked
+    found = ndimage.binary_fill_holes(ndimage.binary_opening(found) | place.inside)
+    parts, _ = ndimage.label(found)
+    found = np.isin(parts, np.unique(parts[place.inside & found]))
+    return place.pasted((found & ~blocked).astype(np.float32) - 0.5, volume)
+
+
+def _share(ratio: Scores, scene: Scene) -> Scores:
+    share = 1 / (1 + np.exp(-ratio))
+    share[scene.inside], share[scene.outside] = 1, 0
+    return share
+
+
+def _grown(
+    box: Box, margin: list[float], shape: Index
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    lo = [max(0.0, math.floor(a - m)) for a, m in zip(box.lo, margin, strict=True)]
+    hi = [min(float(n), math.ceil(b + m)) for b, m, n in zip(box.hi, margin, shape, strict=True)]
+    return (lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])
+
+
+def _grid(box: Box, spacing: tuple[float, float, float]) -> Index:
+    """One cell for each voxel, or fewer along the axes that are finest in millimetres."""
+    sides = [round(side) for side in box.sides]
+    size = min(spacing)
+    while True:
+        grid = [max(2, min(n, math.ceil(n * s / size))) for n, s in zip(sides, spacing, strict=True)]
+        if math.prod(grid) <= MAX_CELLS:
+            return grid[0], grid[1], grid[2]
+        size *= 1.03
+
+
+def _radius(centres: list[npt.NDArray[np.float64]], box: Box) -> Scores:
+    total = np.zeros([len(c) for c in centres], dtype=np.float32)
+    for axis, at in enumerate(centres):
+        scaled = ((at - box.centre[axis]) / (box.sides[axis] / 2)) ** 2
+        total += scaled.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+    return total
+
+
+def _distance(
+    centres: list[npt.NDArray[np.float64]], click: Click, spacing: npt.NDArray[np.float64]
+) -> Scores:
+    """Millimetres from a click to each cell."""
+    total = np.zeros([len(c) for c in centres], dtype=np.float32)
+    for axis, at in enumerate(centres):
+        offset = ((at - click.index[axis] - 0.5) * spacing[axis]) ** 2
+        total += offset.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+    return np.sqrt(total)
