@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.simulation import clicks
-from dualclickmed.simulation.clicks import balanced, boundary_attenuated, uniform_error
+from dualclickmed.simulation.clicks import Draws, balanced, boundary_attenuated, realistic, uniform_error
 from scipy import ndimage, stats
 
-STRATEGIES = (boundary_attenuated, balanced, uniform_error)
+STRATEGIES = (boundary_attenuated, balanced, uniform_error, realistic)
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int = 0) -> Draws:
+    return Draws(torch.Generator().manual_seed(seed))
 
 
 def ball(size: int, centre: tuple[int, int, int], radius: float) -> torch.Tensor:
@@ -137,3 +137,30 @@ def test_the_same_generator_gives_the_same_clicks(strategy) -> None:
     first = strategy(*regions(), 9, seeded(2))
     second = strategy(*regions(), 9, seeded(2))
     assert torch.equal(first.points, second.points) and torch.equal(first.labels, second.labels)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_halves_of_a_batch_draw_what_the_whole_draws(strategy) -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(4, 12, 12, 12) * 2
+    truth, valid = torch.randn(4, 12, 12, 12) > 0, torch.rand(4, 12, 12, 12) > 0.2
+    whole = strategy(logits, truth, valid, 7, seeded(4))
+    for first in (0, 2):
+        rows = slice(first, first + 2)
+        draws = Draws(torch.Generator().manual_seed(4), first, 4)
+        half = strategy(logits[rows], truth[rows], valid[rows], 7, draws)
+        assert torch.equal(half.points, whole.points[rows])
+        assert torch.equal(half.labels, whole.labels[rows])
+    assert not torch.equal(whole.points[0], whole.points[1])
+
+
+def test_realistic_clicks_scatter_about_the_middle_of_the_largest_error() -> None:
+    large, small = ball(40, (20, 20, 14), 9), ball(40, (20, 20, 34), 3)
+    truth = (large | small)[None]
+    found = realistic(torch.full(truth.shape, -1.0), truth, torch.ones_like(truth), 400, seeded(8))
+    z, y, x = found.points[0].T
+    assert bool(large[z, y, x].all())
+    away = (found.points[0] - torch.tensor([20, 20, 14])).float()
+    # A third of the depth of about ten voxels along each axis, cut off by the piece's surface.
+    assert abs(float(away.mean())) < 0.5
+    assert 2.0 < float(away.std()) < 4.0

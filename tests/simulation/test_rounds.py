@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dualclickmed.simulation.rounds import global_rounds, local_rounds
+from dualclickmed.simulation.clicks import Draws
+from dualclickmed.simulation.rounds import global_masks, global_rounds, local_rounds
 
 GRID = 16
 
@@ -18,13 +19,8 @@ class GlobalRecorder:
     config = SimpleNamespace(box_label=2)
 
     def __init__(self, mask: int = GRID) -> None:
-        self.encoded = 0
         self.mask = mask
         self.shown: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
-
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        self.encoded += 1
-        return image
 
     def decode(self, features, points, labels, mask) -> torch.Tensor:
         self.shown.append((points.clone(), labels.clone(), mask))
@@ -41,11 +37,14 @@ def task() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.zeros(2, 1, GRID, GRID, GRID), truth, torch.ones_like(truth)
 
 
+def seeded(seed: int) -> Draws:
+    return Draws(torch.Generator().manual_seed(seed))
+
+
 def test_thirty_masks_on_one_embedding() -> None:
     network = GlobalRecorder()
-    outputs = global_rounds(network, *task(), 5, 6, torch.Generator().manual_seed(0))
-    assert network.encoded == 1
-    assert len(outputs) == 31
+    outputs = list(global_rounds(network, *task(), 5, 6, seeded(0)))
+    assert len(outputs) == 31 == global_masks(5, 6, together=False)
     points, labels, mask = network.shown[0]
     assert points.tolist() == [[[7.5, 7.5, 7.5]]] * 2 and labels.tolist() == [[2], [2]] and mask is None
     # One click more with every mask; earlier ones stay.
@@ -55,7 +54,7 @@ def test_thirty_masks_on_one_embedding() -> None:
 
 def test_clicks_of_one_interaction_share_its_mask_prompt() -> None:
     network = GlobalRecorder()
-    global_rounds(network, *task(), 3, 4, torch.Generator().manual_seed(1))
+    list(global_rounds(network, *task(), 3, 4, seeded(1)))
     prompts = [float(mask.mean()) for _, _, mask in network.shown[1:]]
     for turn in range(3):
         # The recorder's k-th output is -k: the prompt is the first mask or the one before the interaction.
@@ -65,32 +64,30 @@ def test_clicks_of_one_interaction_share_its_mask_prompt() -> None:
 
 def test_together_adds_several_clicks_and_predicts_once() -> None:
     network = GlobalRecorder()
-    outputs = global_rounds(network, *task(), 6, 4, torch.Generator().manual_seed(2), together=True)
-    assert len(outputs) == 7
+    outputs = list(global_rounds(network, *task(), 6, 4, seeded(2), together=True))
+    assert len(outputs) == 7 == global_masks(6, 4, together=True)
     counts = [p.shape[1] for p, _, _ in network.shown]
     added = [b - a for a, b in pairwise(counts)]
     assert set(added) <= {1, 2, 3, 4} and len(set(added)) > 1
 
 
 def test_small_masks_come_back_on_the_grid() -> None:
-    outputs = global_rounds(GlobalRecorder(mask=8), *task(), 1, 1, torch.Generator().manual_seed(0))
+    outputs = list(global_rounds(GlobalRecorder(mask=8), *task(), 1, 1, seeded(0)))
     assert outputs[0].shape == (2, GRID, GRID, GRID)
     assert outputs[0].unique().tolist() == pytest.approx([-1.0])
 
 
-class LocalRecorder:
-    def __init__(self) -> None:
-        self.encoded = 0
-        self.shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+class Windows:
+    """Stands for encoded windows."""
 
-    def encode(self, image: torch.Tensor) -> LocalRecorder:
-        self.encoded += 1
-        self.windows = len(image)
-        return self
-
-    def index(self, owner: torch.Tensor) -> LocalRecorder:
+    def index(self, owner: torch.Tensor) -> Windows:
         self.owner = owner
         return self
+
+
+class LocalRecorder:
+    def __init__(self) -> None:
+        self.shown: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def decode(self, features, points, labels) -> torch.Tensor:
         """Foreground within three voxels of any positive click, background elsewhere."""
@@ -105,13 +102,11 @@ class LocalRecorder:
 
 
 def test_the_local_prediction_is_updated_between_clicks() -> None:
-    image, truth, valid = task()
-    network = LocalRecorder()
+    _, truth, valid = task()
+    network, windows = LocalRecorder(), Windows()
     first = torch.tensor([[[8, 8, 8]], [[5, 9, 8]]])
-    outputs = local_rounds(
-        network, image[:1], truth, valid, torch.tensor([0, 0]), first, 5, torch.Generator().manual_seed(3)
-    )
-    assert network.encoded == 1 and network.windows == 1 and network.owner.tolist() == [0, 0]
+    outputs = list(local_rounds(network, windows, truth, valid, torch.tensor([0, 0]), first, 5, seeded(3)))
+    assert windows.owner.tolist() == [0, 0]
     assert [p.shape[1] for p, _ in network.shown] == [1, 2, 3, 4, 5]
     assert (network.shown[0][1] == 1).all()
     # Every new click is an error of the mask before it, not of the first mask.
@@ -122,3 +117,21 @@ def test_the_local_prediction_is_updated_between_clicks() -> None:
             z, y, x = points[sample, -1].long().tolist()
             assert bool(before[sample, z, y, x]) != bool(truth[sample, z, y, x])
             assert int(labels[sample, -1]) == int(truth[sample, z, y, x])
+
+
+def test_the_newest_click_alone_when_the_others_are_held_back() -> None:
+    network = GlobalRecorder()
+    list(global_rounds(network, *task(), 1, 3, seeded(0), last_only=True))
+    assert [p.shape[1] for p, _, _ in network.shown] == [1, 1, 1, 1]
+    shown = [p[0, 0].tolist() for p, _, _ in network.shown[1:]]
+    everything = GlobalRecorder()
+    list(global_rounds(everything, *task(), 1, 3, seeded(0)))
+    assert shown == everything.shown[-1][0][0, 1:].tolist()
+
+
+def test_further_first_prompts_stay_with_every_mask() -> None:
+    network = GlobalRecorder()
+    first = torch.tensor([[[1.0, 2, 3]], [[0, 0, 0]]]), torch.tensor([[1], [-1]])
+    list(global_rounds(network, *task(), 1, 1, seeded(0), first=first))
+    for points, labels, _ in network.shown:
+        assert points[0, 1].tolist() == [1, 2, 3] and labels[:, 1].tolist() == [1, -1]

@@ -12,6 +12,7 @@ from dualclickmed.errors import UserError
 from dualclickmed.training import loop
 from dualclickmed.training.loop import CHECKPOINT, Options, train
 from dualclickmed.training.recipes import COMPACT
+from dualclickmed.training.samples import Samples
 from dualclickmed.weights import load_expert
 
 TINY = {
@@ -38,9 +39,9 @@ def test_resuming_changes_nothing(kind, tmp_path: Path) -> None:
     train(recipe, Options(tmp_path / "whole", half=False))
     # The rate depends on the recipe's length, so the first part is cut off rather than shortened.
     run = loop._Run(recipe, Options(tmp_path / "parts", half=False))
-    source = loop._source(recipe, recipe.seed)
+    source = run._samples()
     for number in range(2):
-        run._optimise(source[number], number / recipe.steps)
+        run.optimise([source[number].batch], number / recipe.steps)
         run.step += 1
     run.save()
     train(recipe, Options(tmp_path / "parts", half=False))
@@ -66,8 +67,8 @@ def test_weights_card_and_log(tmp_path: Path) -> None:
 
 def test_a_step_lowers_the_loss_on_its_own_batch(tmp_path: Path) -> None:
     run = loop._Run(dataclasses.replace(TINY["global"], warmup=1, rate=3e-3), Options(tmp_path, half=False))
-    batch = loop._source(run.recipe, 7)[0]
-    losses = [run._optimise(batch, 0.0)[0] for _ in range(8)]
+    batch = Samples(run.recipe, seed=7)[0].batch
+    losses = [run.optimise([batch], 0.0).loss for _ in range(8)]
     assert losses[-1] < losses[0] - 0.02
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from dualclickmed.geometry import Box
 from dualclickmed.training.generated import Scene
-from dualclickmed.training.samples import GlobalSource, LocalSource, global_samples, simulated_box
+from dualclickmed.training.recipes import COMPACT
+from dualclickmed.training.samples import Samples, global_samples, simulated_box
+
+GLOBAL = dataclasses.replace(COMPACT["global"], scenes=1, targets=2)
+ONE = dataclasses.replace(GLOBAL, targets=1)
 
 
 def block_scene() -> Scene:
@@ -22,7 +28,9 @@ def test_the_truth_of_an_exact_box_fills_the_middle_of_the_grid() -> None:
     rng = np.random.default_rng(0)
     found = 0
     for _ in range(40):
-        [(image, truth, valid)] = global_samples(block_scene(), rng, 1)
+        [(image, truth, valid, _)] = global_samples(
+            block_scene(), rng, dataclasses.replace(GLOBAL, targets=1)
+        )
         assert image.shape == truth.shape == valid.shape == (64, 64, 64)
         # Bright inside, dark outside: image and truth are cut and turned alike.
         assert float(image[truth].min()) > float(image[~truth & valid].mean())
@@ -51,18 +59,18 @@ def test_boxes_are_exact_of_the_middle_slice_or_sloppy() -> None:
 
 
 def test_global_batches_depend_on_seed_and_number_alone() -> None:
-    source = GlobalSource(1, 2, seed=5)
-    first = source[3]
+    source = Samples(GLOBAL, seed=5)
+    first = source[3].batch
     source[0]
-    again = source[3]
+    again = source[3].batch
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    other = GlobalSource(1, 2, seed=6)[3]
+    other = Samples(GLOBAL, seed=6)[3].batch
     assert first.image.shape != other.image.shape or not torch.equal(first.image, other.image)
 
 
 def test_local_clicks_are_inside_their_objects() -> None:
-    source = LocalSource(2, 2, seed=2, size=48)
-    batch = source[0]
+    source = Samples(dataclasses.replace(COMPACT["local"], scenes=2, targets=2, size=48), seed=2)
+    batch = source[0].batch
     assert batch.image.shape[1:] == (1, 48, 48, 48)
     assert float(batch.image.min()) >= 0 and float(batch.image.max()) <= 1
     assert sorted(set(batch.owner.tolist())) == [0, 1]

@@ -37,7 +37,8 @@ STUDY_FILES = ["*.nii.gz", "*.nii", "*.nrrd", "*.mha"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _LATER: dict[str, tuple[str, str, str]] = {
-    "train": (".training.command", "train_expert", "Train an expert on generated volumes."),
+    "train": (".training.command", "train_expert", "Train an expert on labelled cases or generated ones."),
+    "prepare": (".training.command", "prepare_crops", "Cut labelled cases into crops for faster training."),
     "evaluate": (".evaluation.command", "evaluate", "Measure how good the masks are on labelled cases."),
     "bench": (".benchmarks.command", "bench", "Measure size, speed, memory and exactness on this machine."),
 }

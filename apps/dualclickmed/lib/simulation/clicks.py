@@ -9,9 +9,13 @@ networks ignore.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import cc3d
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 PADDING_LABEL = -1
@@ -22,6 +26,38 @@ ATTENUATION_TOP = 64
 BALANCED_SHARES = (0.1, 0.5, 0.4)
 # The paper says "near the 0.5 decision threshold"; this is how near.
 CONFUSED_MARGIN = 0.1
+
+
+# Of a realistic click: how far from the error's middle, as a part of its depth there.
+SCATTER = 0.35
+
+
+@dataclass
+class Draws:
+    """Random numbers for some rows of a batch that is spread over processes.
+
+    Every process draws for the whole batch and keeps its rows, so that two processes see the clicks that one
+    with the whole batch sees.
+
+    Attributes:
+        generator: seeded alike in every process.
+        first, total: the first row of this process, and how many rows there are in all; None: those asked
+            for.
+    """
+
+    generator: torch.Generator
+    first: int = 0
+    total: int | None = None
+
+    def rand(self, rows: int, count: int) -> Tensor:
+        """(rows, count) uniform numbers in [0, 1)."""
+        total = rows if self.total is None else self.total
+        numbers = torch.rand((total, count), generator=self.generator, device=self.generator.device)
+        return numbers[self.first : self.first + rows]
+
+    def one(self) -> float:
+        """One number for the whole batch."""
+        return float(torch.rand((), generator=self.generator, device=self.generator.device))
 
 
 class Clicks(NamedTuple):
@@ -36,7 +72,7 @@ class Clicks(NamedTuple):
     labels: Tensor
 
 
-Strategy = Callable[[Tensor, Tensor, Tensor, int, torch.Generator], Clicks]
+Strategy = Callable[[Tensor, Tensor, Tensor, int, Draws], Clicks]
 
 
 def _blur(values: Tensor, sigma: float) -> Tensor:
@@ -61,9 +97,7 @@ def _labelled(flat: Tensor, truth: Tensor, found: Tensor) -> Clicks:
     return Clicks(_indices(flat, truth.shape[1:]), labels)
 
 
-def boundary_attenuated(
-    logits: Tensor, truth: Tensor, valid: Tensor, count: int, generator: torch.Generator
-) -> Clicks:
+def boundary_attenuated(logits: Tensor, truth: Tensor, valid: Tensor, count: int, draws: Draws) -> Clicks:
     """Clicks inside the errors, away from their surface (paper, section 2.3; the global expert's strategy).
 
     The false prediction map is filtered by a Gaussian of sigma 1; clicks are drawn uniformly from its 64
@@ -74,26 +108,23 @@ def boundary_attenuated(
         truth: (B, D, H, W) bool.
         valid: (B, D, H, W) bool, the voxels that a user can click (inside the image).
         count: clicks for each sample.
-        generator: random source on the tensors' device.
+        draws: random numbers on the tensors' device.
     """
     wrong = ((logits > 0) != truth) & valid
     depth = (_blur(wrong.float(), ATTENUATION_SIGMA) * wrong).flatten(1)
     top = torch.topk(depth, min(ATTENUATION_TOP, depth.shape[1]), dim=1)
     usable = (top.values > 0).sum(dim=1, keepdim=True)
-    draw = torch.rand((len(logits), count), generator=generator, device=logits.device)
-    chosen = (draw * usable).long().clamp_max(top.indices.shape[1] - 1)
+    chosen = (draws.rand(len(logits), count) * usable).long().clamp_max(top.indices.shape[1] - 1)
     return _labelled(torch.gather(top.indices, 1, chosen), truth, usable > 0)
 
 
-def uniform_error(
-    logits: Tensor, truth: Tensor, valid: Tensor, count: int, generator: torch.Generator
-) -> Clicks:
+def uniform_error(logits: Tensor, truth: Tensor, valid: Tensor, count: int, draws: Draws) -> Clicks:
     """Clicks drawn uniformly from all false voxels: what SAM-Med3D and VISTA3D do, kept for comparison."""
     wrong = (((logits > 0) != truth) & valid).flatten(1)
-    return _labelled(_draw(wrong, count, generator), truth, wrong.any(dim=1, keepdim=True))
+    return _labelled(_draw(wrong, draws.rand(len(wrong), count)), truth, wrong.any(dim=1, keepdim=True))
 
 
-def balanced(logits: Tensor, truth: Tensor, valid: Tensor, count: int, generator: torch.Generator) -> Clicks:
+def balanced(logits: Tensor, truth: Tensor, valid: Tensor, count: int, draws: Draws) -> Clicks:
     """Clicks from false positives, false negatives and the confused region in the shares 0.1, 0.5 and 0.4.
 
     The local expert's strategy (paper, section 2.3). The region is drawn for each click; an empty region's
@@ -111,24 +142,69 @@ def balanced(logits: Tensor, truth: Tensor, valid: Tensor, count: int, generator
     ).flatten(2)
     shares = torch.tensor(BALANCED_SHARES, device=logits.device)[None] * regions.any(dim=2)
     found = shares.sum(dim=1, keepdim=True) > 0
-    shares = torch.where(found, shares, torch.ones_like(shares))
-    kind = torch.multinomial(shares, count, replacement=True, generator=generator)
-    points, labels = [], []
-    for turn in range(count):
-        region = torch.gather(regions, 1, kind[:, turn, None, None].expand(-1, 1, regions.shape[2]))[:, 0]
-        clicks = _labelled(_draw(region, 1, generator), truth, found)
-        points.append(clicks.points)
-        labels.append(clicks.labels)
-    return Clicks(torch.cat(points, dim=1), torch.cat(labels, dim=1))
+    # The region is the first whose share, added to those before it, exceeds the draw.
+    reached = shares.cumsum(dim=1) / shares.sum(dim=1, keepdim=True).clamp_min(1e-6)
+    turns = draws.rand(len(logits), count)
+    kind = (turns[:, :, None] >= reached[:, None, :]).sum(dim=2).clamp_max(2)
+    kind = torch.where(shares.gather(1, kind) > 0, kind, shares.argmax(dim=1, keepdim=True))
+    ranks = draws.rand(len(logits), count)
+    flat = torch.stack([_draw(regions[:, each], ranks) for each in range(3)], dim=2)
+    return _labelled(flat.gather(2, kind[:, :, None])[:, :, 0], truth, found)
 
 
-def _draw(region: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def realistic(logits: Tensor, truth: Tensor, valid: Tensor, count: int, draws: Draws) -> Clicks:
+    """Clicks as people place them: in the largest error, near its middle, not exactly on it.
+
+    The largest 26-connected piece of the error is taken, its deepest voxel is aimed at, and the hand misses
+    by a Gaussian of a third of the depth there, within the piece. Arguments as in `boundary_attenuated`; on a
+    GPU the map goes through the processor's memory.
+    """
+    wrong = (((logits > 0) != truth) & valid).numpy(force=True)
+    misses = torch.erfinv((2 * draws.rand(len(logits), 3 * count) - 1).clamp(-0.999, 0.999)) * 2**0.5
+    offsets = misses.reshape(len(logits), count, 3).numpy(force=True)
+    flat = np.zeros((len(wrong), count), dtype=np.int64)
+    for sample, error in enumerate(wrong):
+        if error.any():
+            points = _near_the_middle(error, offsets[sample])
+            flat[sample] = np.ravel_multi_index(tuple(points.T), error.shape)
+    found = torch.from_numpy(wrong.any(axis=(1, 2, 3)))[:, None].to(logits.device)
+    return _labelled(torch.from_numpy(flat).to(logits.device), truth, found)
+
+
+def _near_the_middle(error: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(count, 3) voxels of the largest piece of an error, off its deepest one by `offsets` x the scatter."""
+    pieces, number = cc3d.connected_components(error, connectivity=26, return_N=True)
+    if number > 1:
+        error = pieces == 1 + int(np.argmax(np.bincount(pieces.reshape(-1))[1:]))
+    place = ndimage.find_objects(error.astype(np.uint8))[0]
+    piece = np.pad(error[place], 1)
+    depth = ndimage.distance_transform_edt(piece)
+    middle = np.array(np.unravel_index(int(depth.argmax()), depth.shape))
+    inside = np.argwhere(piece)
+    aims = middle + offsets * SCATTER * float(depth.max())
+    nearest = ((inside[None] - aims[:, None]) ** 2).sum(axis=2).argmin(axis=1)
+    return np.asarray(inside[nearest] - 1 + np.array([s.start for s in place]))
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "boundary": boundary_attenuated,
+    "balanced": balanced,
+    "uniform": uniform_error,
+    "realistic": realistic,
+}
+"""Names in recipes. Random clicks of section 4.3's ablations are "uniform"."""
+
+
+def _draw(region: Tensor, draw: Tensor) -> Tensor:
     """Flat positions (B, count) drawn uniformly from a boolean (B, V) region; position 0 where it is empty.
 
     The r-th true voxel is found in the running count, which costs one pass however many voxels there are.
+
+    Args:
+        region: (B, V) bool.
+        draw: (B, count) uniform numbers in [0, 1).
     """
     running = region.cumsum(dim=1, dtype=torch.int32)
     total = running[:, -1:]
-    draw = torch.rand((len(region), count), generator=generator, device=region.device)
     rank = (draw * total).to(torch.int32).minimum((total - 1).clamp_min(0)) + 1
     return torch.searchsorted(running, rank).clamp_max(region.shape[1] - 1)
