@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -91,13 +91,37 @@ class Segmenter:
         Raises:
             UserError: the weights, the image or the prompts cannot be used.
         """
+        return self.segment_found(
+            image, lambda volume, _: to_canonical(prompts, volume), strategy, ct_window, device, modality
+        )
+
+    def segment_found(
+        self,
+        image: Path,
+        find: Callable[[Volume, DualExpert], Mapping[str, Prompts]],
+        strategy: str,
+        ct_window: str,
+        device: str,
+        modality: str | None = None,
+    ) -> Answer:
+        """As `segment`, with prompts that are found once image and experts are loaded.
+
+        Args:
+            image, strategy, ct_window, device, modality: as for `segment`.
+            find: gives prompts in canonical order; what it computes counts as the stage "find".
+
+        Raises:
+            UserError: as for `segment`, or what `find` raises.
+        """
         with self._computing:
             expert = self._expert(device)
             start = time.perf_counter()
             volume = self._volumes.get(image, modality)
             loaded = time.perf_counter() - start
-            result = expert.segment(volume, to_canonical(prompts, volume), strategy, ct_window)
-        return Answer(volume, result, {"load": loaded, **result.stages})
+            prompts = find(volume, expert)
+            found = time.perf_counter() - start - loaded
+            result = expert.segment(volume, prompts, strategy, ct_window)
+        return Answer(volume, result, {"load": loaded, "find": found, **result.stages})
 
     def warm_up(self) -> None:
         """Load the weights and run both experts once, so that the first click is not the slow one.

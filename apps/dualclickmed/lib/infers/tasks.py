@@ -75,14 +75,9 @@ class ClickTask(InferTask):
             logger.info("Refused: %s", error)
             raise HTTPException(status_code=400, detail=str(error)) from error
 
-    def _answer(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        start = time.perf_counter()
-        labels = self.labels_for(request)
-        extension = word(request, wire.RESULT_EXTENSION, None) or EXTENSIONS[0]
-        dtype = word(request, wire.RESULT_DTYPE, None) or DTYPES[0]
-        # Masks shrink to a hundredth, in less time than sending them plain would take.
-        compress = flag(request, wire.RESULT_COMPRESS, True)
-        answer = self._segmenter.segment(
+    def _segmented(self, request: Mapping[str, Any], labels: LabelMap) -> Answer:
+        """Segment what the request's clicks and boxes mean."""
+        return self._segmenter.segment(
             image=Path(request[wire.IMAGE]),
             prompts=read_prompts(request, labels),
             strategy=choice(request, wire.STRATEGY, self._config[wire.STRATEGY]),
@@ -90,6 +85,15 @@ class ClickTask(InferTask):
             device=self._segmenter.options.device_for(word(request, wire.DEVICE, None)),
             modality=word(request, wire.MODALITY, None),
         )
+
+    def _answer(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        start = time.perf_counter()
+        labels = self.labels_for(request)
+        extension = word(request, wire.RESULT_EXTENSION, None) or EXTENSIONS[0]
+        dtype = word(request, wire.RESULT_DTYPE, None) or DTYPES[0]
+        # Masks shrink to a hundredth, in less time than sending them plain would take.
+        compress = flag(request, wire.RESULT_COMPRESS, True)
+        answer = self._segmented(request, labels)
         segmented = time.perf_counter()
         mask, details = _in_raw_order(answer, labels)
         path = write(mask, extension, dtype, compress)
