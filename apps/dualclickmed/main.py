@@ -14,7 +14,14 @@ from lib.errors import UserError
 from lib.infers.images import remove_uploads, with_image
 from lib.infers.segmenter import Segmenter
 from lib.infers.tasks import LabelsTask, ObjectTask
+from lib.server.archive import connect
+from lib.server.limits import Limits
+from lib.server.routes import install
+from lib.server.sessions import SafeSessions
+from lib.server.studies import Studies
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.tasks.activelearning.first import First
@@ -33,6 +40,7 @@ class DualClickMed(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.options = Options.from_conf(conf)
+        self.limits = Limits.from_conf(conf)
         self.segmenter = Segmenter(self.options)
         super().__init__(
             app_dir,
@@ -54,9 +62,37 @@ class DualClickMed(MONAILabelApp):
     def init_strategies(self) -> dict[str, Strategy]:
         return {"first": First(), "random": Random()}
 
+    def init_datastore(self) -> Datastore:
+        """The studies, stored so that no crash and no request can damage them."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return Studies(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def _init_dicomweb_datastore(self) -> Datastore:
+        self._download_dcmqi_tools()
+        return connect(self.studies)
+
+    def _load_sessions(self, load: bool = False) -> SafeSessions | None:
+        if not load:
+            return None
+        return SafeSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY)
+
+    def cleanup_sessions(self) -> None:
+        if self._sessions is not None:
+            self._sessions.remove_expired()
+
     def on_init_complete(self) -> None:
         """Called in the server alone."""
         super().on_init_complete()
+        # Complete by now, and needed in no other process.
+        from monailabel.app import app as web
+
+        install(web, self.limits, self.segmenter.problem)
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def info(self) -> dict[str, Any]:

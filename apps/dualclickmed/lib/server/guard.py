@@ -1,0 +1,169 @@
+"""Turns away requests that no endpoint should see: from other sites' pages, under strange names, too large.
+
+A server on the own machine needs no password, so that any page in the annotator's browser could talk to it.
+What a browser says about where a request comes from (`Origin`) and whom it believes to reach (`Host`) tells
+such requests from the annotator's own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import socket
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .limits import Limits
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 1 << 20
+"""Bytes of a request that uploads nothing."""
+_LOOPBACK_NAMES = ("localhost",)
+_UPLOADS = ("multipart/form-data", "multipart/related", "application/dicom")
+
+
+class TooLargeError(Exception):
+    """A request sent more than it may."""
+
+
+class Guard:
+    """ASGI middleware. Other than HTTP passes untouched.
+
+    Args:
+        app: what comes next.
+        limits: sizes and names.
+        origins: whose pages may call the server, as ``scheme://host[:port]``.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, origins: Sequence[str] = ()) -> None:
+        self.app = app
+        self.limits = limits
+        self.origins = frozenset(origin.rstrip("/").lower() for origin in origins)
+        machine = {socket.gethostname().lower(), socket.getfqdn().lower()}
+        # Exact names: whoever owns a domain can have any first part in front of it.
+        self._own_names = frozenset({*_LOOPBACK_NAMES, *machine, *limits.hosts})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(headers)
+        if refusal is not None:
+            await _answer(send, *refusal)
+            return
+        most = self._most(headers)
+        if _length(headers) > most:
+            await _answer(send, 413, _too_large(most))
+            return
+        started = False
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > most:
+                raise TooLargeError
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                if seen > most and not started:
+                    # An endpoint made something else of the interruption.
+                    await _answer(send, 413, _too_large(most))
+                    started = True
+                    return
+                started = True
+                message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
+            elif seen > most:
+                return
+            await send(message)
+
+        try:
+            await self.app(scope, counted, sending)
+        except TooLargeError:
+            if not started:
+                await _answer(send, 413, _too_large(most))
+
+    def _refusal(self, headers: Mapping[bytes, str]) -> tuple[int, str] | None:
+        host = headers.get(b"host", "").lower()
+        if not self._is_own(_name_of(f"//{host}")):
+            return 403, (
+                f"This server is not known as {host[:100]!r}. If it is meant to be, start it with "
+                "--conf hosts NAME."
+            )
+        origin = headers.get(b"origin", "").lower()
+        if not origin or origin in self.origins or _netloc(origin) == host:
+            return None
+        if _is_loopback(_name_of(origin)) and _is_loopback(_name_of(f"//{host}")):
+            # Another program of this machine, as a viewer that is being developed.
+            return None
+        return 403, (
+            f"Pages of {origin[:100]!r} may not call this server. If they are meant to, name them when it is "
+            "started: MONAI_LABEL_CORS_ORIGINS='[\"SCHEME://HOST:PORT\"]'."
+        )
+
+    def _is_own(self, name: str | None) -> bool:
+        if name is None:
+            return False
+        # Anybody's name can be made to point here; an address stands for itself.
+        return "*" in self.limits.hosts or name in self._own_names or _is_address(name)
+
+    def _most(self, headers: Mapping[bytes, str]) -> int:
+        kind = headers.get(b"content-type", "").lower().strip()
+        return self.limits.upload_bytes if kind.startswith(_UPLOADS) else MAX_BODY
+
+
+def _netloc(origin: str) -> str:
+    """Host and port of an origin; empty for one that is none ("null")."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def _name_of(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(name: str | None) -> bool:
+    if name is None:
+        return False
+    return name in _LOOPBACK_NAMES or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
+
+
+def _length(headers: Mapping[bytes, str]) -> int:
+    try:
+        return int(headers.get(b"content-length", "0"))
+    except ValueError:
+        return 0
+
+
+def _too_large(most: int) -> str:
+    return f"A request may hold {most} bytes, but this one holds more (--conf upload_gb)."
+
+
+async def _answer(send: Send, status: int, detail: str) -> None:
+    body = json.dumps({"detail": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    # What the client still sends is not read.
+    headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

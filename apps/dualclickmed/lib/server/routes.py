@@ -1,0 +1,438 @@
+"""MONAI Label's endpoints, checked, off the event loop, and answering mistakes with a sentence.
+
+MONAI Label 0.8.5 runs everything it does inside ``async def``: while one request computes, uploads or waits
+for an archive, all others stand still. Here the same endpoints run in threads. What they are given is checked
+first; those that are unsafe or fail with today's libraries are replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import requests
+from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.routing import APIRoute
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.endpoints import (
+    activelearning,
+    batch_infer,
+    datastore,
+    infer,
+    info,
+    login,
+    logs,
+    model,
+    ohif,
+    proxy,
+    scoring,
+    session,
+    train,
+    wsi_infer,
+)
+from monailabel.interfaces.exception import (
+    ImageNotFoundException,
+    LabelNotFoundException,
+    MONAILabelException,
+)
+from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.others.generic import file_checksum
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+
+from ..errors import UserError
+from ..stopping import Stopped, Stopper, within
+from . import checks
+from . import login as own_login
+from .guard import Guard
+from .limits import WORKING, Limits
+from .line import BusyError, LeftError, Line
+from .proxy import handed_on
+from .sessions import new_folder, unpacked
+
+logger = logging.getLogger(__name__)
+
+MODULES = (
+    *(info, model, infer, wsi_infer, batch_infer, train, activelearning),
+    *(scoring, datastore, logs, ohif, proxy, session),
+)
+KEPT = frozenset({"/openapi.json", "/docs", "/static", "/", "/favicon.ico"})
+"""Routes of MONAI Label that read nothing of a request. /reload, which builds the app anew, is not one."""
+CLIENT_LEFT = 499
+MAX_LOG_LINES = 10_000
+MAX_TASKS_WAITING = 8
+"""Trainings and the like that may wait for one another."""
+
+Endpoint = Callable[..., Coroutine[Any, Any, Any]]
+
+
+class Endpoints:
+    """The endpoints of one server.
+
+    Args:
+        limits: what it takes on.
+        ready: tells why segmentations cannot be asked for yet; None if they can.
+    """
+
+    def __init__(self, limits: Limits, ready: Callable[[], str | None]) -> None:
+        self.limits = limits
+        self.ready = ready
+        self.line = Line(WORKING, limits.queue, limits.timeout)
+        self._threads = ThreadPoolExecutor(WORKING, thread_name_prefix="infer")
+        # A label is stored and then noted with who submitted it: nobody may come in between.
+        self._submitting = threading.Lock()
+        self._own: dict[str, Endpoint] = {
+            "api_run_inference": self.segment,
+            "api_run_wsi_inference": self.no_slides,
+            "api_run_wsi_v2_inference": self.no_slides,
+            "api_create_session": self.create_session,
+            "api_check_image": self.check_image,
+            "api_download_dataset": self.download_dataset,
+            "api_get_logs": self.read_logs,
+            "gpu_info": self.gpu_info,
+            "api_update_model": self.no_weights,
+            "api_delete_model": self.no_weights,
+            "proxy_wado": functools.partial(self.to_archive, "wado"),
+            "proxy_qido": functools.partial(self.to_archive, "qido"),
+            "proxy_stow": functools.partial(self.to_archive, "stow"),
+            "proxy": functools.partial(self.to_archive, ""),
+        }
+
+    def router(self) -> APIRouter:
+        """All endpoints, in MONAI Label's order."""
+        found = APIRouter()
+        found.add_api_route("/health", self.health, methods=["GET"], summary="Whether clicks are answered")
+        modules = (login, *MODULES) if settings.MONAI_LABEL_AUTH_ENABLE else MODULES
+        for module in modules:
+            for route in module.router.routes:
+                if isinstance(route, APIRoute):
+                    _add(found, route, self._guarded(route))
+        return found
+
+    def _guarded(self, route: APIRoute) -> Endpoint:
+        """An endpoint whose arguments are checked and whose mistakes are told."""
+        original: Endpoint = route.endpoint
+        name = original.__name__
+        own = self._own.get(name)
+
+        @functools.wraps(original)
+        async def call(**given: Any) -> Any:
+            tasks = given.get("background_tasks")
+            try:
+                if own not in (self.no_slides, self.no_weights):
+                    _check(name, given)
+                if own is not None:
+                    return await own(**given)
+                return await run_in_threadpool(self._run, original, given)
+            except Exception as error:
+                # Uploads are removed by these tasks, which run after an answer alone.
+                if isinstance(tasks, BackgroundTasks):
+                    await tasks()
+                raise _answer_to(error) from error
+
+        signature = inspect.signature(original)
+        if own is not None and "request" in inspect.signature(own).parameters:
+            parameters = [p for p in signature.parameters.values() if p.name != "request"]
+            wanted = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+            signature = signature.replace(
+                parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [wanted, *parameters]]
+            )
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return call
+
+    def _run(self, original: Endpoint, given: Mapping[str, Any]) -> Any:
+        """In a thread: MONAI Label's endpoints are coroutines that never wait."""
+        name = original.__name__
+        if name == "api_save_label":
+            with self._submitting:
+                return _driven(original, given)
+        if name in ("api_run_model", "api_run_method", "api_run"):
+            _check_task(original.__module__, given)
+        return _driven(original, given)
+
+    async def health(self) -> Response:
+        """200 when clicks are answered, else 503: for proxies and orchestrators. Reads nothing."""
+        problem = await run_in_threadpool(self.ready)
+        body = {"ready": problem is None, "waiting": self.line.queued, "reason": problem}
+        return JSONResponse(body, 200 if problem is None else 503, None if problem is None else _retry(5))
+
+    async def segment(self, request: Request, **given: Any) -> Any:
+        """Wait for a turn, then segment in a thread; give up once the client has left."""
+        if not (given["file"] or given["image"] or given["session_id"]):
+            raise UserError("A request needs an image: an id, an uploaded file or a session.")
+        if given["output"] == infer.ResultType.dicom_seg and not isinstance(
+            app_instance().datastore(), DICOMWebDatastore
+        ):
+            raise UserError("DICOM SEG can be written for images of a DICOMweb archive only.")
+        gone = asyncio.ensure_future(_left(request))
+        try:
+            async with self.line.turn(gone):
+                stopper = Stopper(self.limits.timeout)
+                gone.add_done_callback(lambda _: stopper.stop())
+                with within(stopper):
+                    context = contextvars.copy_context()
+                work = functools.partial(context.run, _driven, infer.api_run_inference, given)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            gone.cancel()
+
+    async def no_slides(self, **given: Any) -> Any:
+        """Whole slides are opened by MONAI Label before any task sees the request."""
+        raise HTTPException(400, "Whole-slide images are 2D; these tasks segment 3D images.")
+
+    async def no_weights(self, **given: Any) -> Any:
+        """MONAI Label would write whatever is uploaded over the weights."""
+        raise HTTPException(
+            403, "Weights are put in place on the server: python main.py weights import, use, rollback."
+        )
+
+    async def create_session(
+        self, files: list[UploadFile], uncompress: bool, expiry: int, **given: Any
+    ) -> dict[str, Any]:
+        """Keep uploaded images for a while; the names of the files become safe ones."""
+        sessions = app_instance().sessions()
+        if sessions is None:
+            raise HTTPException(406, "Session Feature is Not Enabled")
+
+        def store() -> dict[str, Any]:
+            folder = new_folder()
+            try:
+                received, out = folder / "received", folder / "series"
+                received.mkdir()
+                names: dict[str, None] = {}
+                for number, file in enumerate(files):
+                    name = checks.upload_name(file.filename, number)
+                    name = f"{number}-{name}" if name in names else name
+                    names[name] = None
+                    with (received / name).open("wb") as stream:
+                        shutil.copyfileobj(file.file, stream, 1 << 20)
+                path = received
+                if len(names) == 1:
+                    path = received / next(iter(names))
+                    if uncompress:
+                        out.mkdir()
+                        unpacked(path, out, self.limits.upload_bytes)
+                        path = out
+                session_id, found = sessions.add_session(str(path), min(max(expiry, 0), 1 << 31))
+                return {"session_id": session_id, "session_info": found.to_json()}
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+        return await run_in_threadpool(store)
+
+    async def check_image(self, image: str, check_sum: str | None = None, **given: Any) -> dict[str, Any]:
+        """Whether an image is there, and is the one that the client has."""
+
+        def check() -> dict[str, Any]:
+            path = app_instance().datastore().get_image_uri(image)
+            if not path or not Path(path).is_file():
+                raise HTTPException(404, "Image NOT Found")
+            if check_sum:
+                algorithm, digest = checks.checksum(check_sum)
+                if file_checksum(path, algorithm).partition(":")[2] != digest:
+                    raise HTTPException(404, "Image NOT Found (checksum failed)")
+            return {}
+
+        return await run_in_threadpool(check)
+
+    async def download_dataset(self, limit_cases: int | None = None, **given: Any) -> Response:
+        """All labelled images as a ZIP, which is removed once it is sent."""
+
+        def pack() -> str:
+            try:
+                return str(app_instance().datastore().get_dataset_archive(limit_cases))
+            except AssertionError as error:
+                raise HTTPException(404, "There is no labelled image yet.") from error
+
+        path = await run_in_threadpool(pack)
+        after = BackgroundTasks()
+        after.add_task(os.unlink, path)
+        return FileResponse(path, media_type="application/zip", filename="dataset.zip", background=after)
+
+    async def read_logs(self, lines: int | None = 300, **given: Any) -> Any:
+        """The log tells who worked on what; without log-in it is shown only if the server was told to."""
+        if not settings.MONAI_LABEL_AUTH_ENABLE and not self.limits.logs:
+            raise HTTPException(403, "The log is shown after log-in, or with --conf logs true.")
+        if not 1 <= (lines or 0) <= MAX_LOG_LINES:
+            raise HTTPException(400, f"'lines' must be 1 to {MAX_LOG_LINES}, but it is {lines}.")
+        return await run_in_threadpool(_driven, logs.api_get_logs, {"lines": lines, **given})
+
+    async def gpu_info(self, **given: Any) -> Any:
+        """What nvidia-smi says."""
+        if shutil.which("nvidia-smi") is None:
+            raise HTTPException(404, "This server has no nvidia-smi.")
+        return await run_in_threadpool(_driven, logs.gpu_info, given)
+
+    async def to_archive(self, operation: str, request: Request, path: str, **given: Any) -> Response:
+        """OHIF's requests to the archive."""
+        return await handed_on(request, operation, path)
+
+
+def install(app: FastAPI, limits: Limits, ready: Callable[[], str | None]) -> Endpoints:
+    """Put the guarded endpoints in the place of MONAI Label's own. To be called once, before any request.
+
+    Args:
+        app: MONAI Label's.
+        limits: what the server takes on.
+        ready: as in `Endpoints`.
+    """
+    own_login.install()
+    found = Endpoints(limits, ready)
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in KEPT]
+    app.include_router(found.router(), prefix=settings.MONAI_LABEL_API_STR)
+    app.openapi_schema = None
+    app.exception_handlers[RequestValidationError] = _not_valid
+    origins = [str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS or []]
+    # Last: inside of the CORS middleware, so that pages can read why they were refused.
+    app.user_middleware.append(Middleware(Guard, limits=limits, origins=origins))
+    # MONAI Label completes the app while the server starts up, when the stack is already built.
+    app.middleware_stack = app.build_middleware_stack()
+    return found
+
+
+def _add(router: APIRouter, route: APIRoute, endpoint: Endpoint) -> None:
+    router.add_api_route(
+        route.path,
+        endpoint,
+        methods=sorted(route.methods or ()),
+        response_model=route.response_model,
+        tags=route.tags,
+        summary=route.summary,
+        responses=route.responses,
+        deprecated=route.deprecated,
+        include_in_schema=route.include_in_schema,
+        name=route.name,
+    )
+
+
+def _driven(endpoint: Endpoint, given: Mapping[str, Any]) -> Any:
+    """The result of a coroutine that never waits."""
+    running = endpoint(**given)
+    try:
+        running.send(None)
+    except StopIteration as end:
+        return end.value
+    running.close()
+    raise RuntimeError(f"{endpoint.__name__} waited for something, which it cannot do in a thread")
+
+
+async def _left(request: Request) -> None:
+    """Returns once the client has left; its body has been read before."""
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+def _check(endpoint: str, given: dict[str, Any]) -> None:
+    """Check the arguments of any endpoint by their names; uploads get names that are safe as endings."""
+    file = given.get("file")
+    if endpoint == "api_add_image" and not given.get("image") and isinstance(file, UploadFile):
+        last = (file.filename or "").replace("\\", "/").rpartition("/")[2]
+        given["image"] = last[: len(last) - len(checks.upload_ending(last))] if last else ""
+        checks.plain_id(given["image"])
+    for name, value in given.items():
+        if isinstance(value, UploadFile):
+            value.filename = f"upload{checks.upload_ending(value.filename)}"
+        elif isinstance(value, str):
+            _check_text(name, value)
+        elif name == "params" and value is not None:
+            checks.plain_object(value, most=checks.MAX_TASK_BYTES)
+
+
+def _check_text(name: str, value: str) -> None:
+    if name in ("image", "id", "label") and value:
+        checks.plain_id(value, "image" if name == "id" else name)
+    elif name == "tag" and value:
+        checks.plain_tag(value)
+    elif name == "session_id":
+        checks.session_id(value)
+    elif name == "check_sum" and value:
+        checks.checksum(value)
+    elif name in ("params", "info"):
+        # The tasks say themselves what is wrong with a click that is not a number.
+        checks.json_object(value, name, finite=name == "info")
+    elif name == "path" and value.strip("/") in (".", ".."):
+        raise UserError("A path holds no dots alone.")
+
+
+def _check_task(module: str, given: Mapping[str, Any]) -> None:
+    """Starting a process is worth a look at what it is to do."""
+    app = app_instance()
+    kind, known = {
+        train.__name__: ("train", app._trainers),
+        scoring.__name__: ("scoring", app._scoring_methods),
+        batch_infer.__name__: ("batch_infer", app._infers),
+    }[module]
+    asked = given.get("model", given.get("method"))
+    if asked is not None and asked not in known:
+        raise HTTPException(
+            404, f"There is no {str(asked)[:100]!r} to run; there are: {', '.join(known) or 'none'}."
+        )
+    params = given.get("params") or {}
+    for name in ("model", "method", "images", "gpus"):
+        if not isinstance(params.get(name, ""), str):
+            raise UserError(f"{name!r} must be a text.")
+    if params.get("model", asked) not in (asked, *known):
+        raise UserError(f"There is no {params['model'][:100]!r} to run.")
+    if any(not isinstance(params.get(name, {}), dict) for name in known):
+        raise UserError("The parameters of a task must be an object.")
+    from monailabel.utils.async_tasks.utils import tasks
+
+    if sum(task["status"] == "SUBMITTED" for task in tasks(kind)) >= MAX_TASKS_WAITING:
+        raise HTTPException(429, f"{MAX_TASKS_WAITING} tasks wait already.", _retry(60))
+
+
+def _answer_to(error: Exception) -> Exception:
+    """What the client is told; anything unforeseen stays what it is and is logged by the server."""
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        return error
+    if isinstance(error, BusyError):
+        return HTTPException(503, f"{error} Try again in {error.retry_after} s.", _retry(error.retry_after))
+    if isinstance(error, Stopped):
+        return HTTPException(503, str(error), _retry(1))
+    if isinstance(error, LeftError):
+        return HTTPException(CLIENT_LEFT, "The client left.")
+    if isinstance(error, UserError):
+        return HTTPException(400, str(error))
+    if isinstance(error, (ImageNotFoundException, LabelNotFoundException)):
+        return HTTPException(404, _sentence(error))
+    if isinstance(error, MONAILabelException):
+        return HTTPException(400, _sentence(error))
+    if isinstance(error, requests.RequestException):
+        logger.warning("The archive did not answer: %s", error)
+        missing = getattr(error.response, "status_code", None) == 404
+        return HTTPException(404 if missing else 502, "The archive does not have it, or did not answer.")
+    return error
+
+
+def _sentence(error: Exception) -> str:
+    return str(getattr(error, "msg", "") or error)[:300]
+
+
+def _retry(seconds: int) -> dict[str, str]:
+    return {"Retry-After": str(seconds)}
+
+
+async def _not_valid(request: Request, error: Exception) -> Response:
+    """As FastAPI answers, but without repeating values that no JSON could hold."""
+    assert isinstance(error, RequestValidationError)
+    details = [
+        {"loc": [str(part)[:100] for part in found["loc"]], "msg": found["msg"]} for found in error.errors()
+    ]
+    body = json.dumps({"detail": details[:20]})
+    return Response(body, 422, media_type="application/json")
