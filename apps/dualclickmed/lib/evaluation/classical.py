@@ -50,9 +50,9 @@ BINS = 48
 BIN_BLUR = 1.5
 ROUNDS = 3
 """How often the intensity model is refined."""
-MOST_EVIDENCE = 3.0
+MOST_EVIDENCE = 2.5
 """Bound of the log ratio that an intensity alone may give."""
-SHAPE_WEIGHT = 2.5
+SHAPE_WEIGHT = 4.0
 """Log ratio of the shape prior at the box's centre; 0 on the inscribed ellipsoid."""
 CLICK_WEIGHT = 6.0
 """Log ratio at a click; falls off as a Gaussian."""
@@ -178,9 +178,9 @@ def ellipsoid(volume: Volume, prompts: Prompts) -> Mask:
     return ellipsoid_in_box(volume.shape, box.lo, box.hi)
 
 
-GRAPH_LAMBDA = 2.0
+GRAPH_LAMBDA = 3.0
 """Cost of a cut where there is no contrast."""
-GRAPH_SIGMA = 1.0
+GRAPH_SIGMA = 0.8
 """Contrast that makes a cut cheap, in root mean squares of the region's own differences."""
 LEAST_SIGMA = 0.01
 FACES = 6
@@ -204,35 +204,39 @@ def graph_cut(volume: Volume, prompts: Prompts) -> Scores:
 
 
 WALKER_BETA = 130.0
-EVIDENCE_SHARE = 0.15
+"""skimage's default."""
+CERTAIN = 0.88
+"""Probability that makes a cell a seed of the random walker."""
 
 
 def random_walker(volume: Volume, prompts: Prompts) -> Scores:
-    """Grady's random walker from the seeds, on the grey levels beside the probability that they give."""
+    """Grady's random walker by scikit-image.
+
+    Seeds are the scene's and the cells of which intensity, shape and clicks together are certain; from the
+    middle and the clicks alone it would hug them, as walkers do with few seeds.
+    """
     place = scene(volume, prompts)
-    if not place.inside.any() or not place.outside.any():
-        return graph_cut(volume, prompts)
-    labels = np.zeros(place.grey.shape, dtype=np.int8)
-    labels[place.inside], labels[place.outside] = 1, 2
     guess = _share(evidence(place) + place.shape + place.clicks, place)
-    data = np.stack([place.grey / place.grey.std().clip(1e-6), guess / EVIDENCE_SHARE], axis=-1)
+    labels = np.zeros(place.grey.shape, dtype=np.int8)
+    labels[guess > CERTAIN], labels[guess < 1 - CERTAIN] = 1, 2
+    if not ((labels == 1).any() and (labels == 2).any() and (labels == 0).any()):
+        return place.pasted(guess - 0.5, volume)
     with warnings.catch_warnings():
-        # Cells that seeds of the other kind enclose are background, and that is what the solver makes of
-        # them. warnings.simplefilter("ignore")
+        # Cells that seeds of one kind enclose take that kind, and that is what the solver makes of them.
+        warnings.simplefilter("ignore")
         inside = solve_random_walker(
-            data.astype(np.float32),
+            place.grey / max(float(place.grey.std()), 1e-6),
             labels,
             beta=WALKER_BETA,
             mode="cg_j",
             tol=1e-3,
             return_full_prob=True,
             spacing=np.asarray(place.step) / min(place.step),
-            channel_axis=-1,
         )[0]
     return place.pasted(inside.astype(np.float32) - 0.5, volume)
 
 
-GROWTH = 2.2
+GROWTH = 2.0
 GROWTH_ROUNDS = 4
 
 
