@@ -9,8 +9,11 @@ from typing import Any
 
 from fastapi import HTTPException
 from lib import __version__
+from lib.activelearning.scoring import ImageScores
+from lib.activelearning.strategies import strategies
 from lib.configs.options import Options
 from lib.errors import UserError
+from lib.infers.auto import AutoTask
 from lib.infers.images import remove_uploads, with_image
 from lib.infers.segmenter import Segmenter
 from lib.infers.tasks import LabelsTask, ObjectTask
@@ -19,13 +22,14 @@ from lib.server.limits import Limits
 from lib.server.routes import install
 from lib.server.sessions import SafeSessions
 from lib.server.studies import Studies
+from lib.trainers.learning import Learning
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
-from monailabel.tasks.activelearning.first import First
-from monailabel.tasks.activelearning.random import Random
+from monailabel.interfaces.tasks.train import TrainTask
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +45,6 @@ class DualClickMed(MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.options = Options.from_conf(conf)
         self.limits = Limits.from_conf(conf)
-        self.segmenter = Segmenter(self.options)
         super().__init__(
             app_dir,
             studies,
@@ -49,21 +52,39 @@ class DualClickMed(MONAILabelApp):
             name="DualClickMed",
             description=DESCRIPTION,
             version=__version__,
-            # A list, because OHIF appends to it.
-            labels=list(self.options.labels.values),
         )
+        # A list, because OHIF appends to it.
+        self.labels = list(self.options.labels.values)
+        # Scores are made when somebody asks for them, not by a process of their own at every start.
+        self._auto_update_scoring = False
 
     def init_infers(self) -> dict[str, InferTask]:
         return {
             "dualclickmed": LabelsTask(self.segmenter),
             "dualclickmed_object": ObjectTask(self.segmenter),
+            "dualclickmed_auto": AutoTask(self.segmenter, self.learning.prior),
         }
 
+    def init_trainers(self) -> dict[str, TrainTask]:
+        return self.learning.trainers()
+
     def init_strategies(self) -> dict[str, Strategy]:
-        return {"first": First(), "random": Random()}
+        return strategies(self.learning.record)
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        return {"dualclickmed": ImageScores(self.learning.record, self.options)}
 
     def init_datastore(self) -> Datastore:
-        """The studies, stored so that no crash and no request can damage them."""
+        """The studies, and what annotators taught with them; comes before everything that needs either."""
+        datastore = self._studies()
+        self.learning = Learning(datastore, datastore._datastore_path, self.options)
+        # Labels that annotators added are the server's from now on.
+        self.options = self.learning.options
+        self.segmenter = Segmenter(self.options)
+        return datastore
+
+    def _studies(self) -> Any:
+        """Stored so that no crash and no request can damage them."""
         if self.studies.startswith(("http://", "https://")):
             return super().init_datastore()
         return Studies(
@@ -92,14 +113,19 @@ class DualClickMed(MONAILabelApp):
         # Complete by now, and needed in no other process.
         from monailabel.app import app as web
 
-        install(web, self.limits, self.segmenter.problem)
+        install(web, self.limits, self.segmenter.waiting_for)
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def info(self) -> dict[str, Any]:
         """What clients learn about the app; without usable weights it offers no task and says what to do."""
         problem = self.segmenter.problem()
         description = DESCRIPTION if problem is None else f"{DESCRIPTION}. Not ready: {problem}"
-        return {**super().info(), "description": description}
+        return {**super().info(), "description": description, "learning": self.learning.info()}
+
+    def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
+        """Called when a label was submitted; what is returned becomes part of the answer."""
+        super().on_save_label(image_id, label_id)
+        return self.learning.on_save_label(image_id)
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Segment; a request for an unknown task or for a file that is not its own gives status 400."""
@@ -123,7 +149,9 @@ class DualClickMed(MONAILabelApp):
             raise UserError(f"There is no task {str(model)[:100]!r}; the tasks are {known}.")
         sessions = self.sessions()
         folder = None if sessions is None else Path(sessions.store_path)
-        return super().infer(with_image(request, datastore, folder), datastore)
+        answer = super().infer(with_image(request, datastore, folder), datastore)
+        self.learning.note_prediction(request)
+        return answer
 
     def _warm_up(self) -> None:
         try:

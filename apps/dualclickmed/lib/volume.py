@@ -194,6 +194,9 @@ class Volume:
         return _orientation(self.affine)
 
 
+_LOADING_LOCKS = 16
+
+
 class VolumeCache:
     """The volumes used last, at most `max_bytes` of them; safe to share between threads.
 
@@ -204,8 +207,9 @@ class VolumeCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._kept: OrderedDict[tuple[str, str | None], tuple[str, Volume]] = OrderedDict()
-        # Held while loading too: two requests for one image then load it once.
         self._lock = threading.Lock()
+        # Held while loading: two requests for one image then load it once, and others need not wait for it.
+        self._loading = [threading.Lock() for _ in range(_LOADING_LOCKS)]
 
     @property
     def nbytes(self) -> int:
@@ -221,15 +225,17 @@ class VolumeCache:
         """
         path = Path(path)
         name = (str(path.absolute()), modality)
-        with self._lock:
+        with self._loading[hash(name) % _LOADING_LOCKS]:
             identity = _identity(path)
-            known, volume = self._kept.pop(name, ("", None))
+            with self._lock:
+                known, volume = self._kept.pop(name, ("", None))
             if volume is None or known != identity:
                 volume = load_volume(path, modality)
-            if volume.nbytes <= self.max_bytes:
-                self._kept[name] = identity, volume
-            while self.nbytes > self.max_bytes:
-                self._kept.popitem(last=False)
+            with self._lock:
+                if volume.nbytes <= self.max_bytes:
+                    self._kept[name] = identity, volume
+                while self.nbytes > self.max_bytes:
+                    self._kept.popitem(last=False)
             return volume
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..stopping import check
+
 
 class Stages(dict[str, float]):
     """Seconds by stage name, summed over everything that ran under that name.
@@ -16,7 +18,12 @@ class Stages(dict[str, float]):
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the time spent in the ``with`` block to stage `name`."""
+        """Add the time spent in the ``with`` block to stage `name`; a computation may be ended before it.
+
+        Raises:
+            Stopped: see `stopping`.
+        """
+        check()
         start = time.perf_counter()
         try:
             yield

@@ -6,12 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
+import torch
 
+from .. import stopping
 from ..configs.options import Options
 from ..errors import WeightsError
 from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert, Result
@@ -24,6 +28,7 @@ from .dialects import RawPrompts, to_canonical
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 WARM_UP_SIDE = 32
 """Side of the volume, in voxels, that the networks are warmed up with."""
 
@@ -49,7 +54,8 @@ class Answer:
 class Segmenter:
     """Answers requests for any image on any device; the first use of a device loads the weights.
 
-    Thread-safe: requests are computed one at a time.
+    Thread-safe: images are read side by side, networks run for one request at a time. A computation ends
+    early where `stopping` says so.
 
     Args:
         options: the server's settings.
@@ -59,7 +65,9 @@ class Segmenter:
         self.options = options
         self._volumes = VolumeCache(options.cache_bytes // 2)
         self._embeddings = ByteCache(options.cache_bytes // 2)
-        self._computing = threading.Lock()
+        # Always the same thread, because every one that computes brings OpenMP threads and buffers of its own.
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._warm = threading.Event()
         self._experts: dict[str, tuple[_Signature, DualExpert]] = {}
         # Apart from the lock for computing, so that /info need not wait for a segmentation.
         self._checking = threading.Lock()
@@ -68,6 +76,11 @@ class Segmenter:
     def problem(self) -> str | None:
         """Why the weights cannot be used, as a sentence that says what to do; None if they can."""
         return self._status()[1]
+
+    def waiting_for(self) -> str | None:
+        """Why a click would not be answered at once; None if it would."""
+        problem = self.problem()
+        return problem if problem or self._warm.is_set() else "The networks are being warmed up."
 
     def segment(
         self,
@@ -113,15 +126,20 @@ class Segmenter:
         Raises:
             UserError: as for `segment`, or what `find` raises.
         """
-        with self._computing:
-            expert = self._expert(device)
-            start = time.perf_counter()
-            volume = self._volumes.get(image, modality)
-            loaded = time.perf_counter() - start
+        stopping.check()
+        start = time.perf_counter()
+        volume = self._volumes.get(image, modality)
+        loaded = time.perf_counter() - start
+
+        def answer(expert: DualExpert) -> Answer:
+            stopping.check()
+            begun = time.perf_counter()
             prompts = find(volume, expert)
-            found = time.perf_counter() - start - loaded
+            found = time.perf_counter() - begun
             result = expert.segment(volume, prompts, strategy, ct_window)
-        return Answer(volume, result, {"load": loaded, "find": found, **result.stages})
+            return Answer(volume, result, {"load": loaded, "find": found, **result.stages})
+
+        return self._computed(answer, device)
 
     def warm_up(self) -> None:
         """Load the weights and run both experts once, so that the first click is not the slow one.
@@ -132,10 +150,33 @@ class Segmenter:
         side = WARM_UP_SIDE
         volume = from_array(np.arange(side**3, dtype=np.int16).reshape(side, side, side))
         corners = Prompts((Click((8, 8, 8)), Click((24, 24, 24))))
-        with self._computing:
-            expert = self._expert(self.options.device)
+
+        def click(expert: DualExpert) -> None:
             for strategy in ("local", "global"):
                 expert.segment(volume, {"warm-up": corners}, strategy)
+
+        start = time.perf_counter()
+        self._computed(click, self.options.device)
+        self._warm.set()
+        logger.info("Warmed up in %.2f s", time.perf_counter() - start)
+
+    def _computed(self, work: Callable[[DualExpert], T], device: str) -> T:
+        """What `work` gives on the one thread that computes."""
+        return self._computing.submit(copy_context().run, self._with_memory, work, device).result()
+
+    def _with_memory(self, work: Callable[[DualExpert], T], device: str) -> T:
+        """`work` on a device; where its memory does not suffice, with caches emptied, then on the CPU."""
+        for _ in range(2):
+            try:
+                return work(self._expert(device))
+            except torch.OutOfMemoryError:
+                if device == "cpu":
+                    raise
+            # Not in the handler, where the traceback still holds the tensors.
+            self._embeddings.clear()
+            torch.cuda.empty_cache()
+        logger.warning("The memory of %s does not suffice: computing on the CPU, which takes longer", device)
+        return work(self._expert("cpu"))
 
     def _expert(self, device: str) -> DualExpert:
         signature, problem = self._status()

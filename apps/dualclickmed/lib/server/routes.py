@@ -405,6 +405,9 @@ def _answer_to(error: Exception) -> Exception:
         return HTTPException(503, f"{error} Try again in {error.retry_after} s.", _retry(error.retry_after))
     if isinstance(error, Stopped):
         return HTTPException(503, str(error), _retry(1))
+    if isinstance(error, MemoryError):
+        logger.exception("Out of memory")
+        return HTTPException(503, "The server's memory does not suffice for this image now.", _retry(60))
     if isinstance(error, LeftError):
         return HTTPException(CLIENT_LEFT, "The client left.")
     if isinstance(error, UserError):
