@@ -71,8 +71,8 @@ def test_info_offers_both_tasks(server: Server) -> None:
         assert task["config"]["strategy"] == ["paper", "global", "local"]
         assert task["config"]["ct_window"] == ["auto", "soft tissue", "lung", "brain", "bone", "none"]
         assert "cpu" in task["config"]["device"]
-    assert info["strategies"].keys() == {"first", "random"}
-    assert info["trainers"] == {}
+    assert info["strategies"].keys() == {"first", "random", "disagreement", "expected_clicks"}
+    assert info["trainers"].keys() == {"dualclickmed_global", "dualclickmed_local"}
 
 
 def test_ohif_gets_its_labels_uncompressed_in_raw_order(server: Server) -> None:

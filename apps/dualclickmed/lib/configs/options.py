@@ -37,6 +37,7 @@ class Options:
         model_dir: the folder of weights; None means ``weights.model_dir()``.
         preset: which weights of that folder; None: what 'weights use' chose, else the compact.
         precision: of the networks, one of `experts.precision.PRECISIONS`.
+        retrain_after: new final labels after which a training starts by itself; 0 for never.
     """
 
     labels: LabelMap = field(default_factory=lambda: LabelMap(DEFAULT_NAMES))
@@ -46,6 +47,7 @@ class Options:
     model_dir: Path | None = None
     preset: str | None = None
     precision: str = PRECISIONS[0]
+    retrain_after: int = 0
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, str]) -> Options:
@@ -65,6 +67,7 @@ class Options:
             model_dir=Path(model_dir) if model_dir else None,
             preset=None if preset is None else _one_of("preset", preset, tuple(PRESETS)),
             precision=_one_of("precision", conf.get("precision", PRECISIONS[0]), PRECISIONS),
+            retrain_after=_count("retrain_after", conf.get("retrain_after", "0")),
         )
 
     def strategies(self) -> list[str]:
@@ -118,6 +121,12 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UserError(f"--conf {name} must be one of {', '.join(choices)}, but it is {value!r}.")
     return value
+
+
+def _count(name: str, value: str) -> int:
+    if not value.strip().isdecimal():
+        raise UserError(f"--conf {name} must be a whole number, 0 or more, but it is {value!r}.")
+    return int(value)
 
 
 def _bytes(name: str, value: str) -> int:

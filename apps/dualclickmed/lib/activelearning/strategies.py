@@ -1,0 +1,117 @@
+"""Strategies for MONAI Label's "next sample": in order, at random, or by what an image would teach."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.strategy import Strategy
+
+from ..learning.record import Record
+from ..learning.scoring import load_scores
+
+logger = logging.getLogger(__name__)
+
+HANDED_OUT_SECONDS = 3600
+"""For so long an image that somebody was given comes after those that nobody has."""
+
+
+class NextImage(Strategy):
+    """Unlabelled images, those that were handed out in the last hour last.
+
+    Args:
+        record: knows labels that a DICOMweb archive's listing shows hours later only.
+        description: shown to clients.
+    """
+
+    def __init__(self, record: Record, description: str) -> None:
+        super().__init__(description)
+        self.record = record
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """The id of the image to annotate next, with why; None if every image is labelled."""
+        done = self.record.final()
+        unlabelled = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
+        images = sorted(image for image in unlabelled if image not in done)
+        if not images:
+            return None
+        now = time.time()
+        fresh = [image for image in images if not self._handed_out(image, datastore, now)]
+        found = self.choose(fresh or images)
+        logger.info("Next image: %s", found)
+        return found
+
+    def choose(self, images: list[str]) -> dict[str, Any]:
+        """One of the images, which are in order of id, under the key ``id``."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _handed_out(image: str, datastore: Datastore, now: float) -> bool:
+        given = datastore.get_image_info(image).get("strategy", {})
+        times = [entry.get("ts", 0) for entry in given.values() if isinstance(entry, Mapping)]
+        return any(now - at < HANDED_OUT_SECONDS for at in times if isinstance(at, (int, float)))
+
+
+class First(NextImage):
+    """In order of id."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(record, "The first image without a final label")
+
+    def choose(self, images: list[str]) -> dict[str, Any]:
+        return {"id": images[0]}
+
+
+class Random(NextImage):
+    """At random."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(record, "A random image without a final label")
+
+    def choose(self, images: list[str]) -> dict[str, Any]:
+        return {"id": random.choice(images)}
+
+
+class ByScore(NextImage):
+    """The image with the highest score; images without one come after those that have one.
+
+    Scores are made by ``POST /scoring/dualclickmed``, never by this.
+
+    Args:
+        record: whose folder holds the scores.
+        score: name of the score, an attribute of `learning.scoring.Score`.
+        description: shown to clients.
+    """
+
+    def __init__(self, record: Record, score: str, description: str) -> None:
+        super().__init__(record, description)
+        self.score = score
+
+    def choose(self, images: list[str]) -> dict[str, Any]:
+        scores = {
+            image: getattr(score, self.score) for image, score in load_scores(self.record.folder).items()
+        }
+        scored = [image for image in images if image in scores]
+        if not scored:
+            logger.info("No image has a score yet: POST /scoring/dualclickmed makes them")
+            return {"id": images[0], self.score: None}
+        best = max(scored, key=lambda image: scores[image])
+        return {"id": best, self.score: scores[best]}
+
+
+def strategies(record: Record) -> dict[str, Strategy]:
+    """All strategies by name, as /info lists them."""
+    return {
+        "first": First(record),
+        "random": Random(record),
+        "disagreement": ByScore(
+            record, "disagreement", "The image on which the global and the local expert disagree most"
+        ),
+        "expected_clicks": ByScore(
+            record, "expected_clicks", "The image that is expected to need the most corrective clicks"
+        ),
+    }

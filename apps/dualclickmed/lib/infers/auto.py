@@ -1,0 +1,81 @@
+"""The task that needs no click: every label that annotators have taught, where it is expected to lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.tasks.infer_v2 import InferType
+
+from ..configs.labels import LabelMap
+from ..errors import PromptError
+from ..experts import DualExpert
+from ..learning.prior import Prior, propose
+from ..prompts import Prompts
+from ..volume import Volume
+from . import wire
+from .dialects import choice, word
+from .segmenter import Answer, Segmenter
+from .tasks import ClickTask
+
+
+class AutoTask(ClickTask):
+    """All known labels of an image without a click (type segmentation), for batch inference and review.
+
+    It is offered once a label has been learned where it lies (`learning.prior`).
+
+    Args:
+        segmenter: shared by all tasks.
+        prior: gives what the labels taught so far; called for every request.
+    """
+
+    def __init__(self, segmenter: Segmenter, prior: Callable[[], Prior]) -> None:
+        super().__init__(
+            segmenter,
+            InferType.SEGMENTATION,
+            {},
+            "Every label that was learned, where it is expected, without a click",
+        )
+        del self._config[wire.STRATEGY]
+        self._prior = prior
+
+    def is_valid(self) -> bool:
+        """Whether there is anything to propose, and weights to do it with."""
+        return super().is_valid() and bool(self._learned())
+
+    def info(self) -> dict[str, Any]:
+        """With the labels that are known now."""
+        values = self._segmenter.options.labels.values
+        return {**super().info(), "labels": {name: values[name] for name in self._learned()}}
+
+    def labels_for(self, request: Mapping[str, Any]) -> LabelMap:
+        return self._segmenter.options.labels
+
+    def _learned(self) -> list[str]:
+        """Labels with a place, in the server's order; those that it does not know need a restart."""
+        taught = set(self._prior().labels)
+        return [name for name in self._segmenter.options.labels.names if name in taught]
+
+    def _segmented(self, request: Mapping[str, Any], labels: LabelMap) -> Answer:
+        window = choice(request, wire.CT_WINDOW, self._config[wire.CT_WINDOW])
+        wanted = set(self._learned())
+
+        def find(volume: Volume, expert: DualExpert) -> Mapping[str, Prompts]:
+            found = propose(self._prior(), volume, expert, window)
+            kept = {label: prompts for label, prompts in found.items() if label in wanted}
+            if not kept:
+                raise PromptError(
+                    "No learned label is expected in an image like this one; labels are learned from final "
+                    "labels of similar images."
+                )
+            return kept
+
+        return self._segmenter.segment_found(
+            image=Path(request[wire.IMAGE]),
+            find=find,
+            strategy="global",
+            ct_window=window,
+            device=self._segmenter.options.device_for(word(request, wire.DEVICE, None)),
+            modality=word(request, wire.MODALITY, None),
+        )

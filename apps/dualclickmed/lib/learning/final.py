@@ -1,0 +1,165 @@
+"""The studies' final labels as training cases: named, on their image's grid, or skipped with a reason."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import nibabel as nib
+import numpy as np
+
+from ..configs.labels import LabelMap
+from ..errors import UserError
+from ..training.sources import LabelledCase
+from ..volume import MODALITY_NAMES, Volume, load_volume
+from .labels import NamedLabels, read_labels
+from .prior import Prior, examples_of
+from .record import FINAL, Record, Submission, version_of
+
+logger = logging.getLogger(__name__)
+
+
+class Studies(Protocol):
+    """The part of MONAI Label's datastore that is needed here."""
+
+    def datalist(self) -> list[dict[str, Any]]: ...
+
+    def json(self) -> dict[str, Any]: ...
+
+    def get_image_uri(self, image_id: str) -> str: ...
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]: ...
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class FinalLabel:
+    """An image with its final label, as the studies hold them.
+
+    Attributes:
+        image: id of the image.
+        path: the image's file or folder.
+        label: the label's file.
+        info: what was submitted along with it.
+        modality: of the image, where the studies know it.
+    """
+
+    image: str
+    path: Path
+    label: Path
+    info: Mapping[str, Any] = field(default_factory=dict)
+    modality: str | None = None
+
+    @property
+    def version(self) -> str:
+        """Stands for the image and the label's content (`record.version_of`)."""
+        return version_of(self.image, self.label)
+
+
+def final_labels(studies: Studies) -> list[FinalLabel]:
+    """Every image with a final label, in order of id; those of a DICOMweb server are fetched."""
+    files = {str(pair["image"]): Path(pair["label"]) for pair in studies.datalist()}
+    found = []
+    for image, entry in sorted(studies.json()["objects"].items()):
+        if FINAL not in entry.get("labels", {}):
+            continue
+        path = studies.get_image_uri(image)
+        label = files.get(path)
+        if label is None or not label.is_file():
+            logger.warning("The final label of %s is missing and was skipped", image)
+            continue
+        modality = str(studies.get_image_info(image).get("Modality", "")).lower()
+        info = studies.get_label_info(image, FINAL)
+        found.append(
+            FinalLabel(image, Path(path), label, info, modality if modality in MODALITY_NAMES else None)
+        )
+    return found
+
+
+def note_unknown(record: Record, labels: Sequence[FinalLabel]) -> list[Submission]:
+    """Add to the record the final labels that it does not know: those put into the folder by hand, say."""
+    known = {s.image: s.version for s in record.final().values()}
+    return [
+        record.submit(label.image, label.label, label.info)[0]
+        for label in labels
+        if known.get(label.image) != label.version
+    ]
+
+
+def opened(label: FinalLabel, known: LabelMap) -> tuple[Volume, NamedLabels]:
+    """An image and its named labels.
+
+    Raises:
+        UserError: either file cannot be used.
+    """
+    volume = load_volume(label.path, label.modality)
+    return volume, read_labels(label.label, volume, label.info, known)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training reads.
+
+    Attributes:
+        cases: image id to its cases, several where labels overlap; their files lie in the run's folder.
+        versions: of every final label, those that were skipped included.
+        skipped: image id to the reason.
+        labels: names of all labels in the cases.
+    """
+
+    cases: dict[str, list[LabelledCase]]
+    versions: list[str]
+    skipped: dict[str, str]
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of all labels in the cases, each once."""
+        return list(
+            dict.fromkeys(name for cases in self.cases.values() for c in cases for name in c.names.values())
+        )
+
+    def of(self, images: Sequence[str]) -> list[LabelledCase]:
+        """The cases of some images."""
+        return [case for image in images for case in self.cases[image]]
+
+
+def prepare(labels: Sequence[FinalLabel], folder: Path, known: LabelMap, prior: Prior) -> Prepared:
+    """Write every usable label on its image's grid; log and skip the others.
+
+    Args:
+        labels: the final labels.
+        folder: of the run; label maps are written into it.
+        known: the server's labels.
+        prior: learns where each label lies; what it knew of labels that are final no more is left in it.
+    """
+    cases: dict[str, list[LabelledCase]] = {}
+    versions: list[str] = []
+    skipped: dict[str, str] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, label in enumerate(labels):
+        version = label.version
+        versions.append(version)
+        try:
+            volume, named = opened(label, known)
+        except UserError as error:
+            skipped[label.image] = str(error)
+            logger.warning("The final label of %s was skipped. %s", label.image, error)
+            continue
+        for note in named.notes:
+            logger.warning("The final label of %s: %s", label.image, note)
+        prior.examples[version] = examples_of(volume, named)
+        cases[label.image] = list(_written(label, volume, named, folder / f"label-{number:04d}"))
+    return Prepared(cases, versions, skipped)
+
+
+def _written(label: FinalLabel, volume: Volume, named: NamedLabels, stem: Path) -> Iterator[LabelledCase]:
+    for layer, (values, names) in enumerate(zip(named.layers, named.names, strict=True)):
+        path = stem.with_name(f"{stem.name}-{layer}.nii.gz")
+        image = nib.Nifti1Image(volume.to_raw_array(values).astype(np.uint16), volume.affine)
+        nib.save(image, path)
+        name = label.image if layer == 0 else f"{label.image}#{layer + 1}"
+        yield LabelledCase(name, label.path, path, names, label.modality, "studies")

@@ -1,0 +1,255 @@
+"""What the labels taught so far: where in the body each one lies and how large it is.
+
+Positions are kept as fractions of the box that holds the patient, which differs less between images than the
+field of view does, and sizes in millimetres. Images whose patient boxes are of similar size count more, so
+that a label learned in the abdomen is not looked for in a crop of the brain.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..experts.dual import DualExpert
+from ..geometry import Box
+from ..prompts import Prompts
+from ..volume import Volume
+from .labels import NamedLabels
+
+logger = logging.getLogger(__name__)
+
+FILE = "prior.json"
+CT_BODY = -400.0
+"""Hounsfield units above which a voxel belongs to the patient."""
+BODY_LEVEL = 0.1
+"""The same for other images, between the percentiles 1 and 99."""
+BODY_SHARE = 0.02
+"""A slice with a smaller part of such voxels holds none of the patient."""
+SIZE_SPREAD = 0.3
+"""How fast an example counts less as its patient box differs from the image's, as a log ratio."""
+MIN_WEIGHT = 0.05
+"""A label whose examples count less than this in sum is not proposed."""
+MARGIN = 1.1
+"""The proposed box is larger than the expected one by this factor: its place is not known exactly."""
+_MOST_SAMPLES = 64
+"""Voxels along an axis that the patient is looked for in."""
+_REFINEMENTS = 2
+_LEAST_SIDE, _LARGEST_SIDE = 0.6, 1.6
+"""Bounds of a found object's sides, in expected ones, for its box to be trusted."""
+_LEAST_VOXELS = 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """One label in one image.
+
+    Attributes:
+        label: its name.
+        modality: of the image.
+        centre: (z, y, x) of the label's box, as fractions of the patient's.
+        sides: (z, y, x) of the label's box in millimetres.
+        patient: sides of the patient's box in millimetres.
+        volume: of the label, in cubic millimetres.
+    """
+
+    label: str
+    modality: str
+    centre: tuple[float, float, float]
+    sides: tuple[float, float, float]
+    patient: tuple[float, float, float]
+    volume: float
+
+
+def patient_box(volume: Volume) -> Box:
+    """The box that holds the patient (or the sample), in voxel edges; the whole image if nothing stands out.
+
+    Args:
+        volume: an image of any kind.
+    """
+    steps = [max(1, -(-n // _MOST_SAMPLES)) for n in volume.shape]
+    z, y, x = (slice(step // 2, None, step) for step in steps)
+    values = volume.array[z, y, x] * volume.slope + volume.intercept
+    if volume.modality == "ct":
+        level = CT_BODY
+    else:
+        low, high = (volume.percentile(q) for q in (1.0, 99.0))
+        level = low + BODY_LEVEL * (high - low)
+    inside = values > level
+    lo, hi = [0.0, 0.0, 0.0], [float(n) for n in volume.shape]
+    for axis in range(3):
+        share = inside.mean(axis=tuple(other for other in range(3) if other != axis))
+        found = np.flatnonzero(share > BODY_SHARE)
+        if found.size:
+            lo[axis] = float(found[0] * steps[axis])
+            hi[axis] = float(min((found[-1] + 1) * steps[axis], volume.shape[axis]))
+    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+
+
+def examples_of(volume: Volume, labels: NamedLabels) -> list[Example]:
+    """What one labelled image teaches, one example for each label."""
+    patient = patient_box(volume)
+    spacing = np.asarray(volume.spacing)
+    whole = np.asarray(patient.sides) * spacing
+    found = []
+    for name, voxels in labels.voxels.items():
+        box = Box.of_mask(labels.mask(name))
+        centre = (np.asarray(box.centre) - np.asarray(patient.lo)) / np.asarray(patient.sides)
+        found.append(
+            Example(
+                name,
+                volume.modality,
+                _triple(centre),
+                _triple(np.asarray(box.sides) * spacing),
+                _triple(whole),
+                voxels * float(spacing.prod()),
+            )
+        )
+    return found
+
+
+class Prior:
+    """Examples by the version of the label that they come from.
+
+    Args:
+        examples: version to its examples.
+    """
+
+    def __init__(self, examples: Mapping[str, Sequence[Example]] | None = None) -> None:
+        self.examples = {version: list(found) for version, found in (examples or {}).items()}
+
+    @classmethod
+    def load(cls, folder: Path) -> Prior:
+        """What :meth:`save` wrote into a folder; empty where nothing was written or the file is damaged."""
+        try:
+            stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            return cls({version: [_example(e) for e in found] for version, found in stored.items()})
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            logger.warning("%s is damaged and is made anew (%s)", folder / FILE, error)
+            return cls()
+
+    def save(self, folder: Path) -> None:
+        """Write the examples so that a reader finds the old file or the new one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{FILE}.{os.getpid()}.tmp"
+        try:
+            plain = {version: [asdict(e) for e in found] for version, found in self.examples.items()}
+            partial.write_text(json.dumps(plain), encoding="utf-8")
+            partial.replace(folder / FILE)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def keep(self, versions: Iterable[str]) -> Prior:
+        """The examples of some versions: those that are final now."""
+        wanted = set(versions)
+        return Prior({version: found for version, found in self.examples.items() if version in wanted})
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of all labels that there are examples of."""
+        return list(dict.fromkeys(e.label for found in self.examples.values() for e in found))
+
+    def boxes(self, volume: Volume) -> dict[str, Box]:
+        """Where each label is expected in an image, in canonical voxel edges.
+
+        Labels that were seen in other kinds of images only, or in images of another part of the body to judge
+        by their size, are left out.
+        """
+        patient = patient_box(volume)
+        spacing = np.asarray(volume.spacing)
+        whole = np.asarray(patient.sides) * spacing
+        boxes: dict[str, Box] = {}
+        for label in self.labels:
+            examples = [
+                e
+                for found in self.examples.values()
+                for e in found
+                if e.label == label and e.modality == volume.modality
+            ]
+            if not examples:
+                continue
+            ratio = np.log(np.array([e.patient for e in examples]) / whole)
+            weights = np.exp(-0.5 * np.square(ratio / SIZE_SPREAD).mean(axis=1))
+            if weights.sum() < MIN_WEIGHT:
+                continue
+            centre = _median(np.array([e.centre for e in examples]), weights)
+            sides = _median(np.array([e.sides for e in examples]), weights)
+            middle = np.asarray(patient.lo) + centre * np.asarray(patient.sides)
+            half = np.maximum(MARGIN * sides / spacing, 1.0) / 2
+            box = _inside(middle - half, middle + half, volume.shape)
+            if box is not None:
+                boxes[label] = box
+        return boxes
+
+
+def propose(prior: Prior, volume: Volume, expert: DualExpert, intensity: str = "auto") -> dict[str, Prompts]:
+    """Prompts for every label that is expected in an image, without a click.
+
+    The global expert looks into the expected box first; where it finds an object of about the expected size,
+    that object's own box takes the place of the expected one, and it looks again.
+
+    Args:
+        prior: what the labels taught.
+        volume: the image.
+        expert: with its global expert.
+        intensity: one of `intensity.CHOICES`.
+
+    Returns:
+        A box for each label; none where nothing is expected.
+    """
+    expected = prior.boxes(volume)
+    boxes = dict(expected)
+    for _ in range(_REFINEMENTS):
+        if not boxes:
+            break
+        prompts = {label: Prompts(box=box) for label, box in boxes.items()}
+        result = expert.segment(volume, prompts, "global", intensity)
+        for label, box in expected.items():
+            mask = result.mask(label)
+            if np.count_nonzero(mask) < _LEAST_VOXELS:
+                continue
+            found = Box.of_mask(mask)
+            ratio = np.asarray(found.sides) * MARGIN / np.asarray(box.sides)
+            if ratio.min() >= _LEAST_SIDE and ratio.max() <= _LARGEST_SIDE:
+                boxes[label] = found
+    return {label: Prompts(box=box) for label, box in boxes.items()}
+
+
+def _median(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The weighted median of each column of (N, 3)."""
+    found = []
+    for column in values.T:
+        order = np.argsort(column)
+        running = np.cumsum(weights[order])
+        found.append(float(column[order][np.searchsorted(running, running[-1] / 2)]))
+    return np.asarray(found)
+
+
+def _inside(lo: npt.NDArray[np.float64], hi: npt.NDArray[np.float64], shape: Sequence[int]) -> Box | None:
+    lo, hi = np.maximum(lo, 0.0), np.minimum(hi, np.asarray(shape, dtype=np.float64))
+    return Box(_triple(lo), _triple(hi)) if (lo + 1 <= hi).all() else None
+
+
+def _triple(values: npt.ArrayLike) -> tuple[float, float, float]:
+    z, y, x = (float(v) for v in np.asarray(values))
+    return z, y, x
+
+
+def _example(stored: Mapping[str, Any]) -> Example:
+    return Example(
+        str(stored["label"]),
+        str(stored["modality"]),
+        _triple(stored["centre"]),
+        _triple(stored["sides"]),
+        _triple(stored["patient"]),
+        float(stored["volume"]),
+    )

@@ -1,0 +1,351 @@
+"""The record of what annotators submitted and what was trained from it; nothing in it is ever overwritten.
+
+A folder beside the studies holds `record.jsonl`, to which one line is appended for every event, and
+`versions/`, a copy of every label file that was ever submitted. The datastore keeps one final label for
+each image, the one submitted last; what it replaced stays here, with who made it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..weights import KINDS, Kind
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "learning"
+"""Beside the studies' images."""
+EVENTS = "record.jsonl"
+VERSIONS = "versions"
+FINAL = "final"
+UNKNOWN = "unknown"
+STARTED, PUBLISHED, REFUSED, FAILED = "started", "published", "refused", "failed"
+"""How far a training came; one that was killed stays `STARTED`."""
+_ENDINGS = (".nii.gz", ".seg.nrrd")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A label that somebody submitted.
+
+    Attributes:
+        version: stands for the image and the file's content; equal content of one image has one version.
+        image: id in the studies.
+        who: the client's id, or the user's.
+        time: UTC, ISO 8601.
+        file: the copy, in `VERSIONS`.
+        labels: names that were sent along.
+        clicks: how many clicks the last prediction before it had, where known.
+        prediction: which prediction was corrected: task, weights, time; empty where unknown.
+    """
+
+    version: str
+    image: str
+    who: str
+    time: str
+    file: str
+    labels: tuple[str, ...] = ()
+    clicks: int | None = None
+    prediction: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training, as far as it came; `versions` are the labels that it read, skipped ones included."""
+
+    run: str
+    kind: Kind
+    time: str
+    state: str
+    versions: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Record:
+    """The record in one folder; safe to use from several processes.
+
+    Args:
+        folder: made on the first write.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._reading = threading.Lock()
+        self._read_until = 0
+        self._events: list[dict[str, Any]] = []
+
+    # Writing ----------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        image: str,
+        label: Path,
+        info: Mapping[str, Any] | None = None,
+        prediction: Mapping[str, Any] | None = None,
+    ) -> tuple[Submission, Submission | None]:
+        """Keep a copy of a final label and note who submitted it.
+
+        Args:
+            image: id in the studies.
+            label: the file as it came.
+            info: what was sent along: `client_id` or `user`, `label_info`, `clicks`.
+            prediction: the last prediction for this image, with `clicks`.
+
+        Returns:
+            What was noted, and the last submission of another annotator for this image that is no longer
+            the final label now; None if there is none.
+
+        Raises:
+            OSError: the disk is full or cannot be written; nothing was noted then.
+        """
+        info, prediction = info or {}, dict(prediction or {})
+        version = version_of(image, label)
+        before = self.final().get(image)
+        clicks = info.get("clicks", prediction.pop("clicks", None))
+        submission = Submission(
+            version=version,
+            image=image,
+            who=str(info.get("client_id") or info.get("user") or UNKNOWN)[:100],
+            time=now(),
+            file=f"{version}{_ending(label)}",
+            labels=_names_sent(info),
+            clicks=clicks if isinstance(clicks, int) and not isinstance(clicks, bool) else None,
+            prediction=prediction,
+        )
+        self.keep(image, label)
+        self._append({"event": "submitted", **_plain(submission)})
+        replaced = before if before is not None and before.who != submission.who else None
+        if replaced is not None and replaced.version != version:
+            logger.warning(
+                "The final label of %s is now by %s; the version of %s from %s is kept as %s",
+                image,
+                submission.who,
+                replaced.who,
+                replaced.time,
+                self.path_of(replaced),
+            )
+            return submission, replaced
+        return submission, None
+
+    def keep(self, image: str, label: Path) -> Path:
+        """Copy a label file to where no later one replaces it; does nothing where that was done before.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        target = self.folder / VERSIONS / f"{version_of(image, label)}{_ending(label)}"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            try:
+                shutil.copyfile(label, partial)
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
+        return target
+
+    def training(
+        self,
+        run: str,
+        kind: Kind,
+        state: str,
+        versions: Iterable[str] = (),
+        labels: Iterable[str] = (),
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note how far a training came."""
+        event = Training(run, kind, now(), state, tuple(versions), tuple(labels), detail or {})
+        self._append({"event": "training", **_plain(event)})
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / EVENTS
+        line = json.dumps(event, ensure_ascii=False, default=str).encode() + b"\n"
+        with FileLock(str(self.folder / f".{EVENTS}.lock")), path.open("ab") as stream:
+            size = stream.tell()
+            try:
+                # After a line that was cut by a power failure, the next one must not continue it.
+                if size and not _ends_with_newline(path):
+                    line = b"\n" + line
+                stream.write(line)
+                stream.flush()
+                os.fsync(stream.fileno())
+            except OSError:
+                os.truncate(path, size)
+                raise
+
+    # Reading ----------------------------------------------------------------------------------------------
+
+    def submissions(self) -> list[Submission]:
+        """Every submission, the oldest first."""
+        return [_submission(e) for e in self._all() if e.get("event") == "submitted"]
+
+    def trainings(self, kind: Kind | None = None) -> list[Training]:
+        """Every training as far as it came, in the order in which they started."""
+        runs: dict[str, Training] = {}
+        for event in self._all():
+            if event.get("event") != "training" or (kind is not None and event.get("kind") != kind):
+                continue
+            found = _training(event)
+            started = runs.get(found.run)
+            if started is not None and not found.versions:
+                found = dataclasses.replace(found, versions=started.versions)
+            runs[found.run] = found
+        return list(runs.values())
+
+    def final(self) -> dict[str, Submission]:
+        """For each image the submission that counts: the last one, whoever made it."""
+        return {s.image: s for s in self.submissions()}
+
+    def versions(self, image: str) -> list[Submission]:
+        """The last submission of each annotator for an image, the oldest first."""
+        last = {s.who: s for s in self.submissions() if s.image == image}
+        return sorted(last.values(), key=lambda s: s.time)
+
+    def waiting(self, kind: Kind, begun: bool = False) -> list[Submission]:
+        """Final labels that the last finished training of an expert did not see.
+
+        Args:
+            kind: which expert.
+            begun: labels of a training that was started count as seen, however it ended.
+        """
+        ends = (STARTED, PUBLISHED, REFUSED, FAILED) if begun else (PUBLISHED, REFUSED)
+        seen = {v for t in self.trainings(kind) if t.state in ends for v in t.versions}
+        return [s for s in self.final().values() if s.version not in seen]
+
+    def labels(self) -> list[str]:
+        """The name of every label that was submitted or trained, in the order in which they came."""
+        names: dict[str, str] = {}
+        for event in self._all():
+            for name in event.get("labels", ()):
+                if isinstance(name, str):
+                    names.setdefault(name.strip().casefold(), name.strip())
+        return [name for name in names.values() if name]
+
+    def path_of(self, submission: Submission) -> Path:
+        """The copy of a submitted file."""
+        return self.folder / VERSIONS / submission.file
+
+    def summary(self) -> dict[str, Any]:
+        """What /info tells: how many labels wait for each expert, who submitted what, the last trainings."""
+        final = list(self.final().values())
+        return {
+            "submitted": len(self.submissions()),
+            "final": len(final),
+            "waiting": {kind: [s.image for s in self.waiting(kind)] for kind in KINDS},
+            "by": {who: sum(s.who == who for s in final) for who in sorted({s.who for s in final})},
+            "several_annotators": [s.image for s in final if len(self.versions(s.image)) > 1],
+            "trainings": [
+                {"kind": t.kind, "time": t.time, "state": t.state, **t.detail} for t in self.trainings()[-5:]
+            ],
+        }
+
+    def _all(self) -> Sequence[Mapping[str, Any]]:
+        """Every event; only what was appended since the last call is read."""
+        with self._reading:
+            try:
+                self._read_on()
+            except FileNotFoundError:
+                self._events, self._read_until = [], 0
+            return list(self._events)
+
+    def _read_on(self) -> None:
+        path = self.folder / EVENTS
+        with path.open("rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            if stream.tell() < self._read_until:
+                self._events, self._read_until = [], 0
+            stream.seek(self._read_until)
+            data = stream.read()
+        # A line that is being written is left for the next call.
+        whole = data.rfind(b"\n") + 1
+        for line in data[:whole].splitlines():
+            try:
+                event = json.loads(line) if line.strip() else None
+            except ValueError:
+                logger.warning("A damaged line of %s was skipped", path)
+                continue
+            if isinstance(event, dict):
+                self._events.append(event)
+        self._read_until += whole
+
+
+def version_of(image: str, label: Path) -> str:
+    """What stands for an image and the content of its label file."""
+    digest = hashlib.sha256(image.encode() + b"\0")
+    with label.open("rb") as stream:
+        for part in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the microsecond: events are sorted by it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat()
+
+
+def _ending(path: Path) -> str:
+    name = path.name.lower()
+    ending = next((e for e in _ENDINGS if name.endswith(e)), path.suffix.lower())
+    return ending if re.fullmatch(r"(\.[a-z0-9]{1,8}){1,2}", ending) else ""
+
+
+def _names_sent(info: Mapping[str, Any]) -> tuple[str, ...]:
+    # Imported late: the reader needs the image libraries, this file does not.
+    from .labels import valid_name
+
+    entries = info.get("label_info")
+    if not isinstance(entries, list):
+        entries = [{"name": name} for name in info.get("label_names") or ()]
+    names = [e["name"].strip() for e in entries if isinstance(e, Mapping) and isinstance(e.get("name"), str)]
+    return tuple(dict.fromkeys(name for name in names if name and valid_name(name)))
+
+
+def _plain(event: Submission | Training) -> dict[str, Any]:
+    return {name: value for name, value in vars(event).items() if value not in (None, (), {})}
+
+
+def _submission(event: Mapping[str, Any]) -> Submission:
+    return Submission(
+        version=str(event["version"]),
+        image=str(event["image"]),
+        who=str(event["who"]),
+        time=str(event["time"]),
+        file=str(event["file"]),
+        labels=tuple(event.get("labels", ())),
+        clicks=event.get("clicks"),
+        prediction=event.get("prediction", {}),
+    )
+
+
+def _training(event: Mapping[str, Any]) -> Training:
+    return Training(
+        run=str(event["run"]),
+        kind=event["kind"],
+        time=str(event["time"]),
+        state=str(event["state"]),
+        versions=tuple(event.get("versions", ())),
+        labels=tuple(event.get("labels", ())),
+        detail=event.get("detail", {}),
+    )
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) == b"\n"

@@ -1,0 +1,404 @@
+"""One round of learning: read the final labels, train, check against the parent, publish or say why not.
+
+Only one round runs at a time in a studies folder. Whenever it is cut short, by a kill or a full disk, what is
+served stays as it was, and the next round starts: its lock ends with its process, and its files lie in a
+folder of their own that the next round clears.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from ..configs.labels import LabelMap
+from ..errors import UserError
+from ..training.loop import Options, Progress, train
+from ..training.recipes import Recipe, changed, fine_tune
+from ..training.sources import WeightedSource
+from ..weights import Kind, default_path, load_expert, read_card, save_expert
+from . import gate
+from .final import FinalLabel, Prepared, prepare
+from .prior import Prior
+from .publishing import publish, trained_images
+from .record import FAILED, PUBLISHED, REFUSED, STARTED, Record
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".training.lock"
+PROGRESS = "progress.json"
+RUNS = "runs"
+BLENDS = (1.0, 0.7, 0.45)
+"""Parts of the way from the parent's weights to the trained ones that are tried, the boldest first.
+
+Weights between the two forget less than they lose of what was learned (Wortsman et al., WiSE-FT, 2022).
+"""
+ENOUGH = 0.01
+"""A more cautious blend must gain this much Dice on the held-out labels to be preferred to a bolder one."""
+REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a round is carried out.
+
+    Attributes:
+        minutes: the training ends after them at the latest; reading and measuring come on top.
+        steps: the training ends after as many optimiser steps at the latest.
+        epochs: or after as many passes over the labelled cases; 0 leaves it to `steps`.
+        rate: peak learning rate; 0 takes the recipe's.
+        replay: share of generated volumes, against forgetting.
+        freeze_encoder: train everything but the image encoder.
+        device: "cpu" or "cuda:N".
+        seed: of everything random.
+    """
+
+    minutes: float = 8.0
+    steps: int = 400
+    epochs: int = 0
+    rate: float = 0.0
+    replay: float = 0.25
+    freeze_encoder: bool = False
+    device: str = "cpu"
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a round ended.
+
+    Attributes:
+        state: "published" or "refused".
+        name: of the published weights; None if refused.
+        reason: why they were refused.
+        before, after: what the gate measured.
+        skipped: image id to the reason why its label was not used.
+        seconds: of the whole round.
+    """
+
+    state: str
+    name: str | None
+    reason: str | None
+    before: gate.Report
+    after: gate.Report
+    skipped: dict[str, str]
+    seconds: float
+
+
+@dataclass
+class Place:
+    """Where a round finds and puts things.
+
+    Attributes:
+        record: of the studies.
+        model_dir: the folder of weights.
+        preset: which weights are served; None: what was chosen.
+        known: the server's labels.
+    """
+
+    record: Record
+    model_dir: Path | None = None
+    preset: str | None = None
+    known: LabelMap = field(default_factory=lambda: LabelMap(()))
+
+    @property
+    def folder(self) -> Path:
+        """Beside the studies."""
+        return self.record.folder
+
+
+def retrain(
+    kind: Kind,
+    labels: Sequence[FinalLabel],
+    place: Place,
+    settings: Settings | None = None,
+    command: str = "",
+    tell: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Outcome:
+    """Train an expert from the weights that are served, and publish the result if it is no worse.
+
+    Args:
+        kind: which expert.
+        labels: every final label of the studies.
+        place: record, folders, known labels.
+        settings: of the training.
+        command: for the model card.
+        tell: receives the progress, as `progress.json` holds it.
+
+    Raises:
+        UserError: another round is running, no label can be used, or the weights cannot be read or published.
+        OSError: the disk is full, say.
+    """
+    settings = settings or Settings()
+    with _alone(place.folder):
+        run = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}-{kind}"
+        folder = _clean(place.folder / RUNS) / run
+        round_ = _Round(kind, place, settings, run, folder, command, tell)
+        try:
+            return round_.go(labels)
+        except BaseException as error:
+            round_.failed(error)
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a round is running in this folder, in whichever process."""
+    lock = FileLock(str(folder / LOCK))
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def progress_of(folder: Path) -> dict[str, Any]:
+    """What the last round told last; empty if there was none."""
+    try:
+        told = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+class _Round:
+    def __init__(
+        self,
+        kind: Kind,
+        place: Place,
+        settings: Settings,
+        run: str,
+        folder: Path,
+        command: str,
+        tell: Callable[[Mapping[str, Any]], None] | None,
+    ) -> None:
+        self.kind, self.place, self.settings = kind, place, settings
+        self.run, self.folder, self.command, self.tell = run, folder, command, tell
+        self.begin = time.monotonic()
+        self.told = 0.0
+        self.noted = False
+
+    def go(self, labels: Sequence[FinalLabel]) -> Outcome:
+        kind, place = self.kind, self.place
+        parent = default_path(kind, place.preset, place.model_dir)
+        self.say(state="reading", labels=len(labels))
+        prior = Prior.load(place.folder)
+        prepared = prepare(labels, self.folder / "labels", place.known, prior)
+        place.record.training(self.run, kind, STARTED, prepared.versions, prepared.labels)
+        self.noted = True
+        prior.keep(prepared.versions).save(place.folder)
+        if not prepared.cases:
+            raise UserError(
+                "There is nothing to train on: the studies hold "
+                + (f"{len(labels)} final labels, but none can be used." if labels else "no final label.")
+            )
+        training, held = gate.split(list(prepared.cases), trained_images(parent))
+        objects = gate.objects_of(prepared.of(held or training))
+        self.say(state="measuring the parent", train=len(training), held_out=len(held))
+        before = gate.measure(kind, parent, objects, self.settings.device)
+        logger.info("Before: %s", _sentence(before))
+        trained = self.trained(parent, prepared, training)
+        name, after, blend = self.best(parent, trained, before, objects)
+        logger.info("After: %s", _sentence(after))
+        reason = gate.verdict(before, after)
+        published = None
+        if reason is None:
+            card = self.card(prepared, training, held, before, after, blend)
+            published = publish(name, parent, card, place.model_dir)
+        seconds = time.monotonic() - self.begin
+        state = PUBLISHED if reason is None else REFUSED
+        detail = {
+            **({"weights": published} if published else {"reason": reason}),
+            "before": before.card(),
+            "after": after.card(),
+            "skipped": prepared.skipped,
+            "seconds": round(seconds),
+        }
+        place.record.training(self.run, kind, state, prepared.versions, prepared.labels, detail)
+        self.say(state=state, **detail)
+        if reason is None:
+            logger.info("Published %s after %.0f s", published, seconds)
+        else:
+            logger.warning("Not published: %s. What was served is served still.", reason)
+        return Outcome(state, published, reason, before, after, prepared.skipped, seconds)
+
+    def trained(self, parent: Path, prepared: Prepared, images: Sequence[str]) -> Path:
+        """Weights trained on some images, beginning with the parent's."""
+        card = read_card(parent)
+        recipe = _recipe(self.kind, str(card["preset"]), self.settings)
+        options = Options(
+            out=self.folder / "training",
+            resume=False,
+            minutes=self.settings.minutes,
+            device=self.settings.device,
+        )
+        cases = prepared.of(images)
+        logger.info(
+            "Training the %s expert on %d images (%s) for at most %g minutes",
+            self.kind,
+            len(images),
+            ", ".join(prepared.labels),
+            self.settings.minutes,
+        )
+        return train(
+            recipe,
+            options,
+            self.command,
+            data=[WeightedSource(cases)],
+            start=parent,
+            progress=self.progress,
+        )
+
+    def best(
+        self, parent: Path, trained: Path, before: gate.Report, objects: gate.Objects
+    ) -> tuple[Path, gate.Report, float]:
+        """The blend of parent and trained weights that gains most on the labels without forgetting."""
+        found: list[tuple[Path, gate.Report, float]] = []
+        for blend in BLENDS:
+            path = trained if blend == 1 else _blended(self.kind, parent, trained, blend, self.folder)
+            self.say(state="measuring", blend=blend)
+            report = gate.measure(self.kind, path, objects, self.settings.device)
+            logger.info("%.0f %% of the way: %s", 100 * blend, _sentence(report))
+            found.append((path, report, blend))
+            if gate.verdict(before, report) is None and report.remembered >= before.remembered:
+                break
+        allowed = [f for f in found if gate.verdict(before, f[1]) is None] or found
+        best = allowed[0]
+        for candidate in allowed[1:]:
+            if candidate[1].mean > best[1].mean + ENOUGH:
+                best = candidate
+        return best
+
+    def card(
+        self,
+        prepared: Prepared,
+        training: Sequence[str],
+        held: Sequence[str],
+        before: gate.Report,
+        after: gate.Report,
+        blend: float,
+    ) -> dict[str, Any]:
+        how = f"{gate.Start[self.kind]} and {gate.CLICKS} corrective clicks"
+        checked = "held-out images" if held else "the training images, because there are too few to hold out"
+        return {
+            "data": {
+                "what": "labels of the annotators, and generated volumes",
+                "trained": list(training),
+                "held_out": list(held),
+                "labels": prepared.labels,
+                "versions": prepared.versions,
+            },
+            "blend": blend,
+            "measured": {
+                "protocol": f"{how}; on {checked} and on generated volumes",
+                "before": before.card(),
+                "after": after.card(),
+            },
+        }
+
+    def progress(self, now: Progress) -> None:
+        last = now.step >= now.steps
+        if time.monotonic() - self.told < REPORT_SECONDS and not last:
+            return
+        self.told = time.monotonic()
+        logger.info(
+            "Step %d of %d, loss %.3f, Dice %.3f, %.1f min left",
+            now.step,
+            now.steps,
+            now.loss,
+            now.dice,
+            now.left / 60,
+        )
+        self.say(state="training", **dataclasses.asdict(now))
+
+    def say(self, **facts: Any) -> None:
+        """Let /info and `queue` see how far the round is."""
+        told = {"run": self.run, "kind": self.kind, "elapsed": round(time.monotonic() - self.begin), **facts}
+        path = self.place.folder / PROGRESS
+        partial = path.with_name(f".{PROGRESS}.{os.getpid()}.tmp")
+        try:
+            partial.write_text(json.dumps(told, default=str), encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        if self.tell is not None:
+            self.tell(told)
+
+    def failed(self, error: BaseException) -> None:
+        """Note it as far as the disk allows; the record is whole without the note as well."""
+        reason = str(error) or type(error).__name__
+        try:
+            if self.noted:
+                self.place.record.training(self.run, self.kind, FAILED, detail={"reason": reason})
+            self.say(state=FAILED, reason=reason)
+        except OSError as full:
+            logger.warning("That this training failed could not be noted: %s", full)
+
+
+def _recipe(kind: Kind, preset: str, settings: Settings) -> Recipe:
+    recipe = fine_tune(kind, preset)
+    values: dict[str, Any] = {
+        "steps": settings.steps,
+        "epochs": settings.epochs,
+        "replay": settings.replay,
+        "freeze_encoder": settings.freeze_encoder,
+        "seed": settings.seed,
+    }
+    if settings.rate > 0:
+        values["rate"] = settings.rate
+    return changed(recipe, values)
+
+
+def _blended(kind: Kind, parent: Path, trained: Path, part: float, folder: Path) -> Path:
+    """Weights `part` of the way from the parent's to the trained ones, with the trained ones' card."""
+    old, new = load_expert(kind, parent), load_expert(kind, trained)
+    state: dict[str, Tensor] = old.state_dict()
+    for name, value in new.state_dict().items():
+        if value.is_floating_point():
+            state[name] = state[name] + part * (value - state[name])
+        else:
+            state[name] = value
+    new.load_state_dict(state)
+    path = folder / f"blended-{round(100 * part)}.safetensors"
+    save_expert(new, kind, path, read_card(trained))
+    return path
+
+
+def _sentence(report: gate.Report) -> str:
+    """For the log."""
+    parts = [f"{name} {', '.join(f'{d:.3f}' for d in dice)}" for name, dice in report.labels.items()]
+    parts.append(f"generated volumes {', '.join(f'{d:.3f}' for d in report.generated)}")
+    return "; ".join(parts)
+
+
+def _clean(folder: Path) -> Path:
+    """What rounds that were killed have left goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # Held by the process: a kill lets go of it.
+        with FileLock(str(folder / LOCK)).acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError("A training is running already; wait until it has ended, or stop it.") from error

@@ -1,0 +1,182 @@
+"""What the app hands on to learning: submitted labels, predictions, trainings that start by themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..configs.labels import MAX_LABELS, LabelMap
+from ..configs.options import Options
+from ..errors import UserError
+from ..infers import wire
+from ..learning.prior import Prior
+from ..learning.record import FINAL, FOLDER, Record, now
+from ..learning.retraining import is_training, progress_of
+from ..weights import KINDS, Kind, default_path
+from .tasks import ExpertTrainer
+
+logger = logging.getLogger(__name__)
+
+TRAINER = "dualclickmed_{kind}"
+WATCH_SECONDS = 5.0
+MOST_PREDICTIONS = 1000
+"""Images whose last prediction is remembered until their label is submitted."""
+
+
+class Learning:
+    """Keeps the record of one studies folder; safe to use from several threads.
+
+    Args:
+        datastore: of the app; its final labels are recorded from now on, before one replaces another.
+        folder: where the datastore keeps its files.
+        options: the server's.
+
+    Attributes:
+        options: with the labels that annotators added.
+        record: what was submitted and trained.
+    """
+
+    def __init__(self, datastore: Any, folder: str | Path, options: Options) -> None:
+        self.record = Record(Path(folder) / FOLDER)
+        self.options = dataclasses.replace(options, labels=with_new(options.labels, self.record.labels()))
+        self._saving = threading.RLock()
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._predictions: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._asked: dict[Kind, set[str]] = {kind: set() for kind in KINDS}
+        self._prior: tuple[object, Prior] | None = None
+        self._save = datastore.save_label
+        datastore.save_label = self.save_label
+
+    def trainers(self) -> dict[str, Any]:
+        """The trainers by name."""
+        return {TRAINER.format(kind=kind): ExpertTrainer(kind, self.record, self.options) for kind in KINDS}
+
+    def save_label(
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any],
+        *further: Any,
+        **named: Any,
+    ) -> Any:
+        """The datastore's own, which keeps a final label in the record before another can replace it."""
+        if label_tag != FINAL:
+            return self._save(image_id, label_filename, label_tag, label_info, *further, **named)
+        with self._saving:
+            info = dict(label_info or {})
+            path = Path(label_filename)
+            self.record.keep(image_id, path)
+            saved = self._save(image_id, label_filename, label_tag, label_info, *further, **named)
+            prediction = self._predictions.pop(image_id, None)
+            submission, replaced = self.record.submit(image_id, path, info, prediction)
+            answer: dict[str, Any] = {"version": submission.version, "by": submission.who}
+            if replaced is not None:
+                answer["replaced"] = {
+                    "by": replaced.who,
+                    "time": replaced.time,
+                    "kept_as": str(self.record.path_of(replaced)),
+                }
+            self._answers[image_id] = answer
+        return saved
+
+    def on_save_label(self, image_id: str) -> dict[str, Any]:
+        """What the answer to a submitted label says about it."""
+        answer = self._answers.pop(image_id, None)
+        return {} if answer is None else {"learning": answer}
+
+    def note_prediction(self, request: Mapping[str, Any]) -> None:
+        """Remember which prediction an annotator is about to correct."""
+        image = request.get(wire.IMAGE)
+        if not isinstance(image, str):
+            return
+        with self._saving:
+            self._predictions[image] = {
+                "task": request.get(wire.MODEL),
+                "weights": self._served(),
+                "time": now(),
+                "clicks": clicks_in(request),
+            }
+            self._predictions.move_to_end(image)
+            while len(self._predictions) > MOST_PREDICTIONS:
+                self._predictions.popitem(last=False)
+
+    def prior(self) -> Prior:
+        """What the labels taught so far; read again when a training has changed it."""
+        path = self.record.folder / "prior.json"
+        try:
+            state: object = (path.stat().st_mtime_ns, path.stat().st_size)
+        except OSError:
+            state = None
+        if self._prior is None or self._prior[0] != state:
+            self._prior = state, Prior.load(self.record.folder)
+        return self._prior[1]
+
+    def info(self) -> dict[str, Any]:
+        """For /info: what waits for retraining, who submitted what, how far a training is."""
+        return {**self.record.summary(), "progress": progress_of(self.record.folder)}
+
+    def watch(self, start: Callable[[str], Any]) -> None:
+        """Start a training whenever enough final labels wait, as long as the process lives.
+
+        Args:
+            start: takes a trainer's name and lets MONAI Label run it after those that run already.
+        """
+        if self.options.retrain_after < 1:
+            return
+        threading.Thread(target=self._watch, args=(start,), name="retraining", daemon=True).start()
+
+    def _watch(self, start: Callable[[str], Any]) -> None:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            try:
+                for kind in self.due():
+                    logger.info("%d labels wait: retraining the %s expert", self.options.retrain_after, kind)
+                    start(TRAINER.format(kind=kind))
+            except Exception:
+                # A full disk must not end the watch; the next look may succeed.
+                logger.exception("Looking for labels that wait for retraining failed")
+
+    def due(self) -> list[Kind]:
+        """The experts to retrain now; each label is counted for one training that starts by itself."""
+        if is_training(self.record.folder):
+            return []
+        found: list[Kind] = []
+        for kind in KINDS:
+            waiting = {s.version for s in self.record.waiting(kind, begun=True)} - self._asked[kind]
+            if len(waiting) >= self.options.retrain_after:
+                self._asked[kind] |= waiting
+                found.append(kind)
+        return found
+
+    def _served(self) -> dict[str, str]:
+        try:
+            return {
+                kind: default_path(kind, self.options.preset, self.options.model_dir).stem for kind in KINDS
+            }
+        except UserError:
+            return {}
+
+
+def with_new(labels: LabelMap, names: list[str]) -> LabelMap:
+    """The server's labels with those that annotators added, which come last and so change no value."""
+    added = [name for name in names if labels.find(name) is None]
+    room = MAX_LABELS - len(labels.names)
+    if len(added) > room:
+        logger.warning("Labels beyond the %dth were left out: %s", MAX_LABELS, ", ".join(added[room:]))
+    return LabelMap((*labels.names, *added[:room]))
+
+
+def clicks_in(request: Mapping[str, Any]) -> int:
+    """How many clicks a request holds, in whichever dialect."""
+    return sum(
+        sum(isinstance(point, (list, tuple)) and len(point) == 3 for point in value)
+        for key, value in request.items()
+        if key != wire.ROI and isinstance(value, (list, tuple))
+    )
