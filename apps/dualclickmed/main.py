@@ -113,7 +113,7 @@ class DualClickMed(MONAILabelApp):
         # Complete by now, and needed in no other process.
         from monailabel.app import app as web
 
-        install(web, self.limits, self.segmenter.problem)
+        install(web, self.limits, self.segmenter.waiting_for)
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def info(self) -> dict[str, Any]:
