@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from dualclickmed.geometry import Box
+from dualclickmed.errors import UserError
+from dualclickmed.experts.inputs import global_input, local_input, map_at_points, map_in_box
+from dualclickmed.geometry import Box, global_roi, window_at
+from dualclickmed.intensity import normalise_global
+from dualclickmed.training.augment import global_augmentation
 from dualclickmed.training.generated import Scene
-from dualclickmed.training.recipes import COMPACT
-from dualclickmed.training.samples import Samples, global_samples, simulated_box
+from dualclickmed.training.opened import OpenedCase, OpenedCases, find_objects, open_case
+from dualclickmed.training.recipes import COMPACT, Recipe
+from dualclickmed.training.samples import (
+    Samples,
+    extreme_points,
+    first_box,
+    global_crop,
+    global_samples,
+    local_case_sample,
+    simulated_box,
+)
+from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
+from dualclickmed.volume import from_array
+
+from .cases import challenge_file, decathlon, volume_and_labels, write_nifti
 
 GLOBAL = dataclasses.replace(COMPACT["global"], scenes=1, targets=2)
 ONE = dataclasses.replace(GLOBAL, targets=1)
@@ -78,3 +96,230 @@ def test_local_clicks_are_inside_their_objects() -> None:
         z, y, x = batch.first[sample, 0].tolist()
         assert bool(batch.truth[sample, z, y, x])
         assert not bool((batch.truth[sample] & ~batch.valid[sample]).any())
+
+
+# Labelled cases -------------------------------------------------------------------------------------------
+
+
+def opened(tmp_path: Path, recipe: Recipe, modality: str = "ct") -> OpenedCase:
+    image, labels = volume_and_labels()
+    case = LabelledCase(
+        "a",
+        write_nifti(tmp_path / "i.nii.gz", image),
+        write_nifti(tmp_path / "l.nii.gz", labels),
+        modality=modality,
+    )
+    return open_case(case, recipe)
+
+
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_a_labelled_crop_is_what_serving_computes_for_its_box(tmp_path: Path, modality: str) -> None:
+    case = opened(tmp_path, GLOBAL, modality)
+    for found in case.objects:
+        box = Box.of_mask(case.labels == found.value)
+        crop = global_crop(case, found, box)
+        served = global_input(case.volume, global_roi(box), map_in_box(case.volume, box, "auto"))
+        assert torch.equal(normalise_global(crop.image), served[0, 0])
+        # The object fills 1 / 1.8 of the grid along each axis, the voxels outside the image are not valid.
+        extent = Box.of_mask(crop.truth.numpy())
+        assert np.allclose(extent.lo, 14, atol=1) and np.allclose(extent.hi, 50, atol=1)
+        assert bool(crop.valid[crop.truth].all())
+
+
+def test_a_labelled_window_is_what_serving_computes_there(tmp_path: Path) -> None:
+    plain = dataclasses.replace(COMPACT["local"], targets=2, size=32, flip=0.0, rotate=0.0, intensity=0.0)
+    case = opened(tmp_path, plain)
+    rng = np.random.default_rng(0)
+    matched = 0
+    for _ in range(12):
+        sample = local_case_sample(case, rng, plain)
+        for truth, click in sample.objects:
+            assert bool(truth[tuple(click)])
+            # The window is found again by its valid part and the truth; then the image must be serving's.
+            for value in (1, 3):
+                inside = np.argwhere(case.labels == value)
+                at = torch.nonzero(truth)
+                if len(at) != len(inside):
+                    continue
+                low = tuple(int(v) for v in inside[0] - at[0].numpy())
+                roi = window_at(tuple(v + 16 for v in low), (32, 32, 32))
+                place = tuple(int(v) for v in np.asarray(click) + low)
+                served = local_input(case.volume, roi, map_at_points(case.volume, [place], "auto"))
+                assert torch.equal(sample.image, served[0, 0])
+                matched += 1
+    assert matched >= 5
+
+
+def test_every_object_is_as_likely_however_large(tmp_path: Path) -> None:
+    plain = dataclasses.replace(COMPACT["local"], targets=1, size=16, flip=0.0, rotate=0.0, intensity=0.0)
+    labels = np.zeros((40, 40, 40), np.uint16)
+    labels[2:8, 2:8, 2:8], labels[10:36, 10:36, 10:36] = 1, 2
+    volume = from_array(np.where(labels == 2, 200, 90).astype(np.uint8))
+    case = OpenedCase(volume, labels, find_objects(labels, 24))
+    rng = np.random.default_rng(1)
+    bright = 0
+    for _ in range(120):
+        sample = local_case_sample(case, rng, plain)
+        truth, click = sample.objects[0]
+        bright += int(sample.image[tuple(click)] > 0.5)
+        # Six voxels deep inside the large one a window of 16 sees nothing else; then it moves to the surface.
+        assert not bool(truth.all())
+    assert 40 <= bright <= 80
+
+
+def test_tiny_and_huge_objects_are_left_out_and_absent_ones_do_not_exist() -> None:
+    labels = np.zeros((20, 20, 20), np.uint16)
+    labels[0, 0, :10] = 1
+    labels[5:9, 5:9, 5:9] = 7
+    assert [(o.value, o.voxels) for o in find_objects(labels, 11)] == [(7, 64)]
+    assert find_objects(labels, 11)[0].region == (slice(5, 9),) * 3
+    assert [o.value for o in find_objects(labels, 10)] == [1, 7]
+    labels[labels == 0] = 2
+    assert [o.value for o in find_objects(labels, 11)] == [7], "the frame fills more than 95 %"
+
+
+def test_an_object_too_thin_for_the_grid_is_where_it_fills_cells_most() -> None:
+    labels = np.zeros((8, 200, 200), np.uint16)
+    for step in range(180):
+        labels[4, 10 + step, 10 + step] = 1
+    volume = from_array(np.full(labels.shape, 50, np.uint8) + 100 * labels.astype(np.uint8))
+    case = OpenedCase(volume, labels, find_objects(labels, 24))
+    crop = global_crop(case, case.objects[0], Box.of_mask(labels))
+    assert 30 < int(crop.truth.sum()) < 400
+    assert float(crop.image[crop.truth].mean()) > float(crop.image[crop.valid & ~crop.truth].mean())
+
+
+def test_point_only_keeps_what_a_box_describes_badly(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(COMPACT["local"], point_only=True)
+    labels = np.zeros((24, 40, 40), np.uint8)
+    labels[4:20, 4:20, 4:20] = 1
+    for step in range(20):
+        labels[step, 20 + step // 2 : 22 + step // 2, 20 + step // 2 : 24] = 2
+    labels[:, 38, 5:38] = 3
+    labels[12, 24:38, 37] = 3
+    paths = [write_nifti(tmp_path / f"{n}.nii.gz", a) for n, a in (("i", labels * 50), ("l", labels))]
+    case = open_case(LabelledCase("a", *paths), recipe)
+    assert 1 not in {o.value for o in case.objects} and 3 in {o.value for o in case.objects}
+    boxed, pointed = (challenge_file(tmp_path / f"{n}.npz", boxes=n == "b") for n in "bp")
+    assert len(open_case(LabelledCase("p", pointed, pointed), recipe).objects) == 2
+    with pytest.raises(UserError, match="a box describes every object well"):
+        open_case(LabelledCase("b", boxed, boxed), recipe)
+
+
+def test_affine_augmentation_keeps_image_and_truth_together(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(GLOBAL, affine=1.0, flip=0.5, exact_boxes=True)
+    case = opened(tmp_path, recipe)
+    found = case.objects[1]
+    crop = global_crop(case, found, Box.of_mask(case.labels == found.value))
+    rng = np.random.default_rng(3)
+    sides = []
+    for _ in range(40):
+        done = global_augmentation(recipe)(crop, rng)
+        assert float(done.image[done.truth].mean()) > float(done.image[done.valid & ~done.truth].mean()) + 1
+        assert not bool((done.truth & ~done.valid).any())
+        box = Box.of_mask(done.truth.numpy())
+        if max(box.hi) < 64 and min(box.lo) > 0:
+            sides.append(box.sides)
+    plain = np.array(Box.of_mask(crop.truth.numpy()).sides)
+    ratios = np.array(sides) / plain
+    assert 0.85 <= ratios[:, 0].min() < 0.95 and 1.05 < ratios[:, 0].max() <= 1.15
+    assert 0.45 <= ratios[:, 1:].min() < 0.7 and 1.25 < ratios[:, 1:].max() <= 1.55
+
+
+def test_local_augmentation_moves_the_click_with_the_object(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(COMPACT["local"], size=32, targets=1, flip=0.5, rotate=0.5, intensity=1.0)
+    case = opened(tmp_path, recipe)
+    rng = np.random.default_rng(4)
+    for _ in range(10):
+        sample = local_case_sample(case, rng, recipe)
+        truth, click = sample.objects[0]
+        assert bool(truth[tuple(click)]) and not bool((truth & ~sample.valid).any())
+        assert float(sample.image[truth].mean()) > float(sample.image[sample.valid & ~truth].mean())
+
+
+def test_starts_are_drawn_by_their_shares(tmp_path: Path) -> None:
+    mask = np.zeros((20, 20, 20), bool)
+    mask[4:16, 4:16, 4:16] = True
+    exact = Box.of_mask(mask)
+    recipe = dataclasses.replace(GLOBAL, starts=(0.25, 0.25, 0.25, 0.25), exact_boxes=True)
+    rng = np.random.default_rng(5)
+    found = [first_box(mask, recipe, rng) for _ in range(400)]
+    extremes = sum(extreme for _, extreme in found)
+    points = sum(box != exact for box, _ in found)
+    assert abs(extremes - 100) < 40 and abs(points - 100) < 40
+    # Two clicks inside the object: their box is inside its box.
+    assert all(box.union(exact) == exact for box, _ in found)
+
+
+def test_extreme_points_lie_on_the_object_s_faces() -> None:
+    truth = torch.zeros(16, 16, 16, dtype=torch.bool)
+    truth[3:9, 4:11, 5:14] = True
+    points = extreme_points(truth, np.random.default_rng(0))
+    assert points.shape == (4, 3)
+    for z, y, x in points.long().tolist():
+        assert bool(truth[z, y, x]) and (z in (3, 8) or y in (4, 10) or x in (5, 13))
+    recipe = dataclasses.replace(GLOBAL, scenes=2, starts=(0.0, 1.0, 0.0, 0.0))
+    batch = Samples(recipe, seed=3)[0].batch
+    assert batch.labels.shape == (len(batch.truth), 4) and bool((batch.labels == 1).all())
+    for row, voxels in enumerate(batch.points.long().tolist()):
+        assert all(bool(batch.truth[row, z, y, x]) for z, y, x in voxels)
+
+
+def test_two_processes_fill_the_slots_of_one_and_read_their_own_cases(tmp_path: Path) -> None:
+    cases = folder_cases(decathlon(tmp_path / "set", 8))
+    data = [WeightedSource(cases)]
+    recipe = dataclasses.replace(GLOBAL, scenes=4, targets=1)
+    whole = Samples(recipe, data, seed=1)
+    half = dataclasses.replace(recipe, scenes=2)
+    parts = [Samples(half, data, seed=1, rank=rank, world=2) for rank in (0, 1)]
+    read = [set(), set()]
+    for number in range(6):
+        expected = whole[number].batch
+        got = [part[number].batch for part in parts]
+        for mine, together in zip(zip(*got, strict=True), expected, strict=True):
+            assert torch.equal(torch.cat(mine), together)
+    for rank, part in enumerate(parts):
+        read[rank] = set(part.opened._kept)
+    assert not read[0] & read[1] and len(read[0] | read[1]) == 8
+
+
+def test_every_case_comes_once_in_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [LabelledCase(f"{n}", Path("i"), Path("l")) for n in range(7)]
+    seen: list[str] = []
+
+    def note(self, case):
+        seen.append(case.id)
+        raise UserError(f"Case '{case.id}': nothing there")
+
+    monkeypatch.setattr(OpenedCases, "get", note)
+    samples = Samples(GLOBAL, [WeightedSource(cases)], seed=2)
+    orders = []
+    for epoch in range(2):
+        for number in range(7 * epoch, 7 * epoch + 7):
+            samples._bad.clear()
+            seen.clear()
+            samples[number]
+            orders.append(seen[0])
+    assert sorted(orders[:7]) == sorted(orders[7:]) == [c.id for c in cases] and orders[:7] != orders[7:]
+
+
+def test_sources_are_drawn_by_their_weights(tmp_path: Path) -> None:
+    sources = [WeightedSource("generated", 3.0), WeightedSource("generated", 1.0)]
+    samples = Samples(GLOBAL, sources, seed=1)
+    rng = np.random.default_rng(0)
+    drawn = [samples._source(rng) is samples.data[1] for _ in range(2000)]
+    assert np.mean(drawn) == pytest.approx(0.25, abs=0.04)
+
+
+def test_unusable_cases_give_way_and_are_named_once(tmp_path: Path) -> None:
+    cases = folder_cases(decathlon(tmp_path / "set", 3))
+    cases[1].label.write_bytes(b"broken")
+    write_nifti(cases[2].label, np.zeros_like(volume_and_labels()[1]))
+    samples = Samples(dataclasses.replace(GLOBAL, scenes=1), [WeightedSource(cases)], seed=1)
+    troubles = [samples[number].troubles for number in range(6)]
+    named = [name for found in troubles for name in found]
+    assert sorted(named) == ["set/case_01", "set/case_02"]
+    assert "no foreground" in {k: v for t in troubles for k, v in t.items()}["set/case_02"]
+    cases[0].label.unlink()
+    nothing = Samples(GLOBAL, [WeightedSource(cases)], seed=1)[0]
+    assert nothing.batch is None and len(nothing.troubles) == 3
