@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class Server:
     log: Path
 
     def __post_init__(self) -> None:
+        self.pid = 0
         self.http = requests.Session()
         # No proxy between the tests and the loopback address.
         self.http.trust_env = False
@@ -156,6 +158,46 @@ def wait_until_up(server: Server, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
+def serving(
+    folder: Path,
+    studies: Callable[[Path], None] | str = make_studies,
+    settings: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """A server of its own, with untrained weights.
+
+    Args:
+        folder: for its files; what lies there already is used.
+        studies: makes the studies, or is an archive's address.
+        settings: for ``--conf``.
+        environment: variables in addition.
+    """
+    folder.mkdir(exist_ok=True)
+    names = ("studies", "weights", "temporary", "log.txt")
+    started = Server(f"http://127.0.0.1:{free_port()}", *(folder / name for name in names))
+    if not started.weights.exists():
+        make_weights(started.weights)
+    if callable(studies) and not started.studies.exists():
+        studies(started.studies)
+    started.temporary.mkdir(exist_ok=True)
+    variables = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "DUALCLICKMED_MODEL_DIR": str(started.weights),
+        "TMPDIR": str(started.temporary),
+        "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+        **(environment or {}),
+    }
+    command = ["monailabel", "start_server", "--app", str(APP)]
+    command += ["--studies", str(started.studies) if callable(studies) else studies]
+    command += ["--host", "127.0.0.1", "--port", started.url.rpartition(":")[2]]
+    for name, value in {"labels": ",".join(LABELS), **(settings or {})}.items():
+        command += ["--conf", name, value]
+    with running(command, started, variables):
+        yield started
+
+
+@contextmanager
 def running(command: Sequence[str], server: Server, environment: Mapping[str, str]) -> Iterator[Server]:
     """Start a server's process, wait until it answers, and end it afterwards."""
     with server.log.open("wb") as log:
@@ -163,6 +205,7 @@ def running(command: Sequence[str], server: Server, environment: Mapping[str, st
             command, stdout=log, stderr=log, env=environment, cwd=server.log.parent, start_new_session=True
         )
         try:
+            server.pid = process.pid
             wait_until_up(server, process)
             yield server
         finally:

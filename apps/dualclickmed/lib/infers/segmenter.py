@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from .. import stopping
@@ -25,6 +26,7 @@ from ..prompts import Click, Prompts
 from ..volume import Volume, VolumeCache, from_array
 from ..weights import KINDS, Kind, card_path, default_path, load_expert, verify
 from .dialects import RawPrompts, to_canonical
+from .layers import Layers, layered
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +44,17 @@ class Answer:
 
     Attributes:
         volume: the image.
-        result: what the experts found, in canonical order.
+        result: what the experts found, in canonical order, and what was taken over.
         stages: seconds by part, loading the image included.
+        before: the existing label map (D, H, W) with the result's values; None if there was none.
+        notes: sentences about the existing segmentation.
     """
 
     volume: Volume
     result: Result
     stages: dict[str, float]
+    before: npt.NDArray[np.uint8] | None = None
+    notes: Sequence[str] = ()
 
 
 class Segmenter:
@@ -65,7 +71,7 @@ class Segmenter:
         self.options = options
         self._volumes = VolumeCache(options.cache_bytes // 2)
         self._embeddings = ByteCache(options.cache_bytes // 2)
-        # Always the same thread, because every one that computes brings OpenMP threads and buffers of its own.
+        # Always the same thread: every one that computes brings OpenMP threads and buffers of its own.
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._warm = threading.Event()
         self._experts: dict[str, tuple[_Signature, DualExpert]] = {}
@@ -90,6 +96,7 @@ class Segmenter:
         ct_window: str,
         device: str,
         modality: str | None = None,
+        layers: Layers | None = None,
     ) -> Answer:
         """Load an image and segment every label in it.
 
@@ -100,12 +107,19 @@ class Segmenter:
             ct_window: one of `intensity.CHOICES`.
             device: "cpu" or "cuda:N".
             modality: of the image, where it is known.
+            layers: what is there already, and what stays.
 
         Raises:
             UserError: the weights, the image or the prompts cannot be used.
         """
         return self.segment_found(
-            image, lambda volume, _: to_canonical(prompts, volume), strategy, ct_window, device, modality
+            image,
+            lambda volume, _: to_canonical(prompts, volume),
+            strategy,
+            ct_window,
+            device,
+            modality,
+            layers,
         )
 
     def segment_found(
@@ -116,11 +130,12 @@ class Segmenter:
         ct_window: str,
         device: str,
         modality: str | None = None,
+        layers: Layers | None = None,
     ) -> Answer:
         """As `segment`, with prompts that are found once image and experts are loaded.
 
         Args:
-            image, strategy, ct_window, device, modality: as for `segment`.
+            image, strategy, ct_window, device, modality, layers: as for `segment`.
             find: gives prompts in canonical order; what it computes counts as the stage "find".
 
         Raises:
@@ -136,8 +151,13 @@ class Segmenter:
             begun = time.perf_counter()
             prompts = find(volume, expert)
             found = time.perf_counter() - begun
-            result = expert.segment(volume, prompts, strategy, ct_window)
-            return Answer(volume, result, {"load": loaded, "find": found, **result.stages})
+
+            def segment(given: Mapping[str, Prompts]) -> Result:
+                return expert.segment(volume, given, strategy, ct_window)
+
+            settled = layered(segment, volume, prompts, layers or Layers())
+            stages = {"load": loaded, "find": found, **settled.result.stages}
+            return Answer(volume, settled.result, stages, settled.before, settled.notes)
 
         return self._computed(answer, device)
 
