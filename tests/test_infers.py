@@ -27,11 +27,14 @@ from dualclickmed.infers.dialects import (
     RawPrompts,
     choice,
     flag,
+    locked_labels,
+    named_order,
     read_prompts,
     to_canonical,
     word,
 )
 from dualclickmed.infers.images import with_image
+from dualclickmed.infers.layers import Layers
 from dualclickmed.infers.results import EXTENSIONS, Mask, Segment, write
 from dualclickmed.infers.segmenter import Answer
 from dualclickmed.infers.tasks import ClickTask, LabelsTask, ObjectTask
@@ -479,7 +482,10 @@ def test_a_click_lands_where_it_was_put(
     expected = np.zeros((4, 5, 6), np.uint8)
     expected[1, 2, 3], expected[0, 4, 5] = 3, 2
     np.testing.assert_array_equal(array, expected)
-    assert details["centroids"] == {"spleen": [0, 4, 5], "left kidney": [1, 2, 3]}
+    # MONAI Label's form: the label's value, then its centre.
+    assert details["centroids"] == {"spleen": [2, 0, 4, 5], "left kidney": [3, 1, 2, 3]}
+    assert details["boxes"] == {"spleen": [0, 0, 4, 4, 5, 5], "left kidney": [1, 1, 2, 2, 3, 3]}
+    assert details["changed"] == [0, 1, 2, 4, 3, 5]
 
 
 def test_what_goes_with_the_mask() -> None:
@@ -492,7 +498,10 @@ def test_what_goes_with_the_mask() -> None:
         "labels": {"spleen": 2},
         "strategies": {"spleen": "local"},
         "voxels": {"spleen": 1},
-        "centroids": {"spleen": [1, 2, 3]},
+        "centroids": {"spleen": [2, 1, 2, 3]},
+        "boxes": {"spleen": [1, 1, 2, 2, 3, 3]},
+        "changed": [1, 1, 2, 2, 3, 3],
+        "notes": [],
         "shape": [4, 5, 6],
     }
     assert segmenter.asked == {
@@ -501,6 +510,7 @@ def test_what_goes_with_the_mask() -> None:
         "ct_window": "lung",
         "device": "cpu",
         "modality": "ct",
+        "layers": Layers(labels=LABELS, order=("spleen",)),
     }
 
 
@@ -537,7 +547,8 @@ JSON = st.recursive(
     max_leaves=8,
 )
 CLICKS = st.lists(st.lists(st.integers(-1, 6), min_size=2, max_size=4), max_size=3)
-KEYS = [*sorted(wire.EXPECTED - {wire.IMAGE, wire.MODEL}), *LABELS.names, "lung", "null", "size"]
+SERVERS_OWN = {wire.IMAGE, wire.MODEL, wire.EXISTING_PATH, wire.EXISTING_INFO, wire.UPLOADED}
+KEYS = [*sorted(wire.EXPECTED - SERVERS_OWN), *LABELS.names, "lung", "null", "size"]
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), JSON | CLICKS | st.lists(st.integers(-9, 9), max_size=7)))
@@ -559,8 +570,11 @@ def test_any_json_is_answered_or_refused(request_: dict[str, Any]) -> None:
 class FakeStudies:
     """Knows one image."""
 
-    def __init__(self, info: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, info: dict[str, Any] | None = None, stored: dict[str, tuple[Path, int]] | None = None
+    ) -> None:
         self.info = info or {}
+        self.stored = stored or {}
 
     def get_image_uri(self, image_id: str) -> str:
         if image_id == "away":
@@ -570,10 +584,20 @@ class FakeStudies:
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         return self.info
 
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        return dict.fromkeys(self.stored, image_id) if image_id == "known" else {}
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        return str(self.stored[label_tag][0])
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        return {"ts": self.stored[label_tag][1]}
+
 
 def test_an_id_stays_an_id_and_brings_its_modality() -> None:
     found = with_image({"image": "known"}, FakeStudies({"Modality": "MR"}), None)
-    assert found == {"image": "known", "modality": "mr"}
+    assert (found["image"], found["modality"]) == ("known", "mr")
+    assert found["existing_path"] is None
 
 
 @pytest.mark.parametrize("info", [{}, {"Modality": "UNK"}, {"Modality": None}])
@@ -628,3 +652,97 @@ def test_uploads_and_sessions_are_paths(tmp_path: Path) -> None:
     assert found["image"] == str(session)
     with pytest.raises(UserError, match="holds no folders"):
         with_image({"image": f"{tmp_path}/sessions/../other.nii.gz"}, FakeStudies(), tmp_path / "sessions")
+
+
+def test_corners_become_a_box_and_leave_no_click() -> None:
+    """In either order; a third click is a click."""
+    request = {"clicks": "corners", "liver": [[5, 1, 9], [2, 7, 3], [4, 4, 4]], "background": [[0, 0, 0]]}
+    found = read_prompts(request, LABELS)
+    assert found["liver"].box == ((2, 1, 3), (6, 8, 10))
+    assert found["liver"].foreground == [(4, 4, 4)]
+    assert found["liver"].background == [(0, 0, 0)]
+
+
+def test_corners_of_each_label_are_its_own() -> None:
+    request = {"clicks": "corners", "liver": [[0, 0, 0], [1, 1, 1]], "spleen": [[2, 2, 2], [3, 3, 3]]}
+    found = read_prompts(request, LABELS)
+    assert found["liver"].box == ((0, 0, 0), (2, 2, 2))
+    assert found["spleen"].box == ((2, 2, 2), (4, 4, 4))
+
+
+def test_a_drawn_box_needs_no_corners() -> None:
+    request = {"clicks": "corners", "label": "liver", "liver": [[3, 3, 3]], "roi": [0, 4, 0, 4, 0, 4]}
+    assert read_prompts(request, LABELS)["liver"] == raw([(3, 3, 3)], box=((0, 0, 0), (5, 5, 5)))
+
+
+def test_one_corner_is_not_enough() -> None:
+    with pytest.raises(PromptError, match=r"box of 'liver' needs two clicks.*only one: \[5, 1, 9\]"):
+        read_prompts({"clicks": "corners", "liver": [[5, 1, 9]]}, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ({"background": [A]}, {name: raw(background=[P]) for name in LABELS.names}),
+        ({"background": [A], "label": "spleen"}, {"spleen": raw(background=[P])}),
+        ({"points": [A], "point_labels": [0], "label_prompt": [1]}, {"liver": raw(background=[P])}),
+        ({"liver": [A]}, {"liver": raw([P])}),
+    ],
+)
+def test_background_clicks_alone_correct_what_is_there(
+    request_: dict[str, Any], expected: dict[str, RawPrompts]
+) -> None:
+    assert read_prompts(request_, LABELS, correct=True) == expected
+
+
+def test_labels_keep_the_order_of_the_request() -> None:
+    request = {"model": "x", "spleen": [A], "background": [], "Liver": [], "size": 3}
+    assert named_order(request, LABELS) == ("spleen", "liver")
+
+
+@pytest.mark.parametrize("value", [["Liver", "spleen", "liver"], '["liver", "spleen"]'])
+def test_locked_labels(value: Any) -> None:
+    assert locked_labels({"locked": value}, LABELS) == ("liver", "spleen")
+
+
+@pytest.mark.parametrize("value", [["lung"], [3], {"liver": 1}])
+def test_bad_locks_are_refused(value: Any) -> None:
+    with pytest.raises(PromptError, match="'locked' must"):
+        locked_labels({"locked": value}, LABELS)
+
+
+def test_the_last_label_that_was_stored_is_there(tmp_path: Path) -> None:
+    files = {}
+    for at, tag in enumerate(("original", "final", "draft")):
+        files[tag] = (tmp_path / f"{tag}.nii.gz", 5 if tag == "draft" else 7)
+        if tag != "final" or at:
+            files[tag][0].touch()
+    studies = FakeStudies(stored=files)
+    found = with_image({"image": "known", "existing": ["keep", "ignore"]}, studies, None)
+    assert found["existing_path"] == str(files["final"][0])
+    assert found["uploaded"] is False
+    files["final"][0].unlink()
+    found = with_image({"image": "known", "existing": "correct"}, studies, None)
+    assert found["existing_path"] == str(files["original"][0])
+
+
+@pytest.mark.parametrize("existing", [None, "ignore", ["ignore", "keep"]])
+def test_nothing_is_taken_over_unasked(tmp_path: Path, existing: Any) -> None:
+    label = tmp_path / "final.nii.gz"
+    label.touch()
+    request = {"image": "known", "existing": existing, "existing_path": "/etc/passwd", "uploaded": True}
+    found = with_image(request, FakeStudies(stored={"final": (label, 1)}), None)
+    assert found["existing_path"] is None
+    assert found["uploaded"] is False
+
+
+def test_an_uploaded_label_is_corrected_and_its_path_is_no_name() -> None:
+    with tempfile.NamedTemporaryFile(suffix=".nii.gz") as upload:
+        found = with_image({"image": "known", "label": upload.name}, FakeStudies(), None)
+    assert found["label"] is None
+    assert found["existing_path"] == upload.name
+    segmenter = OneVoxelSegmenter(a_volume(), Options(LABELS))
+    answered(LabelsTask(segmenter), {**found, "spleen": [A], "label_info": [{"name": "liver"}]})
+    layers = segmenter.asked["layers"]
+    assert (layers.existing, layers.required, layers.path) == ("correct", True, Path(upload.name))
+    assert layers.info["label_info"] == [{"name": "liver"}]

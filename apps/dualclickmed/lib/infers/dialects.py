@@ -5,7 +5,8 @@ Clients send voxel indices (i, j, k) of the image as it is stored; the dialects 
 * ``{"liver": [[i, j, k], ...], "background": [...]}``: one key for each label (OHIF and 3D Slicer, deepedit);
 * ``{"foreground": [...], "background": [...], "label": "liver"}`` (OHIF, 3D Slicer and MITK, deepgrow);
 * ``{"points": [...], "point_labels": [1, 0, ...], "label_prompt": [1]}`` (VISTA-3D);
-* ``{"roi": [i0, i1, j0, j1, k0, k1], "label": "liver"}``: a box (3D Slicer).
+* ``{"roi": [i0, i1, j0, j1, k0, k1], "label": "liver"}``: a box (3D Slicer);
+* with ``"clicks": "corners"``, the first two foreground clicks of a label: a box, for clients that have none.
 
 One request may mix them. Lists may come as JSON in a string. Missing, null and empty values mean nothing.
 """
@@ -28,6 +29,8 @@ from ..prompts import Click, Prompts
 from ..volume import Volume
 from . import wire
 
+CLICKS = ("inside", "corners")
+"""What foreground clicks mean; the first is the default."""
 MAX_CLICKS = 10_000
 """Clicks that one request may hold, all labels together."""
 MAX_WORD = 64
@@ -55,7 +58,9 @@ class RawPrompts:
     box: tuple[Index, Index] | None = None
 
 
-def read_prompts(request: Mapping[str, Any], labels: LabelMap) -> dict[str, RawPrompts]:
+def read_prompts(
+    request: Mapping[str, Any], labels: LabelMap, correct: bool = False
+) -> dict[str, RawPrompts]:
     """The prompts of a request, by label in the server's order; labels without any are left out.
 
     Clicks under ``background`` count for every label that has prompts. A box belongs to ``label``, or to the
@@ -64,17 +69,46 @@ def read_prompts(request: Mapping[str, Any], labels: LabelMap) -> dict[str, RawP
     Args:
         request: the request's parameters; keys that are not about prompts are skipped.
         labels: the task's labels. A task with one label needs no naming of it.
+        correct: whether an existing segmentation is corrected. Background clicks alone are prompts then: for
+            ``label``, or else for every label, because which of them they lie in is not known here.
 
     Raises:
-        PromptError: a value is not what its key needs, a label is unknown or missing, or there is neither a
-            foreground click nor a box.
+        PromptError: a value is not what its key needs, a label is unknown or missing, a box lacks its second
+            corner, or there is neither a foreground click nor a box.
+        UserError: ``clicks`` is none of `CLICKS`.
     """
     reader = _Reader(request, labels)
     reader.read_label_keys()
     reader.read_foreground()
     reader.read_points()
     reader.read_box()
-    return reader.result()
+    if choice(request, wire.CLICKS, CLICKS) == CLICKS[1]:
+        reader.take_corners()
+    return reader.result(correct)
+
+
+def named_order(request: Mapping[str, Any], labels: LabelMap) -> tuple[str, ...]:
+    """The labels that have keys of their own, in the order of the request."""
+    found = [labels.find(key) for key in request if key not in wire.RESERVED]
+    return tuple(dict.fromkeys(label for label in found if label is not None))
+
+
+def locked_labels(request: Mapping[str, Any], labels: LabelMap) -> tuple[str, ...]:
+    """The labels that a request calls finished.
+
+    Raises:
+        PromptError: the value is no list of the task's labels.
+    """
+    locked = []
+    for name in _listed(wire.LOCKED, request.get(wire.LOCKED)):
+        label = labels.find(name) if isinstance(name, str) else None
+        if label is None:
+            raise PromptError(
+                f"{wire.LOCKED!r} must list labels, but it holds {_shown.repr(name)}; "
+                f"the labels are {listed(labels.names)}."
+            )
+        locked.append(label)
+    return tuple(dict.fromkeys(locked))
 
 
 def to_canonical(prompts: Mapping[str, RawPrompts], volume: Volume) -> dict[str, Prompts]:
@@ -146,9 +180,16 @@ class _Reader:
         self.named = self._named_label()
         self.background = self._points(wire.BACKGROUND, request.get(wire.BACKGROUND))
 
-    def result(self) -> dict[str, RawPrompts]:
+    def result(self, correct: bool) -> dict[str, RawPrompts]:
         given = {name: self.prompts[name] for name in self.labels.names if name in self.prompts}
-        found = {name: raw for name, raw in given.items() if raw.foreground or raw.box}
+        found = {
+            name: raw
+            for name, raw in given.items()
+            if raw.foreground or raw.box or (correct and raw.background)
+        }
+        if correct and not found and self.background:
+            meant = self.labels.names if self.named is None else (self.named,)
+            found = {name: RawPrompts() for name in meant}
         if not found:
             count = len(self.background) + sum(len(raw.background) for raw in given.values())
             extra = f", but there are only {count} background clicks" if count else ""
@@ -207,6 +248,23 @@ class _Reader:
         # Both ends are voxels of the box, so that a box drawn on a single slice is one voxel thick.
         hi = (pairs[0][1] + 1, pairs[1][1] + 1, pairs[2][1] + 1)
         self._of(self._target(wire.ROI)).box = (lo, hi)
+
+    def take_corners(self) -> None:
+        """The first two foreground clicks of each label become a box that holds both; the others stay."""
+        for label, raw in self.prompts.items():
+            if raw.box is not None or not raw.foreground:
+                continue
+            if len(raw.foreground) == 1:
+                raise PromptError(
+                    f"The box of {label!r} needs two clicks at opposite corners, but there is only one: "
+                    f"{list(raw.foreground[0])}."
+                )
+            (i0, j0, k0), (i1, j1, k1) = raw.foreground[:2]
+            raw.foreground = raw.foreground[2:]
+            raw.box = (
+                (min(i0, i1), min(j0, j1), min(k0, k1)),
+                (max(i0, i1) + 1, max(j0, j1) + 1, max(k0, k1) + 1),
+            )
 
     def _of(self, label: str) -> RawPrompts:
         return self.prompts.setdefault(label, RawPrompts())

@@ -13,6 +13,8 @@ import requests
 from ..errors import UserError
 from ..volume import MODALITY_NAMES
 from . import wire
+from .dialects import word
+from .layers import EXISTING
 
 _UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.[\w.-]{1,64})?")
 """What MONAI Label calls an uploaded image in the folder for temporary files; nobody can guess the middle."""
@@ -25,6 +27,12 @@ class Studies(Protocol):
     def get_image_uri(self, image_id: str) -> str: ...
 
     def get_image_info(self, image_id: str) -> dict[str, Any]: ...
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]: ...
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str: ...
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]: ...
 
 
 def located(image: object, studies: Studies, sessions: Path | None) -> tuple[str, str | None]:
@@ -62,18 +70,42 @@ def located(image: object, studies: Studies, sessions: Path | None) -> tuple[str
 
 
 def with_image(request: Mapping[str, Any], studies: Studies, sessions: Path | None) -> dict[str, Any]:
-    """The request, known to name an image that it may read, and with its modality unless it gives one.
+    """The request, known to name an image that it may read, with its modality and existing segmentation.
 
     Raises:
-        UserError: as `located` does, or a label file was uploaded.
+        UserError: as `located` does.
     """
-    if _is_upload(request.get(wire.LABEL)):
-        raise UserError("A label file was uploaded, but these tasks take clicks and boxes only.")
     image = request.get(wire.IMAGE)
     path, modality = located(image, studies, sessions)
     # MONAI Label takes an id for a path where a file of that name happens to lie in its working folder.
     known = path if Path(str(image)).exists() else image
-    return {wire.MODALITY: modality, **request, wire.IMAGE: known}
+    return {wire.MODALITY: modality, **request, wire.IMAGE: known, **_existing(request, studies)}
+
+
+def _existing(request: Mapping[str, Any], studies: Studies) -> dict[str, Any]:
+    """Where the existing segmentation of a request's image is: uploaded with it, else the last one stored.
+
+    What the client may have sent under these names itself is overwritten.
+    """
+    nothing: dict[str, Any] = {wire.EXISTING_PATH: None, wire.EXISTING_INFO: {}, wire.UPLOADED: False}
+    uploaded = request.get(wire.LABEL)
+    if _is_upload(uploaded):
+        return {**nothing, wire.LABEL: None, wire.EXISTING_PATH: uploaded, wire.UPLOADED: True}
+    image = request.get(wire.IMAGE)
+    if word(request, wire.EXISTING, None) in (None, EXISTING[0]) or not isinstance(image, str):
+        return nothing
+    stored = {tag: studies.get_label_info(image, tag) for tag in studies.get_labels_by_image_id(image)}
+    # Of equally old ones the final one counts: "final" comes before "original".
+    for tag in sorted(stored, key=lambda tag: (-_stored_at(stored[tag]), tag)):
+        path = studies.get_label_uri(image, tag)
+        if path and Path(path).is_file():
+            return {**nothing, wire.EXISTING_PATH: path, wire.EXISTING_INFO: stored[tag]}
+    return nothing
+
+
+def _stored_at(info: Mapping[str, Any]) -> float:
+    at = info.get("ts")
+    return float(at) if isinstance(at, (int, float)) else 0.0
 
 
 def remove_uploads(request: Mapping[str, Any]) -> None:

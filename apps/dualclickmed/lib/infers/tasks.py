@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,14 @@ from ..configs.labels import BACKGROUND, MAX_NAME_LENGTH, LabelMap, colour_of
 from ..errors import PromptError, UserError
 from ..intensity import CHOICES
 from . import wire
-from .dialects import choice, flag, read_prompts, word
+from .dialects import CLICKS, choice, flag, locked_labels, named_order, read_prompts, word
+from .layers import EXISTING, OVERLAPS, Layers
 from .results import DTYPES, EXTENSIONS, Mask, Segment, write
 from .segmenter import Answer, Segmenter
 
 logger = logging.getLogger(__name__)
 
+_Voxel = TypeVar("_Voxel", bound=np.generic)
 OBJECT = "object"
 """The label of `ObjectTask` where the request gives none."""
 
@@ -46,6 +48,9 @@ class ClickTask(InferTask):
         # Clients show a list of strings as a choice and take its first as the default.
         config = {
             wire.STRATEGY: options.strategies(),
+            wire.CLICKS: list(CLICKS),
+            wire.EXISTING: list(EXISTING),
+            wire.OVERLAP: list(OVERLAPS),
             wire.CT_WINDOW: list(CHOICES),
             wire.DEVICE: options.devices(),
         }
@@ -77,13 +82,15 @@ class ClickTask(InferTask):
 
     def _segmented(self, request: Mapping[str, Any], labels: LabelMap) -> Answer:
         """Segment what the request's clicks and boxes mean."""
+        layers = _layers(request, labels)
         return self._segmenter.segment(
             image=Path(request[wire.IMAGE]),
-            prompts=read_prompts(request, labels),
+            prompts=read_prompts(request, labels, correct=layers.existing == EXISTING[2]),
             strategy=choice(request, wire.STRATEGY, self._config[wire.STRATEGY]),
             ct_window=choice(request, wire.CT_WINDOW, self._config[wire.CT_WINDOW]),
             device=self._segmenter.options.device_for(word(request, wire.DEVICE, None)),
             modality=word(request, wire.MODALITY, None),
+            layers=layers,
         )
 
     def _answer(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -135,37 +142,75 @@ class ObjectTask(ClickTask):
         return LabelMap((name.strip(),))
 
 
+def _layers(request: Mapping[str, Any], labels: LabelMap) -> Layers:
+    """What the request says about an existing segmentation and about overlaps."""
+    uploaded = bool(request.get(wire.UPLOADED))
+    # Who sends a segmentation along wants it to be corrected, unless something else is said.
+    existing = EXISTING[2] if uploaded and word(request, wire.EXISTING, None) is None else None
+    path = request.get(wire.EXISTING_PATH)
+    return Layers(
+        labels=labels,
+        existing=existing or choice(request, wire.EXISTING, EXISTING),
+        path=Path(path) if path else None,
+        info=request if uploaded else request.get(wire.EXISTING_INFO) or {},
+        required=uploaded,
+        overlap=choice(request, wire.OVERLAP, OVERLAPS),
+        order=named_order(request, labels),
+        locked=locked_labels(request, labels),
+    )
+
+
 def _in_raw_order(answer: Answer, labels: LabelMap) -> tuple[Mask, dict[str, Any]]:
     """The mask with the server's values, and what goes with it; all voxels are raw indices (i, j, k)."""
     volume, result = answer.volume, answer.result
     array = volume.to_raw_array(result.labels)
+    changed = (
+        _filled_part(array)
+        if answer.before is None
+        else _filled_part(array != volume.to_raw_array(answer.before))
+    )
     corner, found = _filled_part(array)
-    values = {label: labels.values[label] for label in result.values}
+    # Labels of an existing segmentation that this task does not know keep their voxels from others, no more.
+    values = {label: labels.values[label] for label in result.values if label in labels.values}
     table = np.zeros(256, dtype=np.uint8)
     voxels: dict[str, int] = {}
     centroids: dict[str, list[int]] = {}
-    for label, value in result.values.items():
+    boxes: dict[str, list[int]] = {}
+    for label in values:
+        value = result.values[label]
         table[value] = values[label]
-        voxels[label], centre = _count_and_centre(found == value)
+        mask = found == value
+        voxels[label], centre = _count_and_centre(mask)
         if voxels[label]:
-            centroids[label] = np.rint(centre + corner).astype(int).tolist()
+            centroids[label] = [values[label], *np.rint(centre + corner).astype(int).tolist()]
+            first, part = _filled_part(mask)
+            boxes[label] = _roi(corner + first, part)
     found[...] = table[found]
-    mask = Mask(
+    mask_file = Mask(
         array, volume.affine, [Segment(name, value, colour_of(name)) for name, value in values.items()]
     )
-    return mask, {
+    return mask_file, {
         wire.LABEL_NAMES: labels.values,
         wire.LABELS: values,
-        wire.STRATEGIES: result.strategies,
+        wire.STRATEGIES: {label: result.strategies[label] for label in values},
         wire.VOXELS: voxels,
         wire.CENTROIDS: centroids,
+        wire.BOXES: boxes,
+        wire.CHANGED: _roi(*changed),
+        wire.NOTES: list(answer.notes),
         wire.SHAPE: list(volume.raw_shape),
     }
 
 
-def _filled_part(
-    array: npt.NDArray[np.uint8],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+def _roi(corner: npt.NDArray[np.int64], part: npt.NDArray[np.generic]) -> list[int]:
+    """A part of the image as requests give boxes, both ends inside; empty for a part without voxels."""
+    if not part.size:
+        return []
+    last = corner + part.shape - 1
+    return [int(edge) for pair in zip(corner, last, strict=True) for edge in pair]
+
+
+def _filled_part(array: npt.NDArray[_Voxel]) -> tuple[npt.NDArray[np.int64], npt.NDArray[_Voxel]]:
     """The smallest part that holds every voxel that is set, as a view, and its first voxel."""
     corner = np.zeros(3, dtype=np.int64)
     part = array

@@ -10,19 +10,29 @@ POINTS = "points"
 POINT_LABELS = "point_labels"
 LABEL_PROMPT = "label_prompt"
 ROI = "roi"
+LOCKED = "locked"
 
 # Options.
 STRATEGY = "strategy"
+CLICKS = "clicks"
+EXISTING = "existing"
+OVERLAP = "overlap"
 CT_WINDOW = "ct_window"
 DEVICE = "device"
 RESULT_EXTENSION = "result_extension"
 RESULT_DTYPE = "result_dtype"
 RESULT_COMPRESS = "result_compress"
 
+# What goes with an uploaded segmentation, or asks for one: names, in the order of their values.
+LABEL_INFO = "label_info"
+
 # What the server adds before a task sees the request.
 IMAGE = "image"
 MODEL = "model"
 MODALITY = "modality"
+EXISTING_PATH = "existing_path"
+EXISTING_INFO = "existing_info"
+UPLOADED = "uploaded"
 
 EXPECTED = frozenset(
     {
@@ -33,7 +43,11 @@ EXPECTED = frozenset(
         POINT_LABELS,
         LABEL_PROMPT,
         ROI,
+        LOCKED,
         STRATEGY,
+        CLICKS,
+        EXISTING,
+        OVERLAP,
         CT_WINDOW,
         DEVICE,
         RESULT_EXTENSION,
@@ -42,6 +56,10 @@ EXPECTED = frozenset(
         IMAGE,
         MODEL,
         MODALITY,
+        EXISTING_PATH,
+        EXISTING_INFO,
+        UPLOADED,
+        LABEL_INFO,
     }
 )
 """Keys that the tasks read."""
@@ -54,7 +72,6 @@ IGNORED = frozenset(
         "description",
         "gpus",
         "images",
-        "label_info",
         "label_tag",
         "level",
         "location",
@@ -88,5 +105,8 @@ LABELS = "labels"
 STRATEGIES = "strategies"
 CENTROIDS = "centroids"
 VOXELS = "voxels"
+BOXES = "boxes"
+CHANGED = "changed"
+NOTES = "notes"
 SHAPE = "shape"
 LATENCIES = "latencies"

@@ -1,0 +1,260 @@
+"""What is there already and what stays: an existing segmentation, finished labels, and who wins an overlap.
+
+The experts know the prompts of a request alone. Here their label map meets the labels that the image has
+already: those without clicks stay as they are (`keep`), and those with clicks may start from what they are
+(`correct`). Nothing is remembered between requests, so that to undo is to send one click less.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from ..configs.labels import LabelMap
+from ..errors import PromptError
+from ..experts import Result
+from ..experts.dual import MAX_LABELS
+from ..experts.prediction import filled_region
+from ..geometry import Index
+from ..learning.labels import LabelError, NamedLabels, read_labels
+from ..prompts import Click, Prompts
+from ..volume import Volume
+
+logger = logging.getLogger(__name__)
+
+EXISTING = ("ignore", "keep", "correct")
+"""What may become of an existing segmentation; the first is the default."""
+OVERLAPS = ("likelier", "first")
+"""Which of two labels gets a voxel that both claim: the more probable one, or the one named first."""
+KEPT = "kept"
+"""Stands for the expert of a label that was taken over."""
+
+Mask = npt.NDArray[np.bool_]
+Segment = Callable[[Mapping[str, Prompts]], Result]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a request says about labels besides their prompts.
+
+    Attributes:
+        labels: the task's labels, whose values and spelling an existing segmentation may use.
+        existing: one of `EXISTING`.
+        path: the file of the existing segmentation; None if there is none.
+        info: what names its values, see `learning.labels.read_labels`.
+        required: whether a file that cannot be used is an error, or else passed over with a note.
+        overlap: one of `OVERLAPS`.
+        order: labels in the order in which the request names them.
+        locked: finished labels: they keep their voxels against all others, the first ones first.
+    """
+
+    labels: LabelMap = field(default_factory=lambda: LabelMap(()))
+    existing: str = EXISTING[0]
+    path: Path | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    required: bool = False
+    overlap: str = OVERLAPS[0]
+    order: tuple[str, ...] = ()
+    locked: tuple[str, ...] = ()
+
+    def read(self, volume: Volume) -> NamedLabels:
+        """The existing segmentation, without any label if there is none.
+
+        Raises:
+            LabelError: the file cannot be used, and is required.
+        """
+        if self.existing == EXISTING[0] or self.path is None:
+            return NamedLabels([], [])
+        try:
+            return read_labels(self.path, volume, self.info, self.labels)
+        except LabelError as error:
+            if self.required:
+                raise
+            logger.warning("An existing segmentation was passed over: %s", error)
+            return NamedLabels([], [], [str(error)])
+
+
+@dataclass(frozen=True, eq=False)
+class Layered:
+    """A result in which the existing labels have their place.
+
+    Attributes:
+        result: of all labels, those that were taken over (`KEPT`) included.
+        before: the existing label map (D, H, W) with the result's values; None if there was none.
+        notes: sentences about the existing segmentation.
+    """
+
+    result: Result
+    before: npt.NDArray[np.uint8] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def layered(segment: Segment, volume: Volume, prompts: Mapping[str, Prompts], layers: Layers) -> Layered:
+    """Segment, and settle what is kept, corrected and locked.
+
+    * An existing label without prompts keeps its voxels; no click of another label changes it.
+    * With ``correct``, an existing label with prompts changes only where a click contradicts it, and there by
+      as much of the experts' answer as hangs together with the click.
+    * Locked labels, and with ``overlap`` first all labels in the order of the request, are segmented each by
+      itself; later ones get what is left. So one click more for the last label changes no other.
+
+    Args:
+        segment: the experts.
+        volume: the image.
+        prompts: by label, in canonical order. Those without foreground click and box need an existing label.
+        layers: what the request says.
+
+    Raises:
+        PromptError: a foreground click lies in a label that is finished, a locked label has no prompts, or
+            no label is left to segment.
+        LabelError: the existing segmentation cannot be used.
+    """
+    existing = layers.read(volume)
+    correct = layers.existing == EXISTING[2]
+    known = {name for names in existing.names for name in names.values()}
+    wanted: dict[str, Prompts] = {}
+    for label, given in prompts.items():
+        started = _started(given, existing.mask(label) if correct and label in known else None)
+        if started is not None:
+            wanted[label] = started
+    if not wanted:
+        raise PromptError(
+            "At least one foreground click or a box is needed, or a background click inside a label of the "
+            "existing segmentation."
+        )
+    groups = _groups(wanted, layers)
+    if not known and len(groups) == 1:
+        return Layered(segment(wanted), None, existing.notes)
+
+    names = [*wanted, *sorted(known - set(wanted))]
+    if len(names) > MAX_LABELS:
+        raise PromptError(f"At most {MAX_LABELS} labels can lie in one image, but there are {len(names)}.")
+    values = {label: value for value, label in enumerate(names, start=1)}
+    before = _painted(existing, values, volume)
+    array = before.copy()
+    array[array <= len(wanted)] = 0
+    results = []
+    for group in groups:
+        _refuse_finished(group, array, names, volume)
+        found = segment(group)
+        results.append(found)
+        taken = array != 0
+        for label in group:
+            proposed = found.mask(label)
+            mask = proposed
+            if correct and label in known and wanted[label].box is None:
+                mask = _corrected(before == values[label], proposed, wanted[label])
+            # Where two corrected labels claim a voxel, it goes to the one that the experts chose.
+            array[mask & ~taken & ((array == 0) | proposed)] = values[label]
+    result = _joined(results, array, values)
+    return Layered(result, before if known else None, existing.notes)
+
+
+def _started(given: Prompts, before: Mask | None) -> Prompts | None:
+    """Prompts that the experts can use; None for a label that no click is about."""
+    if given.foreground or given.box is not None:
+        return given if before is None else replace(given, mask=before)
+    if before is None or not any(before[index] for index in given.background):
+        return None
+    # Nothing was clicked in it, and the experts have to know where the label is.
+    inside = Click(_deepest(before, given.background), True)
+    return replace(given, clicks=(inside, *given.clicks), mask=before)
+
+
+def _deepest(mask: Mask, avoided: Iterable[Index]) -> Index:
+    """The voxel that is farthest from the mask's surface and from every avoided one."""
+    region = filled_region(mask)
+    free = np.pad(mask[region], 1)
+    offset = [s.start - 1 for s in region]
+    for index in avoided:
+        at = tuple(p - o for p, o in zip(index, offset, strict=True))
+        if all(0 <= p < n for p, n in zip(at, free.shape, strict=True)):
+            free[at] = False
+    depth = ndimage.distance_transform_edt(free)
+    z, y, x = (int(p) + o for p, o in zip(np.unravel_index(depth.argmax(), depth.shape), offset, strict=True))
+    return z, y, x
+
+
+def _groups(prompts: Mapping[str, Prompts], layers: Layers) -> list[dict[str, Prompts]]:
+    """The labels that are segmented together, those that come first first."""
+    for label in layers.locked:
+        if label not in prompts:
+            raise PromptError(f"A locked label needs clicks or a box of its own, but {label!r} has none.")
+    single = list(layers.locked)
+    if layers.overlap == OVERLAPS[1]:
+        order = [*layers.order, *prompts]
+        single += [label for label in order if label in prompts]
+    single = list(dict.fromkeys(single))
+    rest = {label: given for label, given in prompts.items() if label not in single}
+    return [{label: prompts[label]} for label in single] + ([rest] if rest else [])
+
+
+def _refuse_finished(
+    group: Mapping[str, Prompts], array: npt.NDArray[np.uint8], names: Sequence[str], volume: Volume
+) -> None:
+    for label, given in group.items():
+        for index in given.foreground:
+            if array[index]:
+                point = volume.to_raw([index])[0].tolist()
+                raise PromptError(
+                    f"The voxel {point} was clicked as {label!r}, but it belongs to "
+                    f"{names[array[index] - 1]!r}, which is finished: click elsewhere, or correct that "
+                    "label first."
+                )
+
+
+def _painted(existing: NamedLabels, values: Mapping[str, int], volume: Volume) -> npt.NDArray[np.uint8]:
+    """The existing labels in one map (D, H, W); where they overlap the first layer counts."""
+    array = np.zeros(volume.shape, dtype=np.uint8)
+    for layer, names in zip(existing.layers, existing.names, strict=True):
+        table = np.zeros(int(layer.max()) + 1, dtype=np.uint8)
+        for value, name in names.items():
+            table[value] = values[name]
+        np.copyto(array, table[layer], where=array == 0)
+    return array
+
+
+def _corrected(before: Mask, proposed: Mask, given: Prompts) -> Mask:
+    """What was there, changed as proposed around the clicks that contradict it."""
+    after = before.copy()
+    for change, clicks, value in (
+        (proposed & ~before, given.foreground, True),
+        (before & ~proposed, given.background, False),
+    ):
+        contradicting = [index for index in clicks if change[index]]
+        if not contradicting:
+            continue
+        region = filled_region(change)
+        parts, _ = ndimage.label(change[region])
+        offset = np.asarray([s.start for s in region])
+        found = {int(parts[tuple(np.asarray(index) - offset)]) for index in contradicting}
+        after[region][np.isin(parts, list(found))] = value
+    return after
+
+
+def _joined(
+    results: Sequence[Result],
+    array: npt.NDArray[np.uint8],
+    values: dict[str, int],
+) -> Result:
+    strategies = dict.fromkeys(values, KEPT)
+    stages: dict[str, float] = {}
+    for found in results:
+        strategies |= found.strategies
+        for stage, seconds in found.stages.items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    return replace(
+        results[-1],
+        labels=array,
+        values=values,
+        strategies=strategies,
+        enforced=sorted({index for found in results for index in found.enforced}),
+        stages=stages,
+    )
