@@ -224,7 +224,11 @@ def test_json_alone_tells_about_the_mask(server: Server) -> None:
     assert details["latencies"]["total"] > 0
     mask = mask_of(server.infer("dualclickmed", "ct", OHIF))
     centre = np.argwhere(mask).mean(axis=0)
-    np.testing.assert_allclose(details["centroids"]["liver"], centre, atol=0.51)
+    value, *voxel = details["centroids"]["liver"]
+    assert value == VALUES["liver"]
+    np.testing.assert_allclose(voxel, centre, atol=0.51)
+    edges = [edge for along in np.argwhere(mask).T.tolist() for edge in (min(along), max(along))]
+    assert details["boxes"]["liver"] == details["changed"] == edges
 
 
 def test_the_strategy_chooses_the_expert(server: Server) -> None:
@@ -359,7 +363,7 @@ def test_nothing_is_left_behind(server: Server) -> None:
     assert server.infer("dualclickmed", None, OHIF, files=files).status_code == 200
     assert server.infer("dualclickmed", None, {}, files=files).status_code == 400
     labelled = server.infer("dualclickmed", "ct", OHIF, files={"label": ("label.nii.gz", data)})
-    assert "A label file was uploaded" in labelled.json()["detail"]
+    assert "label's values must" in labelled.json()["detail"]
     for output in ("image", "json", None):
         server.infer("dualclickmed", "ct", OHIF, output=output)
     # MONAI Label removes a result after it has been sent.
