@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from .annotators import resident
 from .live import LABELS, Server, an_image, save, serving
 
 OUTSIDE = "outside the studies.txt"
@@ -309,12 +309,6 @@ def sent(server: Server, request: Raw) -> tuple[int, bytes]:
         return answer.status, answer.read()
     finally:
         connection.close()
-
-
-def resident(server: Server) -> int:
-    """Bytes of memory that the server's processes hold."""
-    main = psutil.Process(server.pid)
-    return sum(process.memory_info().rss for process in [main, *main.children(recursive=True)])
 
 
 def files_around(server: Server) -> set[Path]:
