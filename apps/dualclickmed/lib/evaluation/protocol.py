@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..experts.dual import DualExpert
-from ..geometry import Box, Position
 from ..prompts import Click, Prompts
 from ..volume import Volume
-from .cases import Case, objects
+from .cases import Case, Task, objects
 from .classical import ellipsoid as ellipsoid_method
 from .metrics import Mask, dice, next_click, surface_dice
 
@@ -37,31 +36,6 @@ LEAST_DICE = 0.2
 """Up to this mean Dice of a case the surface Dice counts as 0."""
 HARM = 0.01
 """A click that costs more Dice than this counts as harmful."""
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """One case as the protocol takes it.
-
-    Attributes:
-        volume: the image.
-        labels: (D, H, W) whole numbers on its grid.
-        values: the classes that are asked for, in order.
-        boxes: of each class; None where the case has none, and step 0 scores 0.
-        spacing: what surface distances are measured with, by array axis.
-    """
-
-    volume: Volume
-    labels: npt.NDArray[np.integer]
-    values: tuple[int, ...]
-    boxes: Mapping[int, Box] | None
-    spacing: Position
-
-    @classmethod
-    def of_objects(cls, volume: Volume, labels: npt.NDArray[np.integer], values: Sequence[int]) -> Task:
-        """A task with the exact enclosing boxes."""
-        boxes = {value: Box.of_mask(labels == value) for value in values}
-        return cls(volume, labels, tuple(values), boxes, volume.spacing)
 
 
 @dataclass(frozen=True)
