@@ -12,6 +12,7 @@ from torch import nn
 
 from .global_network import GlobalNetwork
 from .image_encoder import Attention, Block, ConvStem, ImageEncoder, PatchEmbedding, RelativeAttention
+from .influence import MAPS
 from .layers import with_fast_convolutions
 from .local_network import ClickHead, LocalNetwork, PointHead
 from .mask_decoder import MaskDecoder, PlainUpscaling, SkipUpscaling, TwoWayTransformer
@@ -34,6 +35,7 @@ class GlobalConfig:
     upscaling: () for the published one, else channels at 16^3 and 32^3 of the upscaling with skips.
     point_features: add the image features at a point to its token.
     ellipsoid_prior: add the logits of the ellipsoid in the box.
+    click_influence: show the decoder how far each click reaches, and add it to the logits.
     box_label: label of the box-centre prompt. mask_size: side of the returned logits.
     """
 
@@ -60,6 +62,7 @@ class GlobalConfig:
     upscaling: tuple[int, ...] = ()
     point_features: bool = False
     ellipsoid_prior: bool = False
+    click_influence: bool = False
     box_label: int = 1
     mask_size: int = 32
 
@@ -198,7 +201,9 @@ def build_global(preset: str | GlobalConfig) -> GlobalNetwork:
     upscaling: PlainUpscaling | SkipUpscaling
     if c.upscaling:
         quarter, half = c.upscaling
-        upscaling = SkipUpscaling(c.prompt_dim, c.stem_channels, (quarter, half), maps=3)
+        upscaling = SkipUpscaling(
+            c.prompt_dim, c.stem_channels, (quarter, half), 3 + MAPS * c.click_influence
+        )
     else:
         upscaling = PlainUpscaling(c.prompt_dim)
     mask_decoder = MaskDecoder(

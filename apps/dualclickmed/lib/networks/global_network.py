@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .evidence import BOX_SCALE
 from .features import Features
 from .image_encoder import ImageEncoder
+from .influence import MAPS
 from .layers import centre_coordinates
 from .mask_decoder import MaskDecoder
 from .prompt_encoder import EncodedPrompts, PromptEncoder
@@ -24,7 +25,8 @@ PRIOR_RANGE = (-2.0, 1.0)
 
 
 class GlobalFeatures(Features):
-    """An encoded RoI: embedding (B, C, 8, 8, 8) and finer maps, the finest first and folded (`ConvStem`)."""
+    """An encoded RoI: embedding (B, C, 8, 8, 8) and finer maps, the finest first and folded (`ConvStem`); where
+    clicks have influence maps, last the smoothed image (B, 1, 32, 32, 32)."""
 
 
 class GlobalNetwork(nn.Module):
@@ -52,6 +54,8 @@ class GlobalNetwork(nn.Module):
             ramp = (1.0 - BOX_SCALE * radius).clamp(*PRIOR_RANGE)
             self.register_buffer("prior", ramp[None, None], persistent=False)
             self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN))
+        if config.click_influence:
+            self.influence_gain = nn.Parameter(torch.zeros(MAPS))
 
     def encode(self, image: Tensor) -> GlobalFeatures:
         """Encode normalised images (B, 1, S, S, S); S is config.image_size."""
@@ -61,6 +65,8 @@ class GlobalNetwork(nn.Module):
                 f"Expected images of shape (B, 1, {side}, {side}, {side}), got {tuple(image.shape)}."
             )
         embedding, skips = self.image_encoder(image)
+        if self.config.click_influence:
+            skips = (*skips, F.avg_pool3d(image.float(), side // self.config.mask_prompt_size))
         return GlobalFeatures(embedding, skips)
 
     def decode(
@@ -84,6 +90,10 @@ class GlobalNetwork(nn.Module):
         if self.config.ellipsoid_prior:
             assert isinstance(self.prior, Tensor)
             logits = logits + self.prior_gain * self.prior
+        if prompts.influence is not None:
+            reach = torch.einsum("bmzyx,m->bzyx", prompts.influence, self.influence_gain)[:, None]
+            size = logits.shape[2:]
+            logits = logits + F.interpolate(reach, size=size, mode="trilinear", align_corners=False)
         return logits
 
     def decode_every_mask(
@@ -111,7 +121,8 @@ class GlobalNetwork(nn.Module):
         sampled: tuple[Tensor, ...] = ()
         if self.config.point_features:
             sampled = (features.skips[1], features.embedding)
-        return self.prompt_encoder(points, labels, mask, sampled)
+        image = features.skips[-1] if self.config.click_influence else None
+        return self.prompt_encoder(points, labels, mask, sampled, image)
 
     def to_mask_prompt(self, logits: Tensor) -> Tensor:
         """(B, 1, M, M, M) logits of `decode` -> the mask prompt (B, 1, 32, 32, 32) for the next round."""

@@ -144,7 +144,7 @@ class SkipUpscaling(nn.Module):
         self, x: Tensor, skips: tuple[Tensor, ...], maps: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, dim, G, G, G) -> (B, c2, 4G, 4G, 4G) and (B, 8 * full, 4G, 4G, 4G), sub-voxels as channels."""
-        full, half, quarter = skips
+        full, half, quarter = skips[:3]
         assert maps is not None
         x = F.gelu(self.norm_quarter(self.up_quarter(x) + self.skip_quarter(quarter)))
         x = F.gelu(self.up_half(x) + self.skip_half(half) + self.add_maps(maps))
@@ -246,7 +246,10 @@ class MaskDecoder(nn.Module):
         ignore = None if prompts.padding is None else F.pad(prompts.padding, (count, 0), value=False)
         tokens, source = self.transformer(source, positions.flatten(2).transpose(1, 2), tokens, ignore)
         image = source.transpose(1, 2).reshape(embedding.shape)
-        return tokens, *self.output_upscaling(image, skips, prompts.maps)
+        maps = prompts.maps
+        if maps is not None and prompts.influence is not None:
+            maps = torch.cat([maps, prompts.influence], dim=1)
+        return tokens, *self.output_upscaling(image, skips, maps)
 
 
 def _weighted_sum(maps: Tensor, weights: Tensor, parts: int) -> Tensor:

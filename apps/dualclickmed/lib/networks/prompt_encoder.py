@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .influence import click_influence
 from .layers import LayerNorm3d, click_maps, sample_at
 
 BACKGROUND = 0
@@ -27,13 +28,15 @@ class EncodedPrompts:
 
     tokens: (B, T, dim); padding: (B, T) bool, True where a token is to be ignored, or None where all count;
     dense: (B or 1, dim, G, G, G), added to the image embedding; maps: (B, 3, M, M, M) previous mask,
-    foreground clicks, background clicks, or None where the decoder takes none.
+    foreground clicks, background clicks, or None where the decoder takes none; influence: (B, 2, M, M, M) of
+    `click_influence`, or None likewise.
     """
 
     tokens: Tensor
     padding: Tensor | None
     dense: Tensor
     maps: Tensor | None
+    influence: Tensor | None = None
 
 
 class FourierPositions(nn.Module):
@@ -124,7 +127,12 @@ class PromptEncoder(nn.Module):
         return self.pe_layer.grid(self.embedding_size)
 
     def forward(
-        self, points: Tensor, labels: Tensor, mask: Tensor | None, features: tuple[Tensor, ...]
+        self,
+        points: Tensor,
+        labels: Tensor,
+        mask: Tensor | None,
+        features: tuple[Tensor, ...],
+        image: Tensor | None = None,
     ) -> EncodedPrompts:
         """Encode the prompts of a batch.
 
@@ -134,6 +142,7 @@ class PromptEncoder(nn.Module):
             mask: (B, 1, *mask_size) logits of a previous mask, or None.
             features: feature maps (B, C, ...) of the whole RoI to sample at the points, as many as
                 `point_features` has channels; ignored without them.
+            image: (B, 1, *mask_size) smoothed image for the clicks' influence, None where it is not wanted.
         """
         unit = (points.float() + 0.5) / points.new_tensor(self.image_size, dtype=torch.float32)
         kinds = torch.cat([*self.point_embeddings.parameters()])
@@ -156,7 +165,10 @@ class PromptEncoder(nn.Module):
         else:
             dense = self.mask_downscaling(mask)
         maps = self._maps(unit, labels, mask) if self.dense_clicks else None
-        return EncodedPrompts(tokens, padding, dense, maps)
+        influence = None
+        if image is not None:
+            influence = click_influence(unit, labels == FOREGROUND, labels == BACKGROUND, image)
+        return EncodedPrompts(tokens, padding, dense, maps, influence)
 
     def _maps(self, unit: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         at = unit * unit.new_tensor(self.mask_size) - 0.5
