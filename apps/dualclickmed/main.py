@@ -17,12 +17,15 @@ from lib.infers.auto import AutoTask
 from lib.infers.images import remove_uploads, with_image
 from lib.infers.segmenter import Segmenter
 from lib.infers.tasks import LabelsTask, ObjectTask
+from lib.learning.record import VERSIONS
 from lib.server.archive import connect
+from lib.server.leftovers import clear_half_written, private_temporary_folder
 from lib.server.limits import Limits
 from lib.server.routes import install
 from lib.server.sessions import SafeSessions
 from lib.server.studies import Studies
 from lib.trainers.learning import Learning
+from lib.weights import model_dir
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
@@ -109,6 +112,9 @@ class DualClickMed(MONAILabelApp):
 
     def on_init_complete(self) -> None:
         """Called in the server alone."""
+        private_temporary_folder()
+        for folder in (model_dir(self.options.model_dir), self.learning.record.folder / VERSIONS):
+            clear_half_written(folder)
         super().on_init_complete()
         # Complete by now, and needed in no other process.
         from monailabel.app import app as web

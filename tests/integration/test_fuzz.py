@@ -339,7 +339,7 @@ def hold(server: Server, requests: int) -> None:
     statuses: dict[int, int] = {}
     before: list[int] = []
     around = files_around(server)
-    temporary = set(server.temporary.iterdir())
+    temporary = set(server.temporary.rglob("*"))
 
     @settings(
         max_examples=requests,
@@ -366,7 +366,7 @@ def hold(server: Server, requests: int) -> None:
     assert grown < MAX_GROWTH, f"{grown / 2**20:.0f} MiB more after {statuses}"
     assert files_around(server) == around
     # What was uploaded and refused is gone. Sessions are kept until they expire.
-    assert set(server.temporary.iterdir()) == temporary
+    assert set(server.temporary.rglob("*")) == temporary
     again = server.infer("dualclickmed", "ct", click)
     assert again.status_code == 200, again.text
     assert again.content == good.content

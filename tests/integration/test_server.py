@@ -368,6 +368,6 @@ def test_nothing_is_left_behind(server: Server) -> None:
         server.infer("dualclickmed", "ct", OHIF, output=output)
     # MONAI Label removes a result after it has been sent.
     deadline = time.monotonic() + 10
-    while (left := list(server.temporary.glob("*.n*"))) and time.monotonic() < deadline:
+    while (left := list(server.temporary.rglob("*.n*"))) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert left == []
