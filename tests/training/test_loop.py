@@ -1,23 +1,57 @@
-"""The training loop: a resumed run equals an uninterrupted one, and the card says what was done."""
+"""The training loop: exact resuming, gradients, bad cases, stopping, and what a run leaves behind."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from dualclickmed.errors import UserError
+from dualclickmed.networks.build import (
+    COMPACT_GLOBAL,
+    COMPACT_LOCAL,
+    GlobalConfig,
+    LocalConfig,
+    build_global,
+    build_local,
+)
+from dualclickmed.simulation.clicks import STRATEGIES, Draws
 from dualclickmed.training import loop
-from dualclickmed.training.loop import CHECKPOINT, Options, train
-from dualclickmed.training.recipes import COMPACT
+from dualclickmed.training.loop import CHECKPOINT, Options, Progress, train, with_replay
+from dualclickmed.training.losses import dice_focal
+from dualclickmed.training.recipes import COMPACT, Recipe, changed, fine_tune, load_recipe
 from dualclickmed.training.samples import Samples
-from dualclickmed.weights import load_expert
+from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
+from dualclickmed.weights import load_expert, save_expert
+
+from .cases import decathlon, volume_and_labels, write_nifti
 
 TINY = {
     "global": dataclasses.replace(COMPACT["global"], steps=4, scenes=1, targets=1, interactions=1, points=2),
     "local": dataclasses.replace(COMPACT["local"], steps=4, scenes=1, targets=1, interactions=2, size=32),
+}
+SMALL_PAPER = GlobalConfig(
+    embed_dim=48, depth=2, heads=2, global_blocks=(1,), prompt_dim=48, decoder_heads=2, decoder_mlp=64
+)
+SMALL_VISTA = LocalConfig(init_filters=8, blocks_down=(1, 1, 1, 1), out_channels=16, feature_size=16)
+SMALL = {
+    "global": dataclasses.replace(
+        COMPACT_GLOBAL,
+        embed_dim=32,
+        depth=1,
+        heads=2,
+        stem_channels=(2, 4, 8),
+        prompt_dim=24,
+        decoder_heads=2,
+        decoder_mlp=32,
+        upscaling=(8, 4),
+    ),
+    "local": dataclasses.replace(COMPACT_LOCAL, init_filters=8, blocks_down=(1, 1, 1), feature_size=16),
 }
 
 
@@ -25,51 +59,69 @@ TINY = {
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "VALIDATION_BATCHES", 1)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    monkeypatch.setattr(
+        loop, "build_global", lambda c: build_global(SMALL["global"] if c == "compact" else c)
+    )
+    monkeypatch.setattr(loop, "build_local", lambda c: build_local(SMALL["local"] if c == "compact" else c))
     # Not for a process that goes on with other tests.
     monkeypatch.setattr(loop, "_keep_freed_memory", lambda: None)
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / CHECKPOINT, weights_only=True)["network"]
+def tensors(folder: Path, part: str = "network") -> dict[str, torch.Tensor]:
+    return torch.load(folder / CHECKPOINT, weights_only=True)[part]
+
+
+def small_start(kind: str, path: Path) -> Path:
+    """Weights of a small network of the published form."""
+    torch.manual_seed(0)
+    network = build_global(SMALL_PAPER) if kind == "global" else build_local(SMALL_VISTA)
+    save_expert(network, kind, path)
+    return path
+
+
+class StopAfter(threading.Event):
+    """Set when it has been asked that many times."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def is_set(self) -> bool:
+        self.steps -= 1
+        return self.steps < 0
+
+
+# Resuming -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["global", "local"])
-def test_resuming_changes_nothing(kind, tmp_path: Path) -> None:
-    recipe = TINY[kind]
-    train(recipe, Options(tmp_path / "whole", half=False))
-    # The rate depends on the recipe's length, so the first part is cut off rather than shortened.
-    run = loop._Run(recipe, Options(tmp_path / "parts", half=False))
-    source = run._samples()
-    for number in range(2):
-        run.optimise([source[number].batch], number / recipe.steps)
-        run.step += 1
-    run.save()
-    train(recipe, Options(tmp_path / "parts", half=False))
-    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+def test_a_stopped_and_resumed_run_ends_with_the_same_bits(kind, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY[kind], accumulate=2 if kind == "global" else 1)
+    data = [WeightedSource(folder_cases(decathlon(tmp_path / "set", 3))), WeightedSource("generated")]
+    train(recipe, Options(tmp_path / "whole", half=False), data=data)
+    path = train(recipe, Options(tmp_path / "parts", half=False), data=data, stop=StopAfter(2))
+    assert json.loads(path.with_suffix(".json").read_text())["steps"] == 2
+    torch.manual_seed(99)
+    train(recipe, Options(tmp_path / "parts", half=False), data=data)
+    for part in ("network", "average"):
+        whole, parts = tensors(tmp_path / "whole", part), tensors(tmp_path / "parts", part)
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    states = [torch.load(tmp_path / p / CHECKPOINT, weights_only=True) for p in ("whole", "parts")]
+    moments = [state["optimiser"]["state"] for state in states]
+    assert all(torch.equal(moments[0][k]["exp_avg_sq"], moments[1][k]["exp_avg_sq"]) for k in moments[0])
+    assert torch.equal(states[0]["random"]["cpu"], states[1]["random"]["cpu"])
 
 
-def test_weights_card_and_log(tmp_path: Path) -> None:
-    path = train(TINY["global"], Options(tmp_path), command="python main.py train global --steps 4")
-    card = json.loads(path.with_suffix(".json").read_text())
-    assert card["steps"] == 4 and card["samples"] == 4 and card["seed"] == 1
-    assert card["command"] == "python main.py train global --steps 4"
-    assert set(card["measured"]["dice on generated volumes"]) == {"first prompt", "1 clicks"}
-    lines = (tmp_path / "log.csv").read_text().splitlines()
-    assert lines[0] == "step,samples,seconds,rate,loss,dice_0,dice_1"
-    assert [line.split(",")[0] for line in lines[1:]] == ["2", "4"]
-    average = torch.load(tmp_path / CHECKPOINT, weights_only=True)["average"]
-    loaded = load_expert("global", path).state_dict()
-    for name, value in loaded.items():
-        assert torch.allclose(value, average[name], atol=2e-3, rtol=2e-3), name
-
-
-def test_a_step_lowers_the_loss_on_its_own_batch(tmp_path: Path) -> None:
-    run = loop._Run(dataclasses.replace(TINY["global"], warmup=1, rate=3e-3), Options(tmp_path, half=False))
-    batch = Samples(run.recipe, seed=7)[0].batch
-    losses = [run.optimise([batch], 0.0).loss for _ in range(8)]
-    assert losses[-1] < losses[0] - 0.02
+def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    train(TINY["global"], Options(tmp_path), stop=StopAfter(1))
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    for key in ("config", "scaler", "best", "random", "steps"):
+        del state[key]
+    state["recipe"] = {key: state["recipe"][key] for key in ("kind", "preset", "seed", "steps", "scenes")}
+    torch.save(state, tmp_path / CHECKPOINT)
+    path = train(TINY["global"], Options(tmp_path))
+    assert json.loads(path.with_suffix(".json").read_text())["steps"] == 4
 
 
 def test_another_run_s_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -78,3 +130,244 @@ def test_another_run_s_checkpoint_is_refused(tmp_path: Path) -> None:
         train(dataclasses.replace(TINY["global"], seed=9), Options(tmp_path))
     with pytest.raises(UserError, match="holds a checkpoint already"):
         train(TINY["global"], Options(tmp_path, resume=False))
+    (tmp_path / CHECKPOINT).write_bytes(b"half a checkpo")
+    with pytest.raises(UserError, match="can't be read"):
+        train(TINY["global"], Options(tmp_path))
+
+
+# Steps ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["global-paper", "local-paper", "global-compact", "local-compact"])
+def test_every_recipe_trains_on_labelled_and_generated_cases_and_its_loss_falls(name, tmp_path: Path) -> None:
+    kind = name.split("-")[0]
+    start = small_start(kind, tmp_path / "start.safetensors") if name.endswith("paper") else None
+    cases = folder_cases(decathlon(tmp_path / "set", 2))
+    settings = {"epochs": 0, "steps": 8, "size": 32, "interactions": 2, "points": 2, "targets": 1}
+    steep = {"rate": 3e-3, "warmup": 1, "affine": 0.0, "decoder_rate": 1.0, "exact_boxes": True}
+    recipe = changed(load_recipe(name), {**settings, **steep, "schedule": "flat", "cooldown": 0})
+    losses: list[float] = []
+    train(
+        recipe,
+        Options(tmp_path / "out", half=False),
+        data=[WeightedSource(cases, 4), WeightedSource("generated", 1)],
+        start=start,
+        progress=lambda p: losses.append(p.loss),
+    )
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    loaded = load_expert(kind, tmp_path / "out" / f"{name}.safetensors")
+    average = tensors(tmp_path / "out", "network" if recipe.keep == "last" else "average")
+    for key, value in loaded.state_dict().items():
+        assert torch.allclose(value, average[key], atol=2e-3, rtol=2e-3), key
+
+
+def test_real_cases_are_learned(real_data: Path, tmp_path: Path) -> None:
+    cases = folder_cases(real_data / "mri" / "msd_hippocampus")[:3]
+    for kind in ("global", "local"):
+        recipe = dataclasses.replace(
+            fine_tune(kind), steps=8, warmup=1, rate=1e-3, size=48, scenes=1, replay=0.0, cooldown=0.0
+        )
+        losses: list[float] = []
+        path = train(
+            recipe,
+            Options(tmp_path / kind, half=False),
+            data=[WeightedSource(cases)],
+            progress=lambda p, losses=losses: losses.append(p.loss),
+        )
+        assert np.mean(losses[-3:]) < np.mean(losses[:3])
+        assert "labelled: 3 cases" in json.loads(path.with_suffix(".json").read_text())["data"]
+
+
+@pytest.mark.parametrize("kind", ["global", "local"])
+def test_gradients_met_at_the_embedding_are_those_of_the_whole_graph(kind, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY[kind], interactions=3, points=2, scenes=2)
+    run = loop._Run(recipe, Options(tmp_path, half=False))
+    batch = Samples(recipe, seed=3)[0].batch
+    calls = []
+    encode = run.network.encode
+    run.network.encode = lambda image: calls.append(1) or encode(image)
+    run.gradients(batch, 5)
+    assert len(calls) == 1
+    ours = {name: p.grad.clone() for name, p in run.network.named_parameters() if p.grad is not None}
+    run.optimiser.zero_grad(set_to_none=True)
+    masks = run._masks(
+        run.network.encode(batch.image),
+        batch,
+        Draws(run._generator(5, recipe.seed)),
+        STRATEGIES[recipe.clicks],
+    )
+    torch.stack([dice_focal(mask, batch.truth, recipe.focal) for mask in masks]).mean().backward()
+    for name, parameter in run.network.named_parameters():
+        if parameter.grad is None:
+            assert name not in ours or not bool(ours[name].any()), name
+        else:
+            scale = float(parameter.grad.abs().max()) + 1e-6
+            assert torch.allclose(ours[name], parameter.grad, atol=2e-4 * scale), name
+
+
+def test_a_step_lowers_the_loss_on_its_own_batch_in_half_precision_too(tmp_path: Path) -> None:
+    for half in (False, True):
+        recipe = dataclasses.replace(TINY["global"], warmup=1, rate=3e-3)
+        run = loop._Run(recipe, Options(tmp_path, half=half))
+        batch = Samples(run.recipe, seed=7)[0].batch
+        losses = [run.optimise([batch], 0.0).loss for _ in range(8)]
+        assert losses[-1] < losses[0] - 0.02
+
+
+def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY["global"], interactions=1, points=1)
+    batches = [Samples(recipe, seed=3)[number].batch for number in (0, 1)]
+    twice = loop._Run(dataclasses.replace(recipe, accumulate=2), Options(tmp_path / "a", half=False))
+    for number, batch in enumerate(batches):
+        twice.gradients(batch, number)
+    once = loop._Run(recipe, Options(tmp_path / "b", half=False))
+    for number, batch in enumerate(batches):
+        once.gradients(batch, number)
+    for a, b in zip(twice.network.parameters(), once.network.parameters(), strict=True):
+        if a.grad is not None:
+            assert torch.allclose(2 * a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_encoder_stays_and_the_rest_learns(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY["local"], freeze_encoder=True, steps=2, warmup=0)
+    train(recipe, Options(tmp_path, half=False))
+    torch.manual_seed(recipe.seed)
+    before = build_local(SMALL["local"]).state_dict()
+    after = tensors(tmp_path)
+    changes = {name: not torch.equal(before[name], after[name]) for name in before}
+    assert not any(change for name, change in changes.items() if name.startswith("image_encoder."))
+    assert any(changes.values())
+
+
+def test_the_decoder_s_rate_is_a_part_of_the_encoder_s(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY["global"], decoder_rate=0.1, rate=1e-2, warmup=0, cooldown=0)
+    run = loop._Run(recipe, Options(tmp_path, half=False))
+    run.optimise([Samples(recipe, seed=1)[0].batch], 0.0)
+    assert [group["lr"] for group in run.optimiser.param_groups] == pytest.approx([1e-2, 1e-3])
+    assert sum(len(group["params"]) for group in run.optimiser.param_groups) == len(
+        list(run.network.parameters())
+    )
+
+
+# What a run leaves behind ---------------------------------------------------------------------------------
+
+
+def test_weights_card_log_and_progress(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    command = "python main.py train global --steps 4"
+    path = train(TINY["global"], Options(tmp_path), command=command, progress=told.append)
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["steps"] == 4 and card["samples"] == 4 and card["seed"] == 1
+    assert card["command"] == command
+    assert card["data"] == "generated volumes only"
+    assert set(card["measured"]["dice on generated volumes"]) == {"first prompt", "1 clicks"}
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert lines[0] == "step,samples,seconds,rate,loss,dice_0,dice_1"
+    assert [line.split(",")[0] for line in lines[1:]] == ["2", "4"]
+    average = tensors(tmp_path, "average")
+    for name, value in load_expert("global", path).state_dict().items():
+        assert torch.allclose(value, average[name], atol=2e-3, rtol=2e-3), name
+    assert [(p.step, p.steps) for p in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert told[-1].left == 0 and told[0].left > 0 and 0 <= told[0].dice <= 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint.pt",
+        "global-compact.json",
+        "global-compact.safetensors",
+        "log.csv",
+    ]
+
+
+def test_tensorboard_gets_scalars_and_pictures_of_clicks(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = Options(tmp_path, tensorboard=True, picture_every=2, validate_every=2)
+    for kind in ("global", "local"):
+        train(TINY[kind], dataclasses.replace(options, out=tmp_path / kind))
+        events = EventAccumulator(str(tmp_path / kind / "tensorboard"))
+        events.Reload()
+        assert [e.step for e in events.Scalars("train/loss")] == [2, 4]
+        assert [e.step for e in events.Scalars("validation/first prompt")] == [2, 4]
+        assert [e.step for e in events.Images("clicks")] == [2, 4]
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("dualclickmed.training.logs.SECONDS_BETWEEN_LINES", 0.0)
+    with caplog.at_level(logging.INFO, logger="dualclickmed"):
+        train(TINY["global"], Options(tmp_path))
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Step ")]
+    assert len(lines) == 4 and lines[0].startswith("Step 1 of 4, loss ")
+
+
+def test_the_best_weights_on_the_validation_cases_are_kept(tmp_path: Path, monkeypatch) -> None:
+    cases = folder_cases(decathlon(tmp_path / "set", 2))
+    recipe = dataclasses.replace(TINY["global"], keep="best", steps=3)
+    scores = iter([0.5, 0.9, 0.2, 0.1, 0.3])
+    kept = []
+
+    def validate(self):
+        kept.append({k: v.clone() for k, v in self.average.state_dict().items()})
+        return {"first prompt": next(scores)}
+
+    monkeypatch.setattr(loop._Run, "validate", validate)
+    options = Options(tmp_path / "out", half=False, validation=cases, validate_every=1)
+    path = train(recipe, options)
+    loaded = load_expert("global", path).state_dict()
+    assert all(torch.allclose(loaded[k], kept[1][k], atol=2e-3, rtol=2e-3) for k in loaded)
+    assert not all(torch.allclose(loaded[k], kept[2][k], atol=0, rtol=1e-3) for k in loaded)
+
+
+def test_validation_cases_are_measured(tmp_path: Path) -> None:
+    cases = folder_cases(decathlon(tmp_path / "set", 2))
+    path = train(TINY["global"], Options(tmp_path / "out", validation=cases))
+    measured = json.loads(path.with_suffix(".json").read_text())["measured"]["dice on validation cases"]
+    assert set(measured) == {"first prompt", "1 clicks"}
+
+
+# Data -----------------------------------------------------------------------------------------------------
+
+
+def test_generated_scenes_are_replayed_beside_labelled_cases() -> None:
+    labelled = WeightedSource([LabelledCase("a", Path("i"), Path("l"))], 3.0)
+    recipe = fine_tune("global")
+    given, replayed = with_replay(recipe, [labelled])
+    assert given is labelled and replayed.cases == "generated"
+    assert replayed.weight / (replayed.weight + 3.0) == pytest.approx(recipe.replay)
+    assert with_replay(recipe, [labelled, WeightedSource("generated", 1.0)])[-1].weight == 1.0
+    assert [s.cases for s in with_replay(recipe, None)] == ["generated"]
+
+
+def test_epochs_are_passes_over_the_labelled_cases(tmp_path: Path) -> None:
+    cases = [LabelledCase(f"{n}", Path("i"), Path("l")) for n in range(11)]
+    recipe = load_recipe("global-paper")
+    assert loop.steps_of(recipe, [WeightedSource(cases)]) == 20 * 6
+    assert loop.steps_of(recipe, [WeightedSource(cases)], world=2) == 20 * 3
+    with pytest.raises(UserError, match="there are none"):
+        loop.steps_of(recipe, [WeightedSource("generated")])
+
+
+def test_a_few_unusable_cases_are_named_once_and_many_stop_the_run(tmp_path: Path, caplog) -> None:
+    cases = folder_cases(decathlon(tmp_path / "set", 20))
+    _, labels = volume_and_labels()
+    write_nifti(cases[3].label, 0 * labels)
+    recipe = dataclasses.replace(TINY["global"], steps=20, points=1)
+    options = Options(tmp_path / "out", half=False)
+    with caplog.at_level(logging.INFO, logger="dualclickmed"):
+        path = train(recipe, options, data=[WeightedSource(cases)])
+    text = caplog.text
+    assert text.count("Left out: Case 'set/case_03': the label has no foreground") == 1
+    assert "1 of 20 cases could not be used: set/case_03" in text
+    assert json.loads(path.with_suffix(".json").read_text())["left out"] == 1
+    write_nifti(cases[5].label, labels[1:])
+    with pytest.raises(UserError, match=r"2 of 20 cases can't be used, more than the 5% .*case_0"):
+        train(recipe, Options(tmp_path / "again", half=False), data=[WeightedSource(cases)])
+    lenient = Options(tmp_path / "lenient", half=False, bad_share=0.2)
+    train(dataclasses.replace(recipe, steps=1), lenient, data=[WeightedSource(cases)])
+
+
+def test_workers_make_the_same_batches(tmp_path: Path) -> None:
+    data = [WeightedSource(folder_cases(decathlon(tmp_path / "set", 2)))]
+    recipe: Recipe = dataclasses.replace(TINY["global"], steps=2)
+    train(recipe, Options(tmp_path / "none", half=False), data=data)
+    train(recipe, Options(tmp_path / "two", half=False, workers=2), data=data)
+    one, other = tensors(tmp_path / "none"), tensors(tmp_path / "two")
+    assert all(torch.equal(one[k], other[k]) for k in one)

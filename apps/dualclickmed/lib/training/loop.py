@@ -434,8 +434,15 @@ class _Run:
     def _loader(self) -> Iterator[Loaded]:
         options, recipe = self.options, self.recipe
         numbers = range(self.step * recipe.accumulate, self.steps * recipe.accumulate)
+        # A generator of its own: the loader would draw from the global one, which resuming restores.
         return iter(
-            DataLoader(self._samples(), batch_size=None, sampler=numbers, num_workers=options.workers)
+            DataLoader(
+                self._samples(),
+                batch_size=None,
+                sampler=numbers,
+                num_workers=options.workers,
+                generator=torch.Generator(),
+            )
         )
 
     def _samples(self) -> Samples:

@@ -8,6 +8,7 @@ its numbers.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import types
 import typing
@@ -121,7 +122,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise UserError(
                     f"The recipe's {name} must be at least {least}, but it is {getattr(self, name)}."
                 )
@@ -130,6 +131,14 @@ class Recipe:
                 raise UserError(
                     f"The recipe's {name} must lie between 0 and 1, but it is {getattr(self, name)}."
                 )
+        for name in ("scale_z", "scale_xy"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise UserError(
+                    f"The recipe's {name} must be positive and ascending, but it is {low}, {high}."
+                )
+        if self.size % 16:
+            raise UserError(f"The recipe's size must be a multiple of 16, but it is {self.size}.")
         if min(self.starts) < 0 or sum(self.starts) <= 0:
             raise UserError(f"The recipe's starts must be shares, but they are {self.starts}.")
         if self.replay == 1:

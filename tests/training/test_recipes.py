@@ -1,0 +1,107 @@
+"""Recipes: the paper's numbers, overriding them, schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from dualclickmed.errors import UserError
+from dualclickmed.training.recipes import (
+    COMPACT,
+    Recipe,
+    changed,
+    fine_tune,
+    from_dict,
+    load_recipe,
+    recipe_names,
+)
+from dualclickmed.training.schedules import rate_factor
+
+
+def test_the_paper_s_protocols_are_those_of_its_table_2() -> None:
+    wide, near = load_recipe("global-paper"), load_recipe("local-paper")
+    assert (wide.kind, wide.preset, near.kind, near.preset) == ("global", "paper", "local", "paper")
+    assert (wide.scenes * wide.targets * wide.accumulate, near.scenes * near.targets) == (2, 1)
+    assert (wide.epochs, near.epochs) == (20, 20)
+    assert (wide.rate, near.rate) == (8e-4, 2e-6)
+    assert (wide.schedule, near.schedule) == ("multistep", "cosine")
+    assert (wide.keep, near.keep) == ("last", "last")
+    assert (wide.interactions, wide.points, wide.together, wide.clicks) == (5, 6, False, "boundary")
+    assert (near.interactions, near.points, near.clicks, near.size) == (5, 1, "balanced", 128)
+    assert (wide.scale_z, wide.scale_xy, wide.shift, wide.affine) == ((0.9, 1.1), (0.5, 1.5), 4.0, 1.0)
+    assert near.flip > 0 and near.rotate > 0 and near.intensity > 0 and near.noise > 0
+    assert (wide.weight_decay, near.weight_decay, wide.decoder_rate) == (1e-4, 1e-5, 0.1)
+
+
+def test_every_recipe_survives_its_card(tmp_path) -> None:
+    assert recipe_names() == ["global-compact", "global-paper", "local-compact", "local-paper"]
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        assert from_dict({**dataclasses.asdict(recipe), "gone": 3}) == recipe
+
+
+def test_any_number_can_be_overridden_by_text() -> None:
+    recipe = changed(
+        COMPACT["global"],
+        {"rate": "3e-4", "steps": "7", "together": "false", "clicks": "uniform", "starts": "1,1, 0 0"},
+    )
+    assert (recipe.rate, recipe.steps, recipe.together, recipe.clicks) == (3e-4, 7, False, "uniform")
+    assert recipe.starts == (1.0, 1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("rat", "1", "Recipes have no 'rat'; they have kind, preset"),
+        ("steps", "1.5", "steps must be a whole number, but it is '1.5'"),
+        ("steps", 0, "steps must be at least 1"),
+        ("rate", "fast", "rate must be a number"),
+        ("rate", "nan", "rate must be at least 0"),
+        ("rate", "inf", "rate must be"),
+        ("together", "perhaps", "together must be true or false"),
+        ("clicks", "anywhere", "clicks must be one of boundary, balanced, uniform, realistic"),
+        ("starts", "1,2", "starts must be 4 numbers"),
+        ("starts", "0,0,0,0", "starts must be shares"),
+        ("affine", "1.1", "affine must lie between 0 and 1"),
+        ("replay", "1", "leave room"),
+        ("scale_xy", "0,1", "scale_xy must be positive"),
+        ("size", "100", "size must be a multiple of 16"),
+    ],
+)
+def test_a_wrong_number_is_refused(name: str, value: object, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        changed(COMPACT["global"], {name: value})
+
+
+def test_a_recipe_of_one_s_own(tmp_path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('kind = "local"\nsteps = 12\nmilestones = [0.5]\n')
+    assert load_recipe(path) == Recipe(kind="local", steps=12, milestones=(0.5,))
+    for text, complaint in (('kind = "both"', "must have kind"), ("kind =", "can't be read")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=complaint):
+            load_recipe(path)
+    with pytest.raises(UserError, match="no recipe 'nothing'; there are: global-compact"):
+        load_recipe("nothing")
+
+
+def test_fine_tuning_is_slow_replays_and_can_freeze_the_encoder() -> None:
+    for kind in ("global", "local"):
+        recipe = fine_tune(kind)
+        assert recipe.kind == kind and recipe.rate < COMPACT[kind].rate and recipe.replay > 0
+        assert dataclasses.replace(recipe, freeze_encoder=True).freeze_encoder
+    assert fine_tune("local", "paper").rate == load_recipe("local-paper").rate
+
+
+def test_schedules() -> None:
+    flat = Recipe(kind="global", schedule="flat", warmup=10, cooldown=0.25)
+    assert [rate_factor(flat, step, 0.0) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert [rate_factor(flat, 99, done) for done in (0.75, 0.875, 1.0)] == pytest.approx([1, 0.5, 0])
+    paper = load_recipe("global-paper")
+    assert [rate_factor(paper, 0, done) for done in (0.0, 0.66, 0.67, 0.92)] == pytest.approx(
+        [1, 1, 0.1, 0.01]
+    )
+    wave = Recipe(kind="local", schedule="cosine", warmup=0)
+    assert [rate_factor(wave, 0, done) for done in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.5, 0])
+    assert rate_factor(wave, 0, 0.25) == pytest.approx((1 + math.sqrt(0.5)) / 2)
