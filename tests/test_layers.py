@@ -171,6 +171,14 @@ def test_two_corrected_labels_share_no_voxel_and_every_click_holds(stored: Path)
     assert result.mask("spleen")[2, 2, 2]
 
 
+def test_a_new_label_takes_nothing_from_one_that_is_corrected(stored: Path) -> None:
+    """The kidney's clicks lie beside the spleen, which was clicked as well and agrees with its click."""
+    given = {"kidney": clicks((6, 10, 10)), "spleen": clicks((9, 10, 10))}
+    result = settled(given, existing="correct", path=stored).result
+    np.testing.assert_array_equal(result.mask("spleen"), SPLEEN)
+    np.testing.assert_array_equal(result.mask("kidney"), block(4, 7, 8, 13, 8, 13))
+
+
 def test_undo_is_one_click_less(stored: Path) -> None:
     once = settled({"liver": clicks((3, 3, 7))}, existing="correct", path=stored)
     twice = settled({"liver": clicks((3, 3, 7), (10, 2, 2))}, existing="correct", path=stored)

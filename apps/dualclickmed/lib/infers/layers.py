@@ -101,7 +101,7 @@ def layered(segment: Segment, volume: Volume, prompts: Mapping[str, Prompts], la
 
     * An existing label without prompts keeps its voxels; no click of another label changes it.
     * With ``correct``, an existing label with prompts changes only where a click contradicts it, and there by
-      as much of the experts' answer as hangs together with the click.
+      as much of the experts' answer as hangs together with the click. A box makes it anew.
     * Locked labels, and with ``overlap`` first all labels in the order of the request, are segmented each by
       itself; later ones get what is left. So one click more for the last label changes no other.
 
@@ -138,21 +138,23 @@ def layered(segment: Segment, volume: Volume, prompts: Mapping[str, Prompts], la
         raise PromptError(f"At most {MAX_LABELS} labels can lie in one image, but there are {len(names)}.")
     values = {label: value for value, label in enumerate(names, start=1)}
     before = _painted(existing, values, volume)
+    corrected = {label for label in wanted if correct and label in known and wanted[label].box is None}
     array = before.copy()
-    array[array <= len(wanted)] = 0
+    array[np.isin(array, [values[label] for label in wanted if label not in corrected])] = 0
     results = []
     for group in groups:
         _refuse_finished(group, array, names, volume)
         found = segment(group)
         results.append(found)
-        taken = array != 0
-        for label in group:
-            proposed = found.mask(label)
-            mask = proposed
-            if correct and label in known and wanted[label].box is None:
-                mask = _corrected(before == values[label], proposed, wanted[label])
-            # Where two corrected labels claim a voxel, it goes to the one that the experts chose.
-            array[mask & ~taken & ((array == 0) | proposed)] = values[label]
+        masks = {label: found.mask(label) for label in group}
+        for label in corrected & group.keys():
+            own = before == values[label]
+            # Another label's click inside this one says that it is not this one's.
+            others = [index for other in group if other != label for index in group[other].foreground]
+            masks[label] = _corrected(own, masks[label], group[label], others)
+            array[own & ~masks[label]] = 0
+        for label, mask in masks.items():
+            array[mask & (array == 0)] = values[label]
     result = _joined(results, array, values)
     return Layered(result, before if known else None, existing.notes)
 
@@ -164,12 +166,14 @@ def _started(given: Prompts, before: Mask | None) -> Prompts | None:
     if before is None or not any(before[index] for index in given.background):
         return None
     # Nothing was clicked in it, and the experts have to know where the label is.
-    inside = Click(_deepest(before, given.background), True)
-    return replace(given, clicks=(inside, *given.clicks), mask=before)
+    inside = _deepest(before, given.background)
+    if inside is None:
+        return None
+    return replace(given, clicks=(Click(inside, True), *given.clicks), mask=before)
 
 
-def _deepest(mask: Mask, avoided: Iterable[Index]) -> Index:
-    """The voxel that is farthest from the mask's surface and from every avoided one."""
+def _deepest(mask: Mask, avoided: Iterable[Index]) -> Index | None:
+    """The voxel that is farthest from the mask's surface and from every avoided one; None if all are."""
     region = filled_region(mask)
     free = np.pad(mask[region], 1)
     offset = [s.start - 1 for s in region]
@@ -177,6 +181,8 @@ def _deepest(mask: Mask, avoided: Iterable[Index]) -> Index:
         at = tuple(p - o for p, o in zip(index, offset, strict=True))
         if all(0 <= p < n for p, n in zip(at, free.shape, strict=True)):
             free[at] = False
+    if not free.any():
+        return None
     depth = ndimage.distance_transform_edt(free)
     z, y, x = (int(p) + o for p, o in zip(np.unravel_index(depth.argmax(), depth.shape), offset, strict=True))
     return z, y, x
@@ -201,12 +207,12 @@ def _refuse_finished(
 ) -> None:
     for label, given in group.items():
         for index in given.foreground:
-            if array[index]:
+            owner = names[array[index] - 1] if array[index] else None
+            if owner is not None and owner not in group:
                 point = volume.to_raw([index])[0].tolist()
                 raise PromptError(
-                    f"The voxel {point} was clicked as {label!r}, but it belongs to "
-                    f"{names[array[index] - 1]!r}, which is finished: click elsewhere, or correct that "
-                    "label first."
+                    f"The voxel {point} was clicked as {label!r}, but it belongs to {owner!r}, which is "
+                    "finished: click elsewhere, or correct that label first."
                 )
 
 
@@ -221,12 +227,12 @@ def _painted(existing: NamedLabels, values: Mapping[str, int], volume: Volume) -
     return array
 
 
-def _corrected(before: Mask, proposed: Mask, given: Prompts) -> Mask:
+def _corrected(before: Mask, proposed: Mask, given: Prompts, others: Sequence[Index]) -> Mask:
     """What was there, changed as proposed around the clicks that contradict it."""
     after = before.copy()
     for change, clicks, value in (
         (proposed & ~before, given.foreground, True),
-        (before & ~proposed, given.background, False),
+        (before & ~proposed, [*given.background, *others], False),
     ):
         contradicting = [index for index in clicks if change[index]]
         if not contradicting:
