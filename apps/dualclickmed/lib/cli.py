@@ -40,6 +40,7 @@ _LATER: dict[str, tuple[str, str, str]] = {
     "train": (".training.command", "train_expert", "Train an expert on labelled cases or generated ones."),
     "prepare": (".training.command", "prepare_crops", "Cut labelled cases into crops for faster training."),
     "evaluate": (".evaluation.command", "evaluate", "Measure how good the masks are on labelled cases."),
+    "predict": (".evaluation.command", "predict", "Answer case files of the interactive challenge."),
     "bench": (".benchmarks.command", "bench", "Measure size, speed, memory and exactness on this machine."),
 }
 """Commands with heavy modules: name to module, its ``typer.Typer`` or function, line in the overview."""

@@ -1,117 +1,216 @@
-"""`evaluate` of the command line: the table of mean Dice by group, method and step."""
+"""`evaluate` and `predict` of the command line."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import logging
+import shlex
+import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from .. import __version__
+from ..challenge import predict_folder
+from ..configs.options import resolved_device
 from ..errors import UserError
+from ..experts import STRATEGIES
 from ..predictor import Predictor
-from ..weights import KINDS, card_path, default_path
-from .cases import find_cases
-from .protocol import Method, Row, ellipsoid_method, expert_method, run_cases, summarise, write_scores
+from ..weights import KINDS, default_path
+from . import cost, report
+from .cases import Case, find_cases
+from .methods import DEFAULT, Settings, known
+from .protocol import TIME_LIMIT
+from .run import Plan, run
+from .statistics import Summary
 
-METHODS = ("ours", "global", "local", "ellipsoid")
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 30.0
+"""Seconds between lines of progress where there is no terminal."""
+WIDTH = 150
 
 
 def evaluate(
     cases: Annotated[
-        Path, typer.Option(help="Folder of cases: folders with image.* and label.* on one grid.")
+        Path,
+        typer.Option(help="Folder of case files (.npz) or of images with labels, or a list (CSV, JSON)."),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for scores.csv and summary.json.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of scores and report; a run that was stopped goes on there.")
+    ] = Path("evaluation"),
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            help="ours (the paper's routing), global, local or ellipsoid; may be repeated "
-            "(default: ours and ellipsoid)."
-        ),
+        typer.Option(help=f"Repeatable; default: {', '.join(DEFAULT)}. All: {known()}."),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Only these classes: values or names with commas between them.")
     ] = None,
     start: Annotated[str, typer.Option(help="What the user gives first: box or point.")] = "box",
-    clicks: Annotated[int, typer.Option(min=0, max=50, help="Corrective clicks after the start.")] = 5,
-    smallest: Annotated[int, typer.Option(min=1, help="Leave out objects of fewer voxels.")] = 50,
-    most: Annotated[int | None, typer.Option(min=1, help="At most this many objects of a case.")] = None,
+    clicks: Annotated[int, typer.Option(min=0, max=50, help="Clicks for each class after the start.")] = 5,
+    smallest: Annotated[int, typer.Option(min=1, help="Leave out classes of fewer voxels.")] = 1,
+    most: Annotated[int | None, typer.Option(min=1, help="At most this many classes of a case.")] = None,
     only: Annotated[str | None, typer.Option(help="Only cases whose name starts so.")] = None,
-    model_dir: Annotated[Path | None, typer.Option(help="Folder of the weights.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    truth: Annotated[
+        Path | None, typer.Option(help="Folder with the gts of case files that have none.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the cases.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: only the i-th of n parts, for one of several machines.")
+    ] = None,
+    limit: Annotated[
+        float, typer.Option(min=0, help="Seconds for each class of a case over all steps; 0 for no limit.")
+    ] = TIME_LIMIT,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Draw so many best and worst cases of each modality into the report.")
+    ] = 0,
+    costs: Annotated[
+        bool, typer.Option("--cost", help="Measure size, speed and memory of our networks.")
+    ] = False,
+    strategy: Annotated[
+        str | None, typer.Option(help=f"Short for --method: {', '.join(STRATEGIES)}.")
+    ] = None,
+    model_dir: Annotated[Path | None, typer.Option(help="Folder of our weights.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Which of them (default: what 'weights use' chose).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
-    """Simulate an annotator on labelled cases and print the mean Dice after each step."""
+    """Run the challenge's protocol: a box, then clicks where the error is largest, by several methods at
+    once.
+
+    Writes scores (CSV), a summary (JSON) and a report (Markdown, HTML) with tables and curves.
+    """
     if start not in ("box", "point"):
         raise UserError(f"--start must be 'box' or 'point', but it is '{start}'.")
-    names = list(dict.fromkeys(method or ["ours", "ellipsoid"]))
-    found = [c for c in find_cases(cases) if only is None or c.name.startswith(only)]
+    methods = [*(method or ([] if strategy else DEFAULT)), *([strategy] if strategy else [])]
+    found = [c for c in find_cases(cases, truth) if only is None or c.name.startswith(only)]
     if not found:
         raise UserError(f"No case in '{cases}' has a name that starts with '{only}'.")
-    methods, shas = _methods(names, model_dir, device)
-    progress = track(found, "cases", console=Console(stderr=True))
-    scores = run_cases(progress, methods, clicks, start, smallest, most)
-    if not scores:
-        raise UserError(f"No object in '{cases}' has at least {smallest} voxels.")
-    rows = summarise(scores)
-    Console(width=120).print(_table(rows, start))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_scores(out / "scores.csv", scores)
-        summary = {
-            "version": __version__,
-            "weights": shas,
-            "start": start,
-            "clicks": clicks,
-            "smallest": smallest,
-            "most": most,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    settings = Settings(model_dir, preset, resolved_device(device))
+    wanted = tuple(part.strip() for part in (labels or "").split(",") if part.strip())
+    plan = Plan(out, tuple(methods), settings, start, clicks, wanted, smallest, most, limit)
+    names = plan.names
+    console = Console(stderr=True)
+    with _Progress(console, len(names)) as progress:
+        run(_part(found, shard), plan, workers, progress.done)
+    measured = cost.our_costs(settings, torch.get_num_threads()) if costs else []
+    summaries = report.write(
+        out, names, found, _command(), _machine(settings.device), start, measured, pictures,
+        lambda case: case.task(wanted, smallest, most),
+    )  # fmt: skip
+    Console(width=WIDTH).print(_table(summaries, start))
+    Console(stderr=True).print(
+        f"Report -> {out / report.HTML}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
-def _methods(
-    names: list[str], model_dir: Path | None, device: str
-) -> tuple[dict[str, Method], dict[str, str]]:
-    """The methods by name, and the SHA-256 of the weights they use."""
-    unknown = [n for n in names if n not in METHODS]
-    if unknown:
-        raise UserError(f"--method must be one of {', '.join(METHODS)}, but it is '{unknown[0]}'.")
-    methods: dict[str, Method] = {}
-    shas: dict[str, str] = {}
-    if set(names) & {"ours", "global", "local"}:
-        expert = Predictor.from_weights(model_dir=model_dir, device=device).expert
-        for kind in KINDS:
-            card = card_path(default_path(kind, directory=model_dir))
-            if card.exists():
-                shas[kind] = json.loads(card.read_text())["sha256"]
-    for name in names:
-        if name == "ellipsoid":
-            methods[name] = ellipsoid_method
-        else:
-            methods[name] = expert_method(expert, "paper" if name == "ours" else name)
-    return methods, shas
+def predict(
+    source: Annotated[Path, typer.Option("--input", help="Folder of case files (.npz).")],
+    output: Annotated[Path, typer.Option("--output", help="Folder of answers of the same names, with segs.")],
+    strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = STRATEGIES[0],
+    model_dir: Annotated[Path | None, typer.Option(help="Folder of our weights.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Which of them (default: what 'weights use' chose).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Answer case files of the CVPR 2025 challenge on interactive 3D segmentation.
+
+    An answer depends on its case file alone. A file that can't be answered gets none; the exit code is 2
+    then.
+    """
+    if strategy not in STRATEGIES:
+        raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, but it is '{strategy}'.")
+    paths = [default_path(kind, preset, model_dir) for kind in KINDS]
+    expert = Predictor.from_weights(paths[0], paths[1], device).expert
+    total, wrong = 0, 0
+    for name, failures in predict_folder(source, output, expert, strategy):
+        total += 1
+        wrong += bool(failures)
+        for failure in failures:
+            logger.warning("%s: %s", name, failure)
+    if wrong:
+        raise UserError(f"{wrong} of {total} case files could not be answered in full.")
+    typer.echo(f"Answered {total} case files -> {output}")
 
 
-def _table(rows: list[Row], start: str) -> Table:
-    table = Table(title=f"Mean Dice, from the {start} and after each click")
-    table.add_column("group")
-    table.add_column("method")
-    table.add_column("objects", justify="right")
-    for step in range(len(rows[0].dice)):
+def _part(cases: list[Case], shard: str | None) -> list[Case]:
+    """The i-th of n parts of the cases, by turns, so that every part has some of everything."""
+    if shard is None:
+        return cases
+    number, slash, count = shard.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--shard must be i/n with i from 1 to n, such as 2/4, but it is '{shard}'.")
+    return cases[int(number) - 1 :: int(count)]
+
+
+class _Progress:
+    """How many cases are done and how long the rest will take: a bar, or lines where there is no terminal."""
+
+    def __init__(self, console: Console, methods: int) -> None:
+        self._console = console
+        self._begin = self._told = time.monotonic()
+        self._bar = Progress(
+            TextColumn("cases" if methods == 1 else f"cases by {methods} methods"),
+            BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("cases", total=None)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def done(self, number: int, total: int) -> None:
+        self._bar.update(self._task, completed=number, total=total)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._told > LOG_EVERY or number == total):
+            self._told = now
+            left = (now - self._begin) / number * (total - number)
+            logger.info("%d of %d cases, about %.0f s left", number, total, left)
+
+
+def _table(summaries: list[Summary], start: str) -> Table:
+    table = Table(title=f"Mean over cases: DSC from the {start} and after each click")
+    for name in ("modality", "method", "cases"):
+        table.add_column(name, justify="right" if name == "cases" else "left")
+    for step in range(len(summaries[0].dice)):
         table.add_column(start if step == 0 else f"+{step}", justify="right")
-    table.add_column("harmful clicks", justify="right")
+    for name in ("DSC AUC", "NSD AUC", "NSD final", "harmful", "s"):
+        table.add_column(name, justify="right")
     last = ""
-    for row in rows:
-        if row.group != last:
+    for s in summaries:
+        if s.group != last:
             table.add_section()
-        last = row.group
+        last = s.group
         table.add_row(
-            row.group,
-            row.method,
-            str(row.count),
-            *(f"{d:.3f}" for d in row.dice),
-            f"{100 * row.harmful:.0f} %",
-        )
+            s.group, s.method, str(s.cases), *(f"{d:.3f}" for d in s.dice),
+            f"{s.dice_auc.value:.3f}", f"{s.nsd_auc.value:.3f}", f"{s.nsd_final.value:.3f}",
+            f"{100 * s.harmful:.0f} %", f"{s.seconds:.2f}",
+        )  # fmt: skip
     return table
+
+
+def _command() -> str:
+    return shlex.join(["python", "main.py", *sys.argv[1:]])
+
+
+def _machine(device: str) -> str:
+    from ..benchmarks.command import machine
+
+    return f"{machine(torch.get_num_threads())}, device {device}"
