@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,12 @@ import torch
 
 from .configs.options import resolved_device
 from .errors import PromptError
-from .experts import ByteCache, DualExpert, GlobalExpert, LocalExpert, Result
+from .experts import ByteCache, DualExpert, Result
+from .experts.taught import load_experts
 from .geometry import Box, Index
-from .networks.global_network import GlobalNetwork
-from .networks.local_network import LocalNetwork
 from .prompts import Click, Prompts
 from .volume import Volume, from_array, load_volume
-from .weights import default_path, load_expert
+from .weights import default_path
 
 CACHE_BYTES = 2 << 30
 """Embeddings that a predictor keeps, in bytes."""
@@ -88,15 +87,9 @@ class Predictor:
             UserError: the device is not there.
         """
         device = resolved_device(str(device))
-        global_network = load_expert("global", global_path or default_path("global", directory=model_dir))
-        local_network = load_expert("local", local_path or default_path("local", directory=model_dir))
-        cache = ByteCache(CACHE_BYTES)
-        return cls(
-            DualExpert(
-                GlobalExpert(cast(GlobalNetwork, global_network), device, cache, precision),
-                LocalExpert(cast(LocalNetwork, local_network), device, cache, precision),
-            )
-        )
+        box_path = global_path or default_path("global", directory=model_dir)
+        click_path = local_path or default_path("local", directory=model_dir)
+        return cls(load_experts(Path(box_path), Path(click_path), device, ByteCache(CACHE_BYTES), precision))
 
     @property
     def volume(self) -> Volume:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,11 @@ import torch
 from .. import stopping
 from ..configs.options import Options
 from ..errors import WeightsError
-from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert, Result
-from ..networks.global_network import GlobalNetwork
-from ..networks.local_network import LocalNetwork
+from ..experts import ByteCache, DualExpert, Result
+from ..experts.taught import load_experts
 from ..prompts import Click, Prompts
 from ..volume import Volume, VolumeCache, from_array
-from ..weights import KINDS, Kind, card_path, default_path, load_expert, verify
+from ..weights import KINDS, Kind, card_path, default_path, verify
 from .dialects import RawPrompts, to_canonical
 from .layers import Layers, layered
 
@@ -209,11 +208,8 @@ class Segmenter:
         if device not in self._experts:
             start = time.perf_counter()
             paths = self._paths()
-            networks = [load_expert(kind, paths[kind]) for kind in KINDS]
-            precision = self.options.precision
-            expert = DualExpert(
-                GlobalExpert(cast(GlobalNetwork, networks[0]), device, self._embeddings, precision),
-                LocalExpert(cast(LocalNetwork, networks[1]), device, self._embeddings, precision),
+            expert = load_experts(
+                paths["global"], paths["local"], device, self._embeddings, self.options.precision
             )
             self._experts[device] = signature, expert
             logger.info("Loaded both experts on %s in %.2f s", device, time.perf_counter() - start)

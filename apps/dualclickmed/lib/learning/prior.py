@@ -11,14 +11,13 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..experts.dual import DualExpert
+from ..experts.taught import Example, alike, millimetres, patient_box, triple
 from ..geometry import Box
 from ..prompts import Prompts
 from ..volume import Volume
@@ -27,77 +26,23 @@ from .labels import NamedLabels
 logger = logging.getLogger(__name__)
 
 FILE = "prior.json"
-CT_BODY = -400.0
-"""Hounsfield units above which a voxel belongs to the patient."""
-BODY_LEVEL = 0.1
-"""The same for other images, between the percentiles 1 and 99."""
-BODY_SHARE = 0.02
-"""A slice with a smaller part of such voxels holds none of the patient."""
 SIZE_SPREAD = 0.3
 """How fast an example counts less as its patient box differs from the image's, as a log ratio."""
 MIN_WEIGHT = 0.05
 """A label whose examples count less than this in sum is not proposed."""
 MARGIN = 1.1
 """The proposed box is larger than the expected one by this factor: its place is not known exactly."""
-_MOST_SAMPLES = 64
-"""Voxels along an axis that the patient is looked for in."""
 _REFINEMENTS = 2
 _LEAST_SIDE, _LARGEST_SIDE = 0.6, 1.6
 """Bounds of a found object's sides, in expected ones, for its box to be trusted."""
 _LEAST_VOXELS = 8
 
 
-@dataclass(frozen=True)
-class Example:
-    """One label in one image.
-
-    Attributes:
-        label: its name.
-        modality: of the image.
-        centre: (z, y, x) of the label's box, as fractions of the patient's.
-        sides: (z, y, x) of the label's box in millimetres.
-        patient: sides of the patient's box in millimetres.
-        volume: of the label, in cubic millimetres.
-    """
-
-    label: str
-    modality: str
-    centre: tuple[float, float, float]
-    sides: tuple[float, float, float]
-    patient: tuple[float, float, float]
-    volume: float
-
-
-def patient_box(volume: Volume) -> Box:
-    """The box that holds the patient (or the sample), in voxel edges; the whole image if nothing stands out.
-
-    Args:
-        volume: an image of any kind.
-    """
-    steps = [max(1, -(-n // _MOST_SAMPLES)) for n in volume.shape]
-    z, y, x = (slice(step // 2, None, step) for step in steps)
-    values = volume.array[z, y, x] * volume.slope + volume.intercept
-    if volume.modality == "ct":
-        level = CT_BODY
-    else:
-        low, high = (volume.percentile(q) for q in (1.0, 99.0))
-        level = low + BODY_LEVEL * (high - low)
-    inside = values > level
-    lo, hi = [0.0, 0.0, 0.0], [float(n) for n in volume.shape]
-    for axis in range(3):
-        share = inside.mean(axis=tuple(other for other in range(3) if other != axis))
-        found = np.flatnonzero(share > BODY_SHARE)
-        if found.size:
-            lo[axis] = float(found[0] * steps[axis])
-            hi[axis] = float(min((found[-1] + 1) * steps[axis], volume.shape[axis]))
-    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
-
-
 def examples_of(volume: Volume, labels: NamedLabels) -> list[Example]:
     """What one labelled image teaches, one example for each label."""
     patient = patient_box(volume)
     spacing = np.asarray(volume.spacing)
-    whole = np.asarray(patient.sides) * spacing
+    whole = millimetres(patient, volume)
     found = []
     for name, voxels in labels.voxels.items():
         box = Box.of_mask(labels.mask(name))
@@ -106,9 +51,9 @@ def examples_of(volume: Volume, labels: NamedLabels) -> list[Example]:
             Example(
                 name,
                 volume.modality,
-                _triple(centre),
-                _triple(np.asarray(box.sides) * spacing),
-                _triple(whole),
+                triple(centre),
+                triple(millimetres(box, volume)),
+                triple(whole),
                 voxels * float(spacing.prod()),
             )
         )
@@ -130,7 +75,7 @@ class Prior:
         """What :meth:`save` wrote into a folder; empty where nothing was written or the file is damaged."""
         try:
             stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            return cls({version: [_example(e) for e in found] for version, found in stored.items()})
+            return cls({version: [Example.from_dict(e) for e in found] for version, found in stored.items()})
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -142,7 +87,7 @@ class Prior:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{FILE}.{os.getpid()}.tmp"
         try:
-            plain = {version: [asdict(e) for e in found] for version, found in self.examples.items()}
+            plain = {version: [e.to_dict() for e in found] for version, found in self.examples.items()}
             partial.write_text(json.dumps(plain), encoding="utf-8")
             partial.replace(folder / FILE)
         finally:
@@ -153,10 +98,14 @@ class Prior:
         wanted = set(versions)
         return Prior({version: found for version, found in self.examples.items() if version in wanted})
 
+    def all(self) -> list[Example]:
+        """Every example."""
+        return [e for found in self.examples.values() for e in found]
+
     @property
     def labels(self) -> list[str]:
         """Names of all labels that there are examples of."""
-        return list(dict.fromkeys(e.label for found in self.examples.values() for e in found))
+        return list(dict.fromkeys(e.label for e in self.all()))
 
     def boxes(self, volume: Volume) -> dict[str, Box]:
         """Where each label is expected in an image, in canonical voxel edges.
@@ -166,15 +115,10 @@ class Prior:
         """
         patient = patient_box(volume)
         spacing = np.asarray(volume.spacing)
-        whole = np.asarray(patient.sides) * spacing
+        whole = millimetres(patient, volume)
         boxes: dict[str, Box] = {}
         for label in self.labels:
-            examples = [
-                e
-                for found in self.examples.values()
-                for e in found
-                if e.label == label and e.modality == volume.modality
-            ]
+            examples = [e for e in self.all() if e.label == label and alike(e.modality, volume.modality)]
             if not examples:
                 continue
             ratio = np.log(np.array([e.patient for e in examples]) / whole)
@@ -236,20 +180,4 @@ def _median(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -
 
 def _inside(lo: npt.NDArray[np.float64], hi: npt.NDArray[np.float64], shape: Sequence[int]) -> Box | None:
     lo, hi = np.maximum(lo, 0.0), np.minimum(hi, np.asarray(shape, dtype=np.float64))
-    return Box(_triple(lo), _triple(hi)) if (lo + 1 <= hi).all() else None
-
-
-def _triple(values: npt.ArrayLike) -> tuple[float, float, float]:
-    z, y, x = (float(v) for v in np.asarray(values))
-    return z, y, x
-
-
-def _example(stored: Mapping[str, Any]) -> Example:
-    return Example(
-        str(stored["label"]),
-        str(stored["modality"]),
-        _triple(stored["centre"]),
-        _triple(stored["sides"]),
-        _triple(stored["patient"]),
-        float(stored["volume"]),
-    )
+    return Box(triple(lo), triple(hi)) if (lo + 1 <= hi).all() else None
