@@ -205,8 +205,9 @@ class _Recorder:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Loss and mean Dice of each mask of one batch, and what a picture shows."""
+    """Samples of all processes, loss and mean Dice of each mask of one batch, and what a picture shows."""
 
+    samples: int
     loss: float
     dice: list[float]
     clicks: list[Clicks]
@@ -322,7 +323,7 @@ class _Run:
         reached = [(end, leaf.grad) for end, leaf in zip(ends, leaves, strict=True) if leaf.grad is not None]
         if reached:
             torch.autograd.backward([e for e, _ in reached], [g.to(e.dtype) for e, g in reached])
-        return _Outcome(loss, dice, recorder.clicks, last)
+        return _Outcome(total, loss, dice, recorder.clicks, last)
 
     def optimise(self, batches: Sequence[GlobalBatch | LocalBatch], done: float) -> _Outcome:
         """One step of the optimiser on the gradients of some batches.
@@ -357,7 +358,10 @@ class _Run:
                 kept.copy_(current)
         means = [sum(o.dice[i] for o in outcomes) / len(outcomes) for i in range(len(outcomes[0].dice))]
         return dataclasses.replace(
-            outcomes[-1], loss=sum(o.loss for o in outcomes) / len(outcomes), dice=means
+            outcomes[-1],
+            samples=sum(o.samples for o in outcomes),
+            loss=sum(o.loss for o in outcomes) / len(outcomes),
+            dice=means,
         )
 
     # The run --------------------------------------------------------------------------------------
@@ -384,7 +388,7 @@ class _Run:
                 batches = [self._next(loader) for _ in range(recipe.accumulate)]
                 outcome = self.optimise(batches, done)
                 self.step += 1
-                self.samples += sum(len(batch.truth) for batch in batches) * self.team.world
+                self.samples += outcome.samples
                 self.seconds = earlier + time.monotonic() - begin
                 window.append(outcome)
                 each = (self.seconds - earlier) / (self.step - first)

@@ -1,0 +1,83 @@
+"""Several processes by torchrun: their gradients are those of one process with the whole batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dualclickmed.networks.build import COMPACT_GLOBAL, COMPACT_LOCAL, build_global, build_local
+from dualclickmed.training import loop
+from dualclickmed.training.loop import Options
+from dualclickmed.training.recipes import COMPACT
+from dualclickmed.training.sources import WeightedSource, folder_cases
+from dualclickmed.weights import save_expert
+
+from tests.training.cases import decathlon
+
+RECIPES = {
+    "global": dataclasses.replace(
+        COMPACT["global"], steps=2, scenes=1, targets=2, interactions=2, points=2, accumulate=2, warmup=0
+    ),
+    "local": dataclasses.replace(COMPACT["local"], steps=2, scenes=1, targets=2, size=32, warmup=0),
+}
+SMALL = {
+    "global": dataclasses.replace(
+        COMPACT_GLOBAL,
+        embed_dim=32,
+        depth=1,
+        heads=2,
+        stem_channels=(2, 4, 8),
+        prompt_dim=24,
+        decoder_heads=2,
+        decoder_mlp=32,
+        upscaling=(8, 4),
+    ),
+    "local": dataclasses.replace(COMPACT_LOCAL, init_filters=8, blocks_down=(1, 1, 1), feature_size=16),
+}
+
+
+def trained(kind: str, folder: Path, data: Path, start: Path, scenes: int) -> None:
+    """One run; called in this process and by torchrun in two others."""
+    torch.set_num_threads(1)
+    recipe = dataclasses.replace(RECIPES[kind], scenes=scenes)
+    sources = [WeightedSource(folder_cases(data)), WeightedSource("generated")]
+    run = loop._Run(recipe, Options(folder, half=False), sources, start)
+    run.go()
+
+
+@pytest.mark.parametrize("kind", ["global", "local"])
+def test_two_processes_equal_one_with_the_doubled_batch(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build = {"global": build_global, "local": build_local}[kind]
+    save_expert(build(SMALL[kind]), kind, tmp_path / "start.safetensors", half=False)
+    data = decathlon(tmp_path / "set", 6)
+    trained(kind, tmp_path / "one", data, tmp_path / "start.safetensors", 2)
+    arguments = [kind, tmp_path / "two", data, tmp_path / "start.safetensors"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command = [*command, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / name / loop.CHECKPOINT, weights_only=True) for name in ("one", "two"))
+    assert two["step"] == 2 and two["samples"] == one["samples"]
+    first, second = one["optimiser"]["state"], two["optimiser"]["state"]
+    assert first.keys() == second.keys()
+    compared = 0
+    for key in first:
+        # AdamW's first moment is the mean of the gradients; its step would hide their size.
+        mean, other = first[key]["exp_avg"], second[key]["exp_avg"]
+        scale = float(mean.abs().max())
+        assert torch.allclose(mean, other, rtol=1e-3, atol=1e-3 * scale + 1e-7), key
+        compared += scale > 0
+    assert compared > 20
+
+
+if __name__ == "__main__":
+    trained(sys.argv[1], *map(Path, sys.argv[2:]), 1)
