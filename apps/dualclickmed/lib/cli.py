@@ -41,6 +41,8 @@ _LATER: dict[str, tuple[str, str, str]] = {
     "prepare": (".training.command", "prepare_crops", "Cut labelled cases into crops for faster training."),
     "evaluate": (".evaluation.command", "evaluate", "Measure how good the masks are on labelled cases."),
     "predict": (".evaluation.command", "predict", "Answer case files of the interactive challenge."),
+    "queue": (".learning.command", "queue", "Show submitted labels and what waits for retraining."),
+    "learn-curve": (".learning.command", "learn_curve", "Simulate an annotator and plot the clicks saved."),
     "bench": (".benchmarks.command", "bench", "Measure size, speed, memory and exactness on this machine."),
 }
 """Commands with heavy modules: name to module, its ``typer.Typer`` or function, line in the overview."""

@@ -86,6 +86,21 @@ def use_command(
     say(Console(), "Served now: " + ", ".join(f"{kind} expert from {file}" for kind, file in served.items()))
 
 
+@commands.command("back")
+def back_command(
+    expert: Annotated[str, typer.Argument(help="Which expert: global or local.")],
+    model_dir: ModelDir = None,
+) -> None:
+    """Roll back: serve an expert from the weights that those it is served from now were trained from.
+
+    Nothing is removed: 'weights use' chooses any version again. A running server follows at its next request.
+    """
+    from .learning.publishing import roll_back
+
+    before, after = roll_back(_kind(expert, "The expert is"), model_dir)
+    say(Console(), f"The {expert} expert was served from {before} and is served from {after} now.")
+
+
 @commands.command("export")
 def export_command(
     name: Name,
@@ -177,11 +192,11 @@ def probe_command(
     say(Console(), f"Wrote {to}: {shapes}; {time.perf_counter() - start:.1f} s")
 
 
-def _kind(expert: str) -> Any:
+def _kind(expert: str, place: str = "--as takes") -> Any:
     from .weights import KINDS
 
     if expert not in KINDS:
-        raise UserError(f"--as takes {' or '.join(KINDS)}, but '{expert}' came.")
+        raise UserError(f"{place} {' or '.join(KINDS)}, but '{expert}' came.")
     return expert
 
 

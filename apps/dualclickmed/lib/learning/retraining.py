@@ -48,8 +48,8 @@ Weights between the two forget less than they lose of what was learned (Wortsman
 """
 REPORT_SECONDS = 5.0
 RATE = 6e-4
-"""Peak learning rate of the compact preset. Half an hour on a large data set would want less, eight minutes on
-a few cases do not: what the weights knew elsewhere is safe with their origin (`experts.taught`)."""
+"""Peak learning rate of the compact preset. More data and time would want less; a few minutes on a few cases
+do not, because what the weights knew elsewhere is safe with their origin (`experts.taught`)."""
 SIZES: dict[Kind, dict[str, int]] = {
     "global": {"scenes": 1, "targets": 2, "interactions": 1},
     "local": {"scenes": 1, "targets": 2, "interactions": 2},
@@ -324,14 +324,6 @@ class _Round:
         if time.monotonic() - self.told < REPORT_SECONDS and not last:
             return
         self.told = time.monotonic()
-        logger.info(
-            "Step %d of %d, loss %.3f, Dice %.3f, %.1f min left",
-            now.step,
-            now.steps,
-            now.loss,
-            now.dice,
-            now.left / 60,
-        )
         self.say(state="training", **dataclasses.asdict(now))
 
     def say(self, **facts: Any) -> None:

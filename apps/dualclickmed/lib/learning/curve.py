@@ -1,0 +1,299 @@
+"""How many clicks learning saves: a simulated annotator labels cases, with a retraining now and then."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..evaluation.protocol import expert_method, run_object
+from ..experts import ByteCache, DualExpert
+from ..experts.taught import load_experts, origin_of
+from ..training.sources import LabelledCase, load_case
+from ..weights import KINDS, Kind, card_path, default_path, select, shipped_name
+from .final import FinalLabel
+from .gate import SMALLEST, Start
+from .record import Record
+from .retraining import Place, Settings, retrain
+
+logger = logging.getLogger(__name__)
+
+TARGETS = (0.85, 0.9)
+CACHE_BYTES = 512 << 20
+OTHER_CLICKS, OTHER_OBJECTS = 3, 12
+"""Corrective clicks, and objects of one case, for other data: many kinds matter there, not every click."""
+CURVE = "curve.json"
+PLOT = "curve.png"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Dice after the start and each click, one row for each object of a label.
+
+    Attributes:
+        rows: label name to rows.
+    """
+
+    rows: dict[str, list[list[float]]]
+
+    def mean(self) -> dict[str, list[float]]:
+        """Mean Dice after each step, by label."""
+        return {name: [float(d) for d in np.mean(rows, axis=0)] for name, rows in self.rows.items()}
+
+    def clicks(self, target: float) -> dict[str, float]:
+        """Mean number of corrective clicks until Dice `target`, by label.
+
+        An object that does not reach it counts with all clicks that it was given.
+        """
+        return {
+            name: float(np.mean([clicks_to(row, target) for row in rows])) for name, rows in self.rows.items()
+        }
+
+    def reached(self, target: float) -> dict[str, float]:
+        """Share of objects that reach Dice `target`, by label."""
+        return {
+            name: float(np.mean([max(row) >= target for row in rows])) for name, rows in self.rows.items()
+        }
+
+
+@dataclass(frozen=True)
+class Point:
+    """The state after so many labelled images.
+
+    Attributes:
+        images: that have a final label.
+        weights: that are served.
+        test: scores on the images that nobody labels.
+        others: mean Dice after each step on other data; empty without any.
+        spent: corrective clicks that the annotator needed for the last images, by label.
+        seconds: of the retraining before it.
+        outcome: of that retraining, "published" or "refused"; "start" for the first point.
+    """
+
+    images: int
+    weights: str
+    test: Scores
+    others: dict[str, list[float]] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    outcome: str = "start"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the means that the plot shows."""
+        clicks = {f"{t:g}": self.test.clicks(t) for t in TARGETS}
+        reached = {f"{t:g}": self.test.reached(t) for t in TARGETS}
+        return {**asdict(self), "mean": self.test.mean(), "clicks_to": clicks, "reached": reached}
+
+
+def clicks_to(row: Sequence[float], target: float) -> int:
+    """Corrective clicks until Dice `target`; all that were given if it is not reached."""
+    return next((step for step, value in enumerate(row) if value >= target), len(row) - 1)
+
+
+def score(
+    expert: DualExpert, kind: Kind, cases: Sequence[LabelledCase], clicks: int, most: int | None = None
+) -> Scores:
+    """Run the click protocol on every label of some cases.
+
+    Args:
+        expert: what is measured, as it is served.
+        kind: which expert answers, and what the user gives first (`gate.Start`).
+        cases: labelled.
+        clicks: corrections after the start.
+        most: at most this many objects of one case, evenly spread over its labels.
+    """
+    method = expert_method(expert, kind)
+    rows: dict[str, list[list[float]]] = {}
+    for case in cases:
+        volume, labels = load_case(case)
+        values, counts = np.unique(labels[labels > 0], return_counts=True)
+        chosen = [int(v) for v, n in zip(values, counts, strict=True) if n >= SMALLEST]
+        if most is not None and len(chosen) > most:
+            chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, most).round().astype(int)]
+        for value in chosen:
+            dice, _ = run_object(method, volume, labels == value, clicks, Start[kind])
+            rows.setdefault(case.names.get(value, f"label {value}"), []).append(dice)
+    return Scores(dict(sorted(rows.items())))
+
+
+def served(kind: Kind, directory: Path | None) -> DualExpert:
+    """One expert as a server would answer with it."""
+    path = default_path(kind, directory=directory)
+    box, click = (path, None) if kind == "global" else (None, path)
+    return load_experts(box, click, "cpu", ByteCache(CACHE_BYTES))
+
+
+def measured(
+    kind: Kind,
+    directory: Path | None,
+    test: Sequence[LabelledCase],
+    others: Sequence[LabelledCase],
+    clicks: int,
+    **facts: Any,
+) -> Point:
+    """The state of the weights in a folder.
+
+    Args:
+        kind, directory: which weights.
+        test: images that nobody labels.
+        others: other data, where nothing should be lost; grouped by the first part of their ids.
+        clicks: corrections after the start.
+        facts: further attributes of the point.
+    """
+    expert = served(kind, directory)
+    groups: dict[str, list[list[float]]] = {}
+    for case in others:
+        for rows in score(expert, kind, [case], OTHER_CLICKS, OTHER_OBJECTS).rows.values():
+            groups.setdefault(case.id.split("/")[0], []).extend(rows)
+    means = {name: [float(d) for d in np.mean(rows, axis=0)] for name, rows in sorted(groups.items())}
+    if groups:
+        every = [row for rows in groups.values() for row in rows]
+        means["all objects"] = [float(d) for d in np.mean(every, axis=0)]
+    weights = default_path(kind, directory=directory).stem
+    return Point(weights=weights, test=score(expert, kind, test, clicks), others=means, **facts)
+
+
+def simulate(
+    kind: Kind,
+    pool: Sequence[LabelledCase],
+    test: Sequence[LabelledCase],
+    others: Sequence[LabelledCase],
+    out: Path,
+    every: int,
+    clicks: int,
+    settings: Settings,
+    model_dir: Path | None = None,
+    tell: Callable[[Point], None] | None = None,
+) -> list[Point]:
+    """Label the pool, `every` images at a time, and retrain after each time.
+
+    Args:
+        kind: which expert.
+        pool: cases in the order in which they are labelled.
+        test, others, clicks: as for `measured`.
+        out: a new folder for a copy of the weights, the record, and the result after each point.
+        every: images between retrainings.
+        settings: of each retraining.
+        model_dir: where learning begins; nothing in it changes.
+        tell: receives each point as soon as it is measured.
+
+    Raises:
+        UserError: the folder is not empty, there are too few cases, or a retraining cannot be carried out.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"The folder '{out}' is not empty; name a new one.")
+    if len(pool) < every or not test:
+        raise UserError(f"A curve needs at least {every} cases to label and one to measure on.")
+    models = out / "model"
+    copy_served(model_dir, models)
+    place = Place(Record(out / "record"), models)
+    points = [measured(kind, models, test, others, clicks, images=0)]
+    labels: list[FinalLabel] = []
+    while True:
+        _write(out, kind, points)
+        if tell is not None:
+            tell(points[-1])
+        new = pool[len(labels) : len(labels) + every]
+        if len(new) < every:
+            return points
+        spent = score(served(kind, models), kind, new, clicks).clicks(TARGETS[0])
+        for case in new:
+            label = as_final(case)
+            place.record.submit(label.image, label.label, {**label.info, "client_id": "simulated"})
+            labels.append(label)
+        outcome = retrain(kind, labels, place, settings, f"learn-curve, {len(labels)} images")
+        points.append(
+            measured(
+                kind,
+                models,
+                test,
+                others,
+                clicks,
+                images=len(labels),
+                spent=spent,
+                seconds=outcome.seconds,
+                outcome=outcome.state,
+            )
+        )
+
+
+def copy_served(source: Path | None, target: Path) -> None:
+    """Copy the weights that are served, with their origins, into a folder that serves the same."""
+    target.mkdir(parents=True, exist_ok=True)
+    for kind in KINDS:
+        path = default_path(kind, directory=source)
+        if not path.exists():
+            continue
+        origin = origin_of(path)
+        for weights in (path, *([origin] if origin else ())):
+            for file in (weights, card_path(weights)):
+                shutil.copyfile(file, target / file.name)
+        if path.stem != shipped_name(kind):
+            select(path.stem, target)
+
+
+def as_final(case: LabelledCase) -> FinalLabel:
+    """A labelled case as if its label had been submitted."""
+    names = {name: value for value, name in case.names.items()}
+    if not names:
+        _, labels = load_case(case)
+        names = {f"label {value}": int(value) for value in np.unique(labels) if value}
+    image = case.id.replace("/", "_")
+    return FinalLabel(image, case.image, case.label, {"label_names": names}, case.modality)
+
+
+def _write(out: Path, kind: Kind, points: Sequence[Point]) -> None:
+    facts = [point.to_dict() for point in points]
+    (out / CURVE).write_text(json.dumps({"expert": kind, "points": facts}, indent=1) + "\n", encoding="utf-8")
+    draw(kind, facts, out / PLOT)
+
+
+def draw(kind: Kind, points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Plot a curve: Dice after each step, before and after each retraining, and clicks by labelled images.
+
+    Args:
+        kind: which expert.
+        points: as `Point.to_dict` gives them, or as they are in `curve.json`.
+        path: of the picture (.png, .svg, .pdf).
+    """
+    import matplotlib.pyplot as plt
+
+    labels = list(points[0]["mean"])
+    figure, axes = plt.subplots(
+        1, len(labels) + 1, figsize=(4.2 * (len(labels) + 1), 3.8), layout="constrained"
+    )
+    shades = plt.get_cmap("viridis")(np.linspace(0.85, 0.1, len(points)))
+    for axis, label in zip(axes, labels, strict=False):
+        for point, shade in zip(points, shades, strict=True):
+            curve = point["mean"][label]
+            title = "shipped weights" if point["images"] == 0 else f"{point['images']} images labelled"
+            axis.plot(range(len(curve)), curve, "o-", ms=3, color=shade, label=title)
+        axis.axhline(TARGETS[0], color="grey", lw=0.8, ls=":")
+        axis.set(title=label, xlabel=f"corrective clicks after the {Start[kind]}", ylim=(None, 1))
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("mean Dice")
+    axes[0].legend(fontsize=8, loc="lower right")
+    images = [point["images"] for point in points]
+    for label, marker in zip(labels, "os^vDP*X" * len(labels), strict=False):
+        for target, style in zip(TARGETS, ("-", "--"), strict=True):
+            values = [point["clicks_to"][f"{target:g}"][label] for point in points]
+            axes[-1].plot(images, values, marker + style, ms=4, label=f"{label}, Dice {target:g}")
+    given = len(points[0]["mean"][labels[0]]) - 1
+    axes[-1].set(
+        title="clicks needed",
+        xlabel="labelled images",
+        ylabel=f"mean clicks (at most {given})",
+        ylim=(0, None),
+    )
+    axes[-1].set_xticks(images)
+    axes[-1].grid(alpha=0.25)
+    axes[-1].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
