@@ -1,4 +1,4 @@
-"""`evaluate` and `predict` of the command line."""
+"""`evaluate` of the command line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ..challenge import predict_folder
 from ..configs.options import resolved_device
 from ..errors import UserError
-from ..experts import STRATEGIES
-from ..predictor import Predictor
-from ..weights import KINDS, default_path
+from ..experts import STRATEGIES, DualExpert
 from . import cost, report
 from .cases import Case, find_cases
 from .methods import DEFAULT, Settings, known
@@ -102,6 +99,8 @@ def evaluate(
     wanted = tuple(part.strip() for part in (labels or "").split(",") if part.strip())
     plan = Plan(out, tuple(methods), settings, start, clicks, wanted, smallest, most, limit)
     names = plan.names
+    # Every click that the networks had to be overruled at would be a line.
+    logging.getLogger(DualExpert.__module__).setLevel(logging.WARNING)
     console = Console(stderr=True)
     with _Progress(console, len(names)) as progress:
         run(_part(found, shard), plan, workers, progress.done)
@@ -114,36 +113,6 @@ def evaluate(
     Console(stderr=True).print(
         f"Report -> {out / report.HTML}", markup=False, highlight=False, soft_wrap=True
     )
-
-
-def predict(
-    source: Annotated[Path, typer.Option("--input", help="Folder of case files (.npz).")],
-    output: Annotated[Path, typer.Option("--output", help="Folder of answers of the same names, with segs.")],
-    strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = STRATEGIES[0],
-    model_dir: Annotated[Path | None, typer.Option(help="Folder of our weights.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Which of them (default: what 'weights use' chose).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-) -> None:
-    """Answer case files of the CVPR 2025 challenge on interactive 3D segmentation.
-
-    An answer depends on its case file alone. A file that can't be answered gets none; the exit code is 2
-    then.
-    """
-    if strategy not in STRATEGIES:
-        raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, but it is '{strategy}'.")
-    paths = [default_path(kind, preset, model_dir) for kind in KINDS]
-    expert = Predictor.from_weights(paths[0], paths[1], device).expert
-    total, wrong = 0, 0
-    for name, failures in predict_folder(source, output, expert, strategy):
-        total += 1
-        wrong += bool(failures)
-        for failure in failures:
-            logger.warning("%s: %s", name, failure)
-    if wrong:
-        raise UserError(f"{wrong} of {total} case files could not be answered in full.")
-    typer.echo(f"Answered {total} case files -> {output}")
 
 
 def _part(cases: list[Case], shard: str | None) -> list[Case]:

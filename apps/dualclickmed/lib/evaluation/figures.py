@@ -17,6 +17,7 @@ from .statistics import Summary
 DPI = 110
 _PANEL = (3.4, 2.9)
 _COLUMNS = 3
+_LEGEND_LINE = 0.25
 _TILE = 2.4
 _MARGIN = 0.2
 """Surroundings of the shown classes, as a part of their extent."""
@@ -29,7 +30,8 @@ def curves(path: Path, summaries: Sequence[Summary], start: str) -> None:
     methods = list(dict.fromkeys(s.method for s in summaries))
     columns = min(_COLUMNS, len(groups))
     rows = -(-len(groups) // columns)
-    figure = _figure(_PANEL[0] * columns, _PANEL[1] * rows + 0.5)
+    legend = _LEGEND_LINE * -(-len(methods) // (2 * columns)) + 0.1
+    figure = _figure(_PANEL[0] * columns, _PANEL[1] * rows + legend)
     for at, group in enumerate(groups):
         axes = figure.add_subplot(rows, columns, at + 1)
         for summary in (s for s in summaries if s.group == group):
@@ -43,7 +45,7 @@ def curves(path: Path, summaries: Sequence[Summary], start: str) -> None:
                 color=_COLOURS[number % len(_COLOURS)],
                 label=summary.method,
             )
-        axes.set_title(f"{group} ({summaries_count(summaries, group)} cases)", fontsize=10)
+        axes.set_title(f"{group} ({_count(summaries, group)} cases)", fontsize=10)
         steps = len(summaries[0].dice)
         axes.set_xticks(range(steps), [start, *(f"+{i}" for i in range(1, steps))], fontsize=8)
         axes.tick_params(axis="y", labelsize=8)
@@ -52,14 +54,9 @@ def curves(path: Path, summaries: Sequence[Summary], start: str) -> None:
         if at % columns == 0:
             axes.set_ylabel("mean DSC", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(len(labels), 6), fontsize=9, frameon=False)
-    figure.tight_layout(rect=(0, 0.4 / figure.get_figheight(), 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=2 * columns, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, legend / figure.get_figheight(), 1, 1))
     _save(figure, path)
-
-
-def summaries_count(summaries: Sequence[Summary], group: str) -> int:
-    """How many cases a group has."""
-    return max(s.cases for s in summaries if s.group == group)
 
 
 def case_row(path: Path, task: Task, z: int, found: Sequence[tuple[str, npt.NDArray[np.integer]]]) -> None:
@@ -108,6 +105,10 @@ def _window(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
         margin = max(4, round(_MARGIN * (high - low)))
         parts.append(slice(max(0, low - margin), min(mask.shape[1 - axis], high + margin)))
     return parts[0], parts[1]
+
+
+def _count(summaries: Sequence[Summary], group: str) -> int:
+    return max(s.cases for s in summaries if s.group == group)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -25,6 +25,7 @@ from .run import SETTINGS, SKIPPED, SLICES, shown_slice
 from .statistics import Mean, Summary, summarise
 
 SUMMARY, MARKDOWN, HTML, FIGURES = "summary.json", "report.md", "report.html", "figures"
+CURVES = "dice.png"
 SHOWN_NOTES = 40
 """Failures that are listed; all of them are in the CSV files."""
 TITLES = {"ct": "CT", "mri": "MRI", "pet": "PET", "microscopy": "Microscopy", "ultrasound": "Ultrasound"}
@@ -33,9 +34,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color:
 #1d2330 } table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #d9dde5; text-align: right; white-space: nowrap }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 th { border-bottom: 2px solid #1d2330 } td small { color: #667 } img { max-width: 100% }
-td.l { text-align: left; white-space: normal } code { background: #f2f4f8; padding: 0 .25rem }
+.l { text-align: left; white-space: normal; overflow-wrap: anywhere } code { background: #f2f4f8; padding: 0 .25rem }
 @media (prefers-color-scheme: dark) { body { background: #14171d; color: #dde2ea } th { border-color: #dde2ea
 } td, th { border-bottom-color: #333a46 } code { background: #232935 } img { background: white } }
 """
@@ -46,7 +46,8 @@ class Section:
     """A heading with paragraphs, a table and pictures.
 
     Attributes:
-        rows: cells as Markdown: ``**bold**`` and ``<small>`` are all that is used.
+        rows: cells as Markdown: ``**bold**``, code and ``<small>`` are all that is used.
+        names: columns of words, which stand first; the others are numbers.
         pictures: files relative to the report, with captions.
     """
 
@@ -54,6 +55,7 @@ class Section:
     paragraphs: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
+    names: int = 2
     pictures: tuple[tuple[str, str], ...] = field(default=())
 
 
@@ -92,7 +94,7 @@ def write(
     summaries = summarise(rows)
     facts = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
     skipped = _skipped(out)
-    figures.curves(out / FIGURES / "dice.png", [_titled(s) for s in summaries], start)
+    figures.curves(out / FIGURES / CURVES, [_titled(s) for s in summaries], start)
     rowed = _pictures(out, rows, methods, cases, pictures, load) if pictures and load else ()
     complete = {m: len({r.case for r in rows if r.method == m}) for m in methods}
     _write_json(out / SUMMARY, facts, command, machine, summaries, costs, skipped, complete, len(wanted))
@@ -208,7 +210,7 @@ def _steps_section(summaries: Sequence[Summary], start: str) -> Section:
             *("Harmful", "Seconds", "Failed", "Late"),
         ),
         tuple(rows),
-        (("figures/dice.png", "Mean DSC by click"),),
+        pictures=((f"{FIGURES}/{CURVES}", "Mean DSC by click"),),
     )
 
 
@@ -221,6 +223,7 @@ def _cost_section(costs: Sequence[cost.Cost]) -> Section:
         ),
         cost.COLUMNS,
         tuple(cost.rows_of(costs)),
+        names=1,
     )
 
 
@@ -343,8 +346,7 @@ def _markdown(section: Section) -> str:
     if section.rows:
         lines = [section.columns, *section.rows]
         table = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
-        numbers = len(section.columns) > 3
-        aligned = ["---" if i < 2 or not numbers else "---:" for i in range(len(section.columns))]
+        aligned = ["---" if i < section.names else "---:" for i in range(len(section.columns))]
         parts.append("\n".join([table[0], f"| {' | '.join(aligned)} |", *table[1:]]))
     parts += [f"{caption}\n\n![{caption}]({file})" for file, caption in section.pictures]
     return "\n\n".join(parts)
@@ -356,11 +358,9 @@ def _html(sections: Sequence[Section], out: Path) -> str:
         body.append(f"<h2>{html.escape(section.title)}</h2>")
         body += [f"<p>{_inline(text)}</p>" for text in section.paragraphs]
         if section.rows:
-            wide = ' class="l"' if len(section.columns) <= 3 else ""
-            head = "".join(f"<th>{_inline(c)}</th>" for c in section.columns)
+            head = "".join(_html_cells(section.columns, "th", section.names))
             lines = "".join(
-                "<tr>" + "".join(f"<td{wide}>{_inline(cell)}</td>" for cell in row) + "</tr>"
-                for row in section.rows
+                f"<tr>{''.join(_html_cells(row, 'td', section.names))}</tr>" for row in section.rows
             )
             body.append(f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>")
         for file, caption in section.pictures:
@@ -371,6 +371,11 @@ def _html(sections: Sequence[Section], out: Path) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>'
         f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
+
+
+def _html_cells(cells: Sequence[str], tag: str, names: int) -> list[str]:
+    kinds = [' class="l"' if at < names else "" for at in range(len(cells))]
+    return [f"<{tag}{kind}>{_inline(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)]
 
 
 def _inline(text: str) -> str:

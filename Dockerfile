@@ -1,0 +1,23 @@
+# The challenge's container: case files in /workspace/inputs are answered in /workspace/outputs by
+#
+#     docker build -t dualclickmed .
+#     docker run --rm -m 32G -v $PWD/inputs/:/workspace/inputs/ -v $PWD/outputs/:/workspace/outputs/ \
+#         dualclickmed:latest /bin/bash -c "sh predict.sh"
+#
+# With a GPU: add --gpus "device=0". Nothing is downloaded when it runs.
+FROM python:3.11-slim
+
+WORKDIR /workspace
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 MPLCONFIGDIR=/tmp/matplotlib
+
+# Answering takes no server: everything but MONAI Label and what belongs to it.
+COPY requirements.txt constraints.txt ./
+RUN grep -vE '^(monailabel|pydicom|dcmqi|pynrrd|tensorboard|#)' requirements.txt > needed.txt \
+    && pip install -c constraints.txt -r needed.txt
+
+COPY pyproject.toml README.md LICENSE main.py predict.sh ./
+COPY apps ./apps
+COPY model ./model
+RUN pip install --no-deps -e .
+
+CMD ["sh", "predict.sh"]

@@ -1,0 +1,47 @@
+"""`predict` of the command line: the program that the challenge calls."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .challenge import predict_folder
+from .errors import UserError
+from .experts import STRATEGIES
+from .predictor import Predictor
+from .weights import KINDS, default_path
+
+logger = logging.getLogger(__name__)
+
+
+def predict(
+    source: Annotated[Path, typer.Option("--input", help="Folder of case files (.npz).")],
+    output: Annotated[Path, typer.Option("--output", help="Folder of answers of the same names, with segs.")],
+    strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = STRATEGIES[0],
+    model_dir: Annotated[Path | None, typer.Option(help="Folder of our weights.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Which of them (default: what 'weights use' chose).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Answer case files of the CVPR 2025 challenge on interactive 3D segmentation.
+
+    An answer depends on its case file alone. A file that can't be answered gets none; the exit code is 2
+    then.
+    """
+    if strategy not in STRATEGIES:
+        raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, but it is '{strategy}'.")
+    paths = [default_path(kind, preset, model_dir) for kind in KINDS]
+    expert = Predictor.from_weights(paths[0], paths[1], device).expert
+    total, wrong = 0, 0
+    for name, failures in predict_folder(source, output, expert, strategy):
+        total += 1
+        wrong += bool(failures)
+        for failure in failures:
+            logger.warning("%s: %s", name, failure)
+    if wrong:
+        raise UserError(f"{wrong} of {total} case files could not be answered in full.")
+    typer.echo(f"Answered {total} case files -> {output}")
