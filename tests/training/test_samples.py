@@ -23,6 +23,7 @@ from dualclickmed.training.samples import (
     global_crop,
     global_samples,
     local_case_sample,
+    part_of,
     simulated_box,
 )
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
@@ -84,6 +85,22 @@ def test_global_batches_depend_on_seed_and_number_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     other = Samples(GLOBAL, seed=6)[3].batch
     assert first.image.shape != other.image.shape or not torch.equal(first.image, other.image)
+
+
+def test_a_part_is_one_side_of_a_cut_and_long_objects_are_cut_across() -> None:
+    rod = np.zeros((10, 12, 60), dtype=np.bool_)
+    rod[3:8, 4:9, 5:55] = True
+    rng = np.random.default_rng(0)
+    across = 0
+    for _ in range(20):
+        part = part_of(rod, rng)
+        assert not (part & ~rod).any()
+        assert 0.3 <= part.sum() / rod.sum() <= 0.7
+        across += int(np.ptp(np.nonzero(part)[2]) + 1 < 50)
+    assert across >= 14
+    speck = np.zeros((6, 6, 6), dtype=np.bool_)
+    speck[2:4, 2:4, 2:4] = True
+    assert part_of(speck, rng) is speck
 
 
 def test_local_clicks_are_inside_their_objects() -> None:

@@ -52,6 +52,7 @@ class Recipe:
         last_only: the network sees the newest click instead of all (ablation of section 4.3).
         starts: shares of the global expert's first prompts: box, extreme points, corner points, one point.
         exact_boxes: simulated boxes enclose the object exactly instead of as a user draws them.
+        parts: share of the global expert's generated objects of which only a piece is asked for.
         rate: peak learning rate of AdamW.
         decoder_rate: learning rate of everything but the image encoder, as a part of `rate`.
         freeze_encoder: leave the image encoder as it is.
@@ -91,6 +92,7 @@ class Recipe:
     last_only: bool = False
     starts: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
     exact_boxes: bool = False
+    parts: float = 0.0
     rate: float = 1e-3
     decoder_rate: float = 1.0
     freeze_encoder: bool = False
@@ -161,7 +163,7 @@ _LEAST = {
     "size": 16,
     "smallest": 1,
 }
-_SHARES = ("cooldown", "average", "replay", "affine", "flip", "rotate", "intensity", "drop")
+_SHARES = ("cooldown", "parts", "average", "replay", "affine", "flip", "rotate", "intensity", "drop")
 
 
 def recipe_names() -> list[str]:

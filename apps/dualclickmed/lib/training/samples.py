@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 BOX_EXACT, BOX_MIDDLE = 0.5, 0.2
 BOX_SLOPPINESS = 0.12
 BORDER_SHARE = 0.25
+# Pieces of objects: fewest voxels, how far the cut bends, and the share of the object that they are.
+SMALLEST_PART, PART_BEND, PART_SHARE = 24, 0.25, (0.3, 0.7)
 # Local targets of fewer voxels are left out, and larger ones are preferred by this power of their volume: a
 # scene holds many small objects for each large one.
 MIN_LOCAL_TARGET, SIZE_PREFERENCE = 120, 0.4
@@ -173,6 +175,28 @@ def _inside(shape: Sequence[int], roi: Roi) -> Tensor:
 # Global samples -------------------------------------------------------------------------------------------
 
 
+def part_of(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """A piece of an object, cut off by a bent surface that nothing in the image shows.
+
+    So are lobes, segments and the parts of an organ that anatomy names: what tells them from the rest is the
+    box and the clicks. Long objects are mostly cut across.
+    """
+    at = np.argwhere(mask)
+    if len(at) < 4 * SMALLEST_PART:
+        return mask
+    centred = at - at.mean(axis=0)
+    spreads, axes = np.linalg.eigh(np.cov(centred.T) + np.eye(3))
+    along = (centred @ axes) / np.sqrt(spreads)
+    normal = rng.normal(size=3) * np.sqrt(spreads)
+    normal /= np.linalg.norm(normal)
+    side = rng.normal(size=3)
+    height = along @ normal + PART_BEND * rng.normal() * (along @ (side / np.linalg.norm(side))) ** 2
+    kept = height < np.quantile(height, rng.uniform(*PART_SHARE))
+    part = np.zeros_like(mask)
+    part[tuple(at[kept].T)] = True
+    return part
+
+
 def global_samples(scene: Scene, rng: np.random.Generator, recipe: Recipe) -> list[GlobalSample]:
     """Up to `recipe.targets` samples of one scene, each on the 64-voxel grid of its RoI."""
     masks = [scene.mask(scene.targets[int(i)]).numpy(force=True) for i in rng.permutation(len(scene.targets))]
@@ -182,6 +206,8 @@ def global_samples(scene: Scene, rng: np.random.Generator, recipe: Recipe) -> li
     array = scene.image.numpy(force=True)
     samples = []
     for mask in masks[: recipe.targets]:
+        if rng.random() < recipe.parts:
+            mask = part_of(mask, rng)
         box, extreme = first_box(mask, recipe, rng)
         roi = global_roi(box)
         image = normalise_global(crop_to_grid(array, roi))
