@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -201,6 +202,8 @@ class _Round:
         self.begin = time.monotonic()
         self.told = 0.0
         self.noted = False
+        # Set with the last step: the gate measures the weights, and once is enough.
+        self.enough = threading.Event()
 
     def go(self, labels: Sequence[FinalLabel]) -> Outcome:
         kind, place = self.kind, self.place
@@ -274,6 +277,7 @@ class _Round:
             data=[WeightedSource(cases)],
             start=parent,
             progress=self.progress,
+            stop=self.enough,
         )
 
     def best(
@@ -320,7 +324,9 @@ class _Round:
         }
 
     def progress(self, now: Progress) -> None:
-        last = now.step >= now.steps
+        last = now.step >= now.steps or now.left <= 0
+        if last:
+            self.enough.set()
         if time.monotonic() - self.told < REPORT_SECONDS and not last:
             return
         self.told = time.monotonic()
