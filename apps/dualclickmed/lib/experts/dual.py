@@ -13,6 +13,7 @@ from ..errors import PromptError, WeightsError
 from ..geometry import Index, Region
 from ..prompts import Prompts
 from ..volume import Volume
+from .fusion import Fusion
 from .global_expert import GlobalExpert
 from .guarantee import enforce_clicks
 from .local_expert import LocalExpert
@@ -21,7 +22,7 @@ from .stages import Stages
 
 logger = logging.getLogger(__name__)
 
-STRATEGIES = ("paper", "global", "local")
+STRATEGIES = ("paper", "global", "local", "fused")
 """What a user may ask for; the first is the default."""
 MAX_LABELS = 255
 
@@ -35,7 +36,8 @@ class Result:
         values: the value in `labels` of each label, 1 for the first one asked for.
         strategies: the expert that answered for each label, "global" or "local".
         enforced: clicked voxels where the networks had to be overruled.
-        stages: seconds by part: crop, encode, decode, paste, merge, enforce. What was cached is absent.
+        stages: seconds by part: crop, encode, decode, refine, paste, merge, enforce; what was cached is
+            absent.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -64,6 +66,7 @@ class DualExpert:
     def __init__(self, global_expert: GlobalExpert | None, local_expert: LocalExpert | None) -> None:
         self.global_expert = global_expert
         self.local_expert = local_expert
+        self._fusion = Fusion()
 
     def segment(
         self,
@@ -75,9 +78,10 @@ class DualExpert:
         """Segment every label from its own prompts.
 
         ``paper`` sends objects with a box to the global expert and those with points only to the local one;
-        ``global`` and ``local`` name the expert. Where objects overlap, the higher foreground probability
-        wins, whatever the order of the labels. Every click holds afterwards (`enforce_clicks`). The answer
-        is a function of the arguments and the weights alone.
+        ``global`` and ``local`` name the expert; ``fused`` chooses it as ``paper`` does and refines what it
+        says by the image's edges and the clicks (`fusion`). Where objects overlap, the higher foreground
+        probability wins, whatever the order of the labels. Every click holds afterwards (`enforce_clicks`).
+        The answer is a function of the arguments and the weights alone.
 
         Args:
             volume: the image.
@@ -106,7 +110,10 @@ class DualExpert:
                 given = prompts[label].checked(volume.shape)
                 strategies[label] = _route(given, strategy)
                 expert = self._expert(strategies[label])
-                parts = expert.predict(volume, given, intensity, stages)
+                if strategy == "fused":
+                    parts = self._fusion.predict(expert, volume, given, intensity, stages).predictions
+                else:
+                    parts = expert.predict(volume, given, intensity, stages)
             except PromptError as error:
                 raise error if len(prompts) == 1 else PromptError(f"Label {label!r}: {error}") from error
             checked[values[label]] = given
@@ -133,7 +140,7 @@ class DualExpert:
 
 def _route(prompts: Prompts, strategy: str) -> str:
     """The expert for one object: the paper's rule (section 2.1) unless one is named."""
-    if strategy != "paper":
+    if strategy in ("global", "local"):
         return strategy
     return "local" if prompts.box is None else "global"
 

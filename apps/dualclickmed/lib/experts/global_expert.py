@@ -105,15 +105,35 @@ class GlobalExpert:
             UserError: for an unknown intensity choice.
         """
         stages = Stages() if stages is None else stages
+        roi, logits = self.logits(volume, prompts, intensity, stages)
+        with stages.timed("paste"):
+            return [paste_object(logits, roi, volume.shape)]
+
+    @torch.inference_mode()
+    def logits(
+        self, volume: Volume, prompts: Prompts, intensity: str, stages: Stages, corrected: bool = True
+    ) -> tuple[Roi, Tensor]:
+        """The network's own answer, on the grid of its region.
+
+        Args:
+            volume, prompts, intensity, stages: as for `predict`.
+            corrected: whether clicks and mask count, or only the region that they and the box make.
+
+        Returns:
+            The region and float32 logits (M, M, M) on the CPU.
+
+        Raises:
+            As `predict`.
+        """
         box, clicks = _box_and_clicks(prompts)
         size = self.network.config.image_size
         roi = global_roi(prompts.enclosing_box(), grid=(size, size, size))
         intensity_map = map_in_box(volume, box, intensity)
         key = (volume.key, self._weights_key, roi, intensity_map)
         features = self._encoded(key, volume, roi, intensity_map, stages)
-        points, labels = point_prompts(roi, clicks)
+        points, labels = point_prompts(roi, clicks if corrected else ())
         with stages.timed("crop"):
-            mask = None if prompts.mask is None else self._mask_logits(prompts.mask, roi)
+            mask = self._mask_logits(prompts.mask, roi) if corrected and prompts.mask is not None else None
         with stages.timed("decode"), self._precision():
             given = mask is not None
             if mask is None:
@@ -124,9 +144,7 @@ class GlobalExpert:
                     self.network, features, points.to(self.device), labels.to(self.device), mask
                 )
             logits = mask[0, 0].float().cpu()
-        with stages.timed("paste"):
-            cells = (logits.shape[0], logits.shape[1], logits.shape[2])
-            return [paste_object(logits, Roi(roi.box, cells), volume.shape)]
+        return Roi(roi.box, (logits.shape[0], logits.shape[1], logits.shape[2])), logits
 
     def _encoded(
         self, key: Hashable, volume: Volume, roi: Roi, intensity_map: IntensityMap, stages: Stages

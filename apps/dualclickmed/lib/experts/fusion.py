@@ -1,0 +1,176 @@
+"""`strategy=fused`: a network's answer, refined by the image's edges and every click.
+
+The paper routes each object to one expert and leaves joining the two as future work (section 4.5). Here an
+expert says what the object may be, and `refinement` decides with the image and the clicks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..geometry import Box, Index, Region, Roi, axis_weights, crop_to_grid, paste_from_grid
+from ..prompts import Click, Prompts
+from ..volume import Volume
+from .cache import ByteCache
+from .global_expert import GlobalExpert
+from .local_expert import OUTSIDE_LOGIT, LocalExpert
+from .prediction import (
+    NOWHERE,
+    Prediction,
+    enclosing_region,
+    filled_region,
+    intersection,
+    paste_object,
+    within,
+)
+from .refinement import CellClick, Scene, refined, said
+from .stages import Stages
+from .walk import Field
+
+SCENE_BYTES = 128 << 20
+"""Scenes and first masks that are kept between requests, in bytes."""
+SURROUNDINGS = 1.5
+"""How much longer than what the local expert found the region of an object without a box is, on each axis."""
+LEAST_SIDE = 24.0
+"""Shortest side of that region in voxels."""
+HEARD = 0.05
+"""What clicks must say about a voxel for a given mask to be reconsidered there (`refinement.said`)."""
+_LEAST = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """One object's answer.
+
+    Attributes:
+        predictions: of the object, as an expert gives them.
+        roi: the region that was refined.
+        probability: float32 of the region's grid.
+    """
+
+    predictions: list[Prediction]
+    roi: Roi
+    probability: Field
+
+
+class Fusion:
+    """Answers for one object at a time from what an expert says.
+
+    Attributes:
+        scenes: what was found out about regions, kept between requests.
+    """
+
+    def __init__(self) -> None:
+        self.scenes = ByteCache(SCENE_BYTES)
+
+    def predict(
+        self,
+        expert: GlobalExpert | LocalExpert,
+        volume: Volume,
+        prompts: Prompts,
+        intensity: str,
+        stages: Stages,
+    ) -> Refined:
+        """Segment one object.
+
+        The global expert sees the box, the local one the clicks; corrections are the refinement's, which
+        changes the mask only where they say something. A mask in the prompts is what clicks correct: away
+        from them it stays as it is; without clicks the expert sees it.
+
+        Args:
+            expert: whose opinion is refined.
+            volume: the image.
+            prompts: checked for this volume.
+            intensity: one of `intensity.CHOICES`.
+            stages: receives seconds spent in crop, encode, decode, refine and paste.
+
+        Raises:
+            As the expert's `predict`.
+        """
+        if isinstance(expert, GlobalExpert):
+            corrected = prompts.mask is not None and not prompts.clicks
+            source, opinion = expert.logits(volume, prompts, intensity, stages, corrected)
+        else:
+            source, opinion = _in_one_region(
+                expert.predict(volume, Prompts(prompts.clicks, prompts.box), intensity, stages),
+                prompts.enclosing_box(),
+                volume.shape,
+            )
+        with stages.timed("refine"):
+            scene = self.scenes.get((volume.key, source.box), lambda: Scene.of(volume, source.box))
+            logits = resampled(opinion, source, scene.roi).numpy()
+            clicks = _cell_clicks(scene, prompts.clicks)
+            before = None
+            if clicks and prompts.mask is not None:
+                before = crop_to_grid(prompts.mask, scene.roi).numpy() >= 0.5
+                logits = np.where(before, np.float32(OUTSIDE_LOGIT), np.float32(-OUTSIDE_LOGIT))
+            elif clicks:
+                before = refined(scene, logits, prompts.box, (), None) > 0.5
+            probability = refined(scene, logits, prompts.box, clicks, before)
+        with stages.timed("paste"):
+            sure = torch.logit(torch.from_numpy(probability).clamp(_LEAST, 1 - _LEAST))
+            found = [paste_object(sure, scene.roi, volume.shape)]
+            if before is not None and prompts.mask is not None:
+                heard = torch.from_numpy(np.abs(said(scene, clicks, before, prompts.box)))
+                found = _kept(prompts.mask, sure, heard, scene.roi)
+        return Refined(found, scene.roi, probability)
+
+
+def resampled(values: Tensor, source: Roi, target: Roi) -> Tensor:
+    """Values (of shape ``source.grid``) at the cells of another region; outside the source as at its edge."""
+    weights = []
+    for count, lo, size, start, cell, cells in zip(
+        target.grid, target.box.lo, target.spacing, source.box.lo, source.spacing, source.grid, strict=True
+    ):
+        centres = lo + (np.arange(count) + 0.5) * size
+        weights.append(axis_weights((centres - start) / cell - 0.5, cells, hold_edges=True))
+    z, y, x = weights
+    part = values[z.start : z.stop, y.start : y.stop, x.start : x.stop]
+    planes = y.matrix @ (part @ x.matrix.T)
+    return (z.matrix @ planes.flatten(1)).reshape(target.grid)
+
+
+def _in_one_region(parts: Sequence[Prediction], clicked: Box, shape: Index) -> tuple[Roi, Tensor]:
+    """What the local expert found, with its surroundings: voxels of one region and their logits."""
+    found = [part.trimmed() for part in parts]
+    region = enclosing_region([part.region for part in found])
+    box = clicked if region == NOWHERE else clicked.union(_box(region))
+    voxels = box.scaled(SURROUNDINGS).at_least(LEAST_SIDE).centres(shape)
+    logits = np.full([s.stop - s.start for s in voxels], -OUTSIDE_LOGIT, dtype=np.float32)
+    for part in parts:
+        shared = intersection(part.region, voxels)
+        if shared is not None:
+            logits[within(shared, voxels)] = part.logits[within(shared, part.region)]
+    depth, height, width = logits.shape
+    return Roi(_box(voxels), (depth, height, width)), torch.from_numpy(logits)
+
+
+def _cell_clicks(scene: Scene, clicks: Sequence[Click]) -> list[CellClick]:
+    """The clicks in a scene, at most one for each cell, none where a cell was clicked as both."""
+    kinds: dict[Index, set[bool]] = {}
+    for click in clicks:
+        if scene.roi.box.contains(click.index):
+            kinds.setdefault(scene.cell(click.index), set()).add(click.positive)
+    return [CellClick(cell, kind.pop()) for cell, kind in sorted(kinds.items()) if len(kind) == 1]
+
+
+def _kept(mask: npt.NDArray[np.generic], logits: Tensor, heard: Tensor, roi: Roi) -> list[Prediction]:
+    """A given mask, with new logits where clicks said something."""
+    region, values = paste_from_grid(logits, roi, mask.shape)
+    _, said_there = paste_from_grid(heard, roi, mask.shape)
+    whole = enclosing_region([region, filled_region(mask)])
+    result = np.where(mask[whole] != 0, np.float32(OUTSIDE_LOGIT), np.float32(-OUTSIDE_LOGIT))
+    inner = within(region, whole)
+    result[inner] = np.where(said_there.numpy() > HEARD, values.numpy(), result[inner])
+    return [Prediction(whole, result)]
+
+
+def _box(region: Region) -> Box:
+    z, y, x = region
+    return Box((z.start, y.start, x.start), (z.stop, y.stop, x.stop))

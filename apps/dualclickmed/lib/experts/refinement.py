@@ -1,0 +1,237 @@
+"""The last step of `strategy=fused`: what a network found, joined with the image's edges and the clicks.
+
+A network's logits are one opinion of four. The others are learned anew from every request: how much more
+common a cell's intensity is inside the object than around it; what the clicks say about their surroundings;
+and that the object lies in its box. Together they are the prior of a random walk (`walk`), which moves the
+border to edges of the image and takes clicks for certain.
+
+A click speaks for the cells that are near and look alike. How far it reaches follows from where it is: users
+correct what is most wrong, and click into the middle of it, so a click that contradicts the mask without
+corrections reaches about as far as that mask's border, and never beyond half way to a click of the other
+kind. A click that agrees with the mask reaches hardly beyond itself. Far from all clicks nothing changes,
+which is why a correction rarely harms. The answer depends on the set of clicks, not on their order.
+
+Every constant was chosen on one half of a set of real objects and confirmed on the other (docs/fusion.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import edt
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+from ..geometry import Box, Index, Roi, crop_to_grid
+from ..volume import Volume
+from .walk import Field, likeness, walked
+
+Mask = npt.NDArray[np.bool_]
+
+MOST_CELLS = 64
+"""Cells along an axis at most: one for each voxel in a small region, wider ones in a large one."""
+NETWORK_WEIGHT, NETWORK_LIMIT = 0.5, 4.0
+"""Weight of the network's logits, and where they are cut before: it is surer than it is right."""
+INTENSITY_WEIGHT, INTENSITY_LIMIT = 0.7, 3.0
+"""Weight of the log ratio of intensities, and where it is cut before."""
+BOX_SLOPE, BOX_LIMIT = 16.0, 6.0
+"""Logit taken from a cell outside the box for each half side that it is away, and the most that is taken."""
+NEAR_BOX = 1.15
+"""Up to here, in half sides of the box, cells may count as object when intensities are learned."""
+CLICK_LOGIT = 6.0
+"""What a click adds to its own cell."""
+CLICK_REACH = 1.3
+"""How far a click reaches, as a multiple of its depth in what it contradicts."""
+LEAST_DEPTH = 1.5
+"""Depth of a click that contradicts nothing, in shortest sides of a cell."""
+RIVAL_SHARE = 0.5
+"""Part of the way to the nearest click of the other kind that a click may reach."""
+CLICK_WIDTH = 0.1
+"""Difference of rank at which a cell no longer looks like the clicked one (one standard deviation)."""
+CONTRAST, LEAST_LINK = 1.0, 1e-3
+"""An edge, as a multiple of the median difference between neighbours; what no edge can cut."""
+TRUST = 0.1
+"""How readily a walker stops where the prior is certain."""
+UNSURE = 0.2
+"""The same where the prior knows nothing, as a part of `TRUST`."""
+BINS, BLUR, FLOOR = 32, 1.5, 0.05
+"""Bins along each axis of a histogram of two, their blur, and the share of the region's own mixed in."""
+_LEVELS = 1024
+_CLIPPED = (0.5, 99.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What the image says about a region, whatever the prompts.
+
+    Attributes:
+        roi: the region; its grid is that of all arrays.
+        step: millimetres of a cell along (z, y, x).
+        links: how readily a walker steps along each axis.
+        rank: in [0, 1), the share of the region that is darker than the mean of a cell's 3^3 surroundings.
+        kind: a cell's bin in the histogram of two axes, its own intensity and that mean.
+    """
+
+    roi: Roi
+    step: tuple[float, float, float]
+    links: tuple[Field, Field, Field]
+    rank: Field
+    kind: npt.NDArray[np.int16]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (*self.links, self.rank, self.kind))
+
+    @classmethod
+    def of(cls, volume: Volume, box: Box) -> Scene:
+        """The scene of the voxels whose centres are in `box`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        region = box.centres(volume.shape)
+        lo, hi = (tuple(float(getattr(s, end)) for s in region) for end in ("start", "stop"))
+        sides = [s.stop - s.start for s in region]
+        z, y, x = (min(MOST_CELLS, side) for side in sides)
+        roi = Roi(Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])), (z, y, x))
+        dz, dy, dx = (a * b for a, b in zip(roi.spacing, volume.spacing, strict=True))
+        image = crop_to_grid(volume.array, roi, volume.to_real).numpy()
+        low, high = np.percentile(image, _CLIPPED)
+        image = np.clip((image - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+        mean = ndimage.uniform_filter(image, 3, mode="nearest")
+        rank = _ranks(mean)
+        kind = (_ranks(image) * BINS).astype(np.int16) * BINS + (rank * BINS).astype(np.int16)
+        links = likeness(image, (dz, dy, dx), CONTRAST * _usual_difference(image), LEAST_LINK)
+        return cls(roi, (dz, dy, dx), links, rank, kind)
+
+    def cell(self, index: Index) -> Index:
+        """The cell that a voxel of the region lies in."""
+        z, y, x = (
+            int((p + 0.5 - lo) / side)
+            for p, lo, side in zip(index, self.roi.box.lo, self.roi.spacing, strict=True)
+        )
+        return z, y, x
+
+
+@dataclass(frozen=True)
+class CellClick:
+    """A click at a cell of a scene."""
+
+    cell: Index
+    positive: bool
+
+
+def refined(
+    scene: Scene, opinion: Field, box: Box | None, clicks: Sequence[CellClick], before: Mask | None
+) -> Field:
+    """The probability of the object at every cell.
+
+    Args:
+        scene: of the region.
+        opinion: the network's logits at the cells.
+        box: around the object, if the user drew one, in voxel edges.
+        clicks: those in the region, in any order.
+        before: the mask that the user saw before the first click; needed where there are clicks.
+
+    Returns:
+        float32 of the scene's grid, at most rounding outside [0, 1].
+    """
+    logits = NETWORK_WEIGHT * np.clip(opinion, -NETWORK_LIMIT, NETWORK_LIMIT)
+    outside = np.zeros_like(logits) if box is None else beyond(scene.roi, box)
+    logits -= np.minimum(BOX_SLOPE * outside, BOX_LIMIT)
+    if clicks:
+        assert before is not None
+        logits += CLICK_LOGIT * said(scene, clicks, before, box)
+    share = _sigmoid(logits)
+    logits += INTENSITY_WEIGHT * _intensity_ratio(scene.kind, share * (outside < NEAR_BOX - 1), 1 - share)
+    prior = _sigmoid(logits)
+    trust = TRUST * (UNSURE + (1 - UNSURE) * np.abs(2 * prior - 1))
+    return walked(scene.links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
+
+
+def beyond(roi: Roi, box: Box) -> Field:
+    """How far each cell is outside a box: the most over the axes, in half sides of the box; 0 inside."""
+    found = np.zeros(roi.grid, dtype=np.float32)
+    for axis, (count, start, size) in enumerate(zip(roi.grid, roi.box.lo, roi.spacing, strict=True)):
+        centres = start + (np.arange(count) + 0.5) * size
+        away = np.abs(centres - box.centre[axis]) / (box.sides[axis] / 2) - 1
+        shape = [-1 if a == axis else 1 for a in range(3)]
+        np.maximum(found, away.astype(np.float32).reshape(shape), out=found)
+    return found
+
+
+def said(scene: Scene, clicks: Sequence[CellClick], before: Mask, box: Box | None) -> Field:
+    """What the clicks say about every cell: 1 at a foreground click, -1 at one of the background.
+
+    Args:
+        scene: of the region.
+        clicks: in any order; of each kind the one that says most about a cell counts.
+        before: the mask that the first click corrected.
+        box: around the object, if the user drew one.
+    """
+    # A foreground click contradicts what is not in the mask but in the box, and no more than that.
+    missing = ~before if box is None else ~before & (beyond(scene.roi, box) <= 0)
+    step = np.asarray(scene.step)
+    found = {True: np.zeros(scene.roi.grid, np.float32), False: np.zeros(scene.roi.grid, np.float32)}
+    depths: dict[bool, Field] = {}
+    for click in clicks:
+        kind = click.positive
+        if kind not in depths:
+            wrong = missing if kind else before
+            depths[kind] = edt.edt(np.ascontiguousarray(wrong), anisotropy=scene.step, black_border=True)
+        least = LEAST_DEPTH * step.min()
+        reach = CLICK_REACH * max(float(depths[kind][click.cell]), least)
+        here = np.asarray(click.cell)
+        rivals = [np.linalg.norm((here - c.cell) * step) for c in clicks if c.positive != kind]
+        reach = max(min([reach, *(RIVAL_SHARE * float(r) for r in rivals)]), least)
+        distance = _squared_distance(scene, click.cell, reach)
+        unlike = (scene.rank - scene.rank[click.cell]) / CLICK_WIDTH
+        # Flat in the middle and steep at its reach: a Gaussian would leak into what was right.
+        near = np.exp(-0.5 * (np.square(distance) + np.square(unlike)))
+        np.maximum(found[kind], near, out=found[kind])
+    return found[True] - found[False]
+
+
+def _squared_distance(scene: Scene, cell: Index, unit: float) -> Field:
+    z, y, x = (
+        np.square((np.arange(n, dtype=np.float32) - at) * np.float32(side / unit))
+        for n, at, side in zip(scene.roi.grid, cell, scene.step, strict=True)
+    )
+    return z[:, None, None] + y[:, None] + x
+
+
+def _ranks(image: Field) -> Field:
+    """For values in [0, 1], the share of all cells that are lower, by a fine histogram."""
+    level = np.minimum((image * _LEVELS).astype(np.intp), _LEVELS - 1)
+    counts = np.bincount(level.ravel(), minlength=_LEVELS)
+    below = (np.cumsum(counts) - counts).astype(np.float32) / np.float32(image.size)
+    return below[level]
+
+
+def _usual_difference(image: Field) -> float:
+    """The median difference of face neighbours, of those that differ."""
+    differences = np.concatenate([np.abs(np.diff(image, axis=axis)).ravel() for axis in range(3)])
+    differences = differences[differences > 0]
+    return (float(np.median(differences)) if differences.size else 0.0) + 1e-3
+
+
+def _intensity_ratio(kind: npt.NDArray[np.int16], inside: Field, outside: Field) -> Field:
+    """Log ratio of how common each cell's intensities are among two weighted sets of cells."""
+
+    def histogram(weights: Field | None) -> npt.NDArray[np.float64]:
+        counts = np.bincount(kind.ravel(), None if weights is None else weights.ravel(), BINS * BINS)
+        spread = ndimage.gaussian_filter(counts.reshape(BINS, BINS).astype(np.float64), BLUR, mode="nearest")
+        return spread / max(float(spread.sum()), 1e-9)
+
+    # Where both sets are empty the region's own histogram makes the ratio 1.
+    usual = FLOOR * histogram(None) + 1e-12
+    ratio = np.log(((1 - FLOOR) * histogram(inside) + usual) / ((1 - FLOOR) * histogram(outside) + usual))
+    table = np.clip(ratio, -INTENSITY_LIMIT, INTENSITY_LIMIT).astype(np.float32)
+    return table.ravel()[kind]
+
+
+def _sigmoid(logits: Field) -> Field:
+    return torch.sigmoid(torch.from_numpy(logits)).numpy()
