@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -69,9 +69,9 @@ def global_augmentation(recipe: Recipe) -> GlobalAugmentation:
             )
             if bool((done[TRUTH] > 0.5).any()):
                 sample = sample._replace(
-                    image=_plain(done[IMAGE][0]),
-                    truth=_plain(done[TRUTH][0]) > 0.5,
-                    valid=_plain(done[VALID][0]) > 0.5,
+                    image=plain(done[IMAGE][0]),
+                    truth=plain(done[TRUTH][0]) > 0.5,
+                    valid=plain(done[VALID][0]) > 0.5,
                 )
         return sample._replace(image=normalise_global(sample.image))
 
@@ -109,7 +109,7 @@ def local_augmentation(recipe: Recipe) -> LocalAugmentation:
         done = _seeded(_local_transforms(recipe), rng)(
             {IMAGE: image[None], TRUTH: truths, VALID: valid[None]}
         )
-        return _plain(done[IMAGE][0]), _plain(done[VALID][0]).bool(), _plain(done[TRUTH]).bool()
+        return plain(done[IMAGE][0]), plain(done[VALID][0]).bool(), plain(done[TRUTH]).bool()
 
     return augment
 
@@ -119,6 +119,6 @@ def _seeded(transforms: Compose, rng: np.random.Generator) -> Compose:
     return transforms
 
 
-def _plain(values: Tensor) -> Tensor:
-    """Without MONAI's meta data, which would be carried through every later operation."""
+def plain(values: Any) -> Tensor:
+    """An array, tensor or MetaTensor as a tensor, without meta data that every later operation would carry."""
     return torch.as_tensor(values.as_tensor() if hasattr(values, "as_tensor") else values).contiguous()
