@@ -50,7 +50,7 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 from monailabel.interfaces.utils.app import app_instance
-from monailabel.utils.others.generic import file_checksum
+from monailabel.utils.others.generic import file_checksum, remove_file
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
@@ -178,6 +178,8 @@ class Endpoints:
             app_instance().datastore(), DICOMWebDatastore
         ):
             raise UserError("DICOM SEG can be written for images of a DICOMweb archive only.")
+        if given["output"] == infer.ResultType.dicom_seg:
+            given = _as_dicom_seg(given)
         gone = asyncio.ensure_future(_left(request))
         try:
             async with self.line.turn(gone):
@@ -186,7 +188,10 @@ class Endpoints:
                 with within(stopper):
                     context = contextvars.copy_context()
                 work = functools.partial(context.run, _driven, infer.api_run_inference, given)
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+                answer = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+                if given["output"] == infer.ResultType.dicom_seg:
+                    given["background_tasks"].add_task(remove_file, answer.path)
+                return answer
         finally:
             gone.cancel()
 
@@ -336,6 +341,15 @@ async def _left(request: Request) -> None:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             return
+
+
+def _as_dicom_seg(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A segmentation's arguments such that its result, as a file, names the segments."""
+    if given["file"] or given["session_id"]:
+        raise UserError("DICOM SEG can be written for images of the archive only, not for uploaded ones.")
+    sent = json.loads(given["params"] or "{}")
+    params = {"label_info": [], **sent, "result_extension": ".seg.nrrd", "result_dtype": "uint8"}
+    return {**given, "params": json.dumps(params)}
 
 
 def _check(endpoint: str, given: dict[str, Any]) -> None:

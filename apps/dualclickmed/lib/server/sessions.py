@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -11,6 +12,7 @@ import threading
 import time
 import uuid
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +26,10 @@ logger = logging.getLogger(__name__)
 MAX_FILES = 10_000
 """Files of one archive."""
 _META = "meta.info"
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(EOFError, OSError, RuntimeError, NotImplementedError),
+)
 _BLOCK = 1 << 20
 
 
@@ -45,7 +51,8 @@ class SafeSessions(Sessions):
         with self._lock:
             try:
                 found = super().get_session(session_id, update_ts, fetch_cache)
-            except (ValueError, AttributeError, OSError):
+                image = None if found is None else Path(found.image).resolve()
+            except (ValueError, TypeError, AttributeError, OSError):
                 logger.exception("The session %s cannot be read", session_id)
                 return None
             if found is None or not Path(found.image).resolve().is_relative_to(
@@ -110,15 +117,8 @@ def unpacked(archive: Path, folder: Path, most_bytes: int) -> None:
                         left -= _write(read, folder, member.name, number, left)
         else:
             raise UserError("With 'uncompress' the upload must be a .zip or .tar archive, but it is none.")
-    # A damaged archive shows while it is read.
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        EOFError,
-        OSError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:
+    # A damaged archive shows while it is read, in as many ways as there are packers.
+    except _DAMAGED as error:
         raise UserError(f"The uploaded archive cannot be unpacked: {str(error)[:200]}.") from error
 
 

@@ -1,0 +1,66 @@
+"""A GPU whose memory does not suffice."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from dualclickmed.configs.options import Options
+from dualclickmed.infers.segmenter import Segmenter
+
+
+class Entry:
+    nbytes = 10
+
+
+@pytest.fixture
+def segmenter(monkeypatch: pytest.MonkeyPatch) -> Segmenter:
+    """Its expert is the name of the device."""
+    made = Segmenter(Options())
+    monkeypatch.setattr(made, "_expert", lambda device: device)
+    return made
+
+
+def fails(times: int, asked: list[str]) -> Any:
+    """Work that does not fit into a GPU's memory the first `times` times."""
+
+    def work(device: str) -> str:
+        asked.append(device)
+        if device != "cpu" and len(asked) <= times:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return f"done on {device}"
+
+    return work
+
+
+def test_caches_are_emptied_first(segmenter: Segmenter) -> None:
+    segmenter._embeddings.get("an image", Entry)
+    asked: list[str] = []
+    assert segmenter._computed(fails(1, asked), "cuda:0") == "done on cuda:0"
+    assert asked == ["cuda:0", "cuda:0"]
+    assert segmenter._embeddings.nbytes == 0
+
+
+def test_then_the_cpu_computes_and_a_warning_says_so(
+    segmenter: Segmenter, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+    with caplog.at_level(logging.WARNING):
+        assert segmenter._computed(fails(9, asked), "cuda:0") == "done on cpu"
+    assert asked == ["cuda:0", "cuda:0", "cpu"]
+    assert "The memory of cuda:0 does not suffice: computing on the CPU" in caplog.text
+
+
+def test_the_next_request_tries_the_gpu_again(segmenter: Segmenter) -> None:
+    segmenter._computed(fails(9, []), "cuda:0")
+    assert segmenter._computed(fails(0, []), "cuda:0") == "done on cuda:0"
+
+
+def test_other_errors_stay_what_they_are(segmenter: Segmenter) -> None:
+    def work(device: str) -> None:
+        raise RuntimeError("CUDA error: device-side assert")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        segmenter._computed(work, "cuda:0")
