@@ -69,8 +69,10 @@ def test_what_a_crash_left_is_no_session_and_expires(sessions: SafeSessions, met
     folder.mkdir(parents=True)
     (folder / "meta.info").write_text(meta)
     assert sessions.get_session(ID) is None
-    os.utime(folder, (time.time() - 1000, time.time() - 1000))
-    assert sessions.remove_expired() == 1
+    # Some of it MONAI Label itself recognises as left over.
+    if folder.exists():
+        os.utime(folder, (time.time() - 1000, time.time() - 1000))
+        assert sessions.remove_expired() == 1
     assert not folder.exists()
 
 

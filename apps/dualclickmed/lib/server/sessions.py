@@ -55,11 +55,8 @@ class SafeSessions(Sessions):
             except (ValueError, TypeError, AttributeError, OSError):
                 logger.exception("The session %s cannot be read", session_id)
                 return None
-            if found is None or not Path(found.image).resolve().is_relative_to(
-                Path(self.store_path).resolve()
-            ):
-                return None
-            return found
+            inside = image is not None and image.is_relative_to(Path(self.store_path).resolve())
+            return found if inside else None
 
     def remove_session(self, session_id: str) -> None:
         checks.session_id(session_id)
