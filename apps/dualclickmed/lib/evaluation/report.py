@@ -31,13 +31,21 @@ SHOWN_NOTES = 40
 TITLES = {"ct": "CT", "mri": "MRI", "pet": "PET", "microscopy": "Microscopy", "ultrasound": "Ultrasound"}
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color:
-#1d2330 } table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #d9dde5; text-align: right; white-space: nowrap }
-th { border-bottom: 2px solid #1d2330 } td small { color: #667 } img { max-width: 100% }
-.l { text-align: left; white-space: normal; overflow-wrap: anywhere } code { background: #f2f4f8; padding: 0 .25rem }
-@media (prefers-color-scheme: dark) { body { background: #14171d; color: #dde2ea } th { border-color: #dde2ea
-} td, th { border-bottom-color: #333a46 } code { background: #232935 } img { background: white } }
+th { border-bottom: 2px solid #1d2330 }
+td small { color: #667 }
+img { max-width: 100% }
+code { background: #f2f4f8; padding: 0 .25rem }
+.l { text-align: left; white-space: normal; overflow-wrap: anywhere }
+@media (prefers-color-scheme: dark) {
+  body { background: #14171d; color: #dde2ea }
+  td, th { border-color: #333a46 }
+  code { background: #232935 }
+  td small { color: #99a }
+  img { background: white }
+}
 """
 
 
