@@ -120,5 +120,5 @@ def _seeded(transforms: Compose, rng: np.random.Generator) -> Compose:
 
 
 def plain(values: Any) -> Tensor:
-    """An array, tensor or MetaTensor as a tensor, without meta data that every later operation would carry."""
+    """An array, tensor or MetaTensor as a tensor, without the meta data that later operations would carry."""
     return torch.as_tensor(values.as_tensor() if hasattr(values, "as_tensor") else values).contiguous()

@@ -1,0 +1,124 @@
+"""What prompts cost in training: memory that does not grow with them, and little time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from dualclickmed.simulation import clicks
+from dualclickmed.training import loop
+from dualclickmed.training.loop import Options
+from dualclickmed.training.recipes import COMPACT, Recipe, load_recipe
+from dualclickmed.training.samples import GlobalBatch, LocalBatch
+
+REPEATS = 3
+
+
+class Held:
+    """Bytes that autograd keeps for backward passes, counted while they are alive."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def pack(self, tensor: torch.Tensor) -> _Kept:
+        return _Kept(self, tensor)
+
+    @staticmethod
+    def unpack(kept: _Kept) -> torch.Tensor:
+        return kept.tensor
+
+
+class _Kept:
+    def __init__(self, held: Held, tensor: torch.Tensor) -> None:
+        self.held, self.tensor = held, tensor
+        held.now += tensor.nbytes
+        held.peak = max(held.peak, held.now)
+
+    def __del__(self) -> None:
+        self.held.now -= self.tensor.nbytes
+
+
+def global_batch(size: int) -> GlobalBatch:
+    torch.manual_seed(1)
+    truth = torch.zeros(size, 64, 64, 64, dtype=torch.bool)
+    truth[:, 16:48, 20:44, 12:52] = True
+    image = truth[:, None].float() + 0.3 * torch.randn(size, 1, 64, 64, 64)
+    nothing = torch.zeros(size, 0, 3), torch.zeros(size, 0, dtype=torch.long)
+    return GlobalBatch(image, truth, torch.ones_like(truth), *nothing)
+
+
+def local_batch(size: int) -> LocalBatch:
+    torch.manual_seed(1)
+    truth = torch.zeros(1, *(size,) * 3, dtype=torch.bool)
+    truth[:, size // 4 : size // 2, 8:24, 8:24] = True
+    image = truth[:, None].float() + 0.3 * torch.randn(1, 1, *(size,) * 3)
+    first = torch.tensor([[[size // 3, 12, 12]]])
+    return LocalBatch(image, truth, torch.ones_like(truth), torch.zeros(1, dtype=torch.long), first)
+
+
+@pytest.mark.parametrize("kind", ["global", "local"])
+def test_memory_is_flat_in_the_number_of_prompts(kind: str, tmp_path: Path) -> None:
+    batch = global_batch(1) if kind == "global" else local_batch(32)
+    peaks = []
+    for rounds in (1, 5):
+        recipe = dataclasses.replace(COMPACT[kind], interactions=rounds, points=1, together=False)
+        run = loop._Run(recipe, Options(tmp_path, half=False))
+        held = Held()
+        with torch.autograd.graph.saved_tensors_hooks(held.pack, held.unpack):
+            run.gradients(batch, 0)
+        assert held.now == 0 and held.peak > 1_000_000
+        peaks.append(held.peak)
+    # Six masks instead of two; only the few tokens of the clicks themselves are more.
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def timed_step(recipe: Recipe, batch: GlobalBatch | LocalBatch, folder: Path) -> tuple[float, float]:
+    """Seconds of a step (least of some), and of the click simulation in it."""
+    run = loop._Run(recipe, Options(folder, half=False))
+    strategy, spent = clicks.STRATEGIES[recipe.clicks], [0.0]
+
+    def timed(*arguments):
+        begin = time.perf_counter()
+        found = strategy(*arguments)
+        spent[0] += time.perf_counter() - begin
+        return found
+
+    clicks.STRATEGIES[recipe.clicks] = timed
+    best = (float("inf"), 0.0)
+    try:
+        for _ in range(REPEATS):
+            spent[0] = 0.0
+            begin = time.perf_counter()
+            run.optimise([batch], 0.0)
+            best = min(best, (time.perf_counter() - begin, spent[0]))
+    finally:
+        clicks.STRATEGIES[recipe.clicks] = strategy
+    return best
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["global-compact", "local-compact", "global-paper"])
+def test_click_simulation_is_a_tenth_of_a_step_at_most(name: str, tmp_path: Path, capsys) -> None:
+    recipe = load_recipe(name)
+    size = recipe.scenes * recipe.targets
+    batch = global_batch(size) if recipe.kind == "global" else local_batch(recipe.size)
+    step, simulated = timed_step(recipe, batch, tmp_path)
+    with capsys.disabled():
+        print(f"\n{name}: step {step:.2f} s, click simulation {simulated:.3f} s, {simulated / step:.1%}")  # noqa: T201
+    assert simulated < 0.1 * step
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_thirty_prompts_cost_at_most_twice_one(tmp_path: Path, capsys) -> None:
+    recipe = load_recipe("global-paper")
+    batch = global_batch(2)
+    many, _ = timed_step(recipe, batch, tmp_path)
+    one, _ = timed_step(dataclasses.replace(recipe, interactions=1, points=1), batch, tmp_path)
+    with capsys.disabled():
+        print(f"\n1 + 1 masks {one:.2f} s a step, 1 + 30 masks {many:.2f} s, {many / one:.2f} times")  # noqa: T201
+    assert many < 2 * one
