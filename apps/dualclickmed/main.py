@@ -13,6 +13,7 @@ from lib.activelearning.scoring import ImageScores
 from lib.activelearning.strategies import strategies
 from lib.configs.options import Options
 from lib.errors import UserError
+from lib.infers import dicom_seg
 from lib.infers.auto import AutoTask
 from lib.infers.images import remove_uploads, with_image
 from lib.infers.segmenter import Segmenter
@@ -98,7 +99,7 @@ class DualClickMed(MONAILabelApp):
         )
 
     def _init_dicomweb_datastore(self) -> Datastore:
-        self._download_dcmqi_tools()
+        dicom_seg.install(self.options.labels)
         return connect(self.studies)
 
     def _load_sessions(self, load: bool = False) -> SafeSessions | None:

@@ -151,7 +151,8 @@ class Viewer:
         """Scroll all views to a place (LPS millimetres) and click on it in one of them."""
         at = [float(p) for p in world]
         self.page.evaluate(_SHOW, at)
-        x, y = self.page.evaluate(_ON_SCREEN, [view, at])
+        # A mouse points at whole pixels, which are smaller than the tests' voxels.
+        x, y = (round(p) for p in self.page.evaluate(_ON_SCREEN, [view, at]))
         before = self.page.evaluate(_POINTS)
         # OHIF's first click in another view does no more than make it the active one.
         for _ in range(1 if view == self._active else 2):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
+import pydicom
 import pytest
+from dualclickmed.evaluation.metrics import dice
 from dualclickmed.sample import ORGANS
-from integration.dicoms import LAYOUTS, Series
+from integration.dicoms import LAYOUTS, Archive, Series
 from integration.live import Server
 from integration.test_server import read_nrrd
 from scipy import ndimage
@@ -117,19 +121,87 @@ def test_clicks_become_masks(
     assert shown.mask("spleen")[at]
     viewer.picture(f"{name}-4-second-label")
 
-    viewer.options(TASK, strategy="global")
+    # Two corners are a box for the global expert; none of them is a click that has to hold.
+    viewer.options(TASK, strategy="global", clicks="corners")
     viewer.picture(f"{name}-5-options")
     viewer.confirm()
-    viewer.choose("spleen")
-    truth_at = np.argwhere(truth)
-    corner = truth_at.max(axis=0)
-    viewer.click(shown.affine[:3, :3] @ corner + shown.affine[:3, 3])
-    viewer.choose("heart")
-    viewer.click(heart + 12)
+    viewer.clear()
+    kidney = truth_as_shown(trunk, "left kidney", shown)
+    edges = np.argwhere(kidney)
+    corners = [edges.min(axis=0), edges.max(axis=0)]
+    viewer.choose("left kidney")
+    for corner in corners:
+        viewer.click(shown.affine[:3, :3] @ corner + shown.affine[:3, 3])
     run = viewer.run()
     assert run.params["strategy"] == "global"
-    assert len(run.params["spleen"]) == 2
-    shown = viewer.shown()
-    check_shows_the_answer(run, shown, {label: values[label] for label in ("spleen", "heart")})
-    viewer.picture(f"{name}-6-strategy")
+    assert run.params["clicks"] == "corners"
+    np.testing.assert_array_equal(run.params["left kidney"], corners)
+    before, shown = shown, viewer.shown()
+    found = shown.mask("left kidney")
+    np.testing.assert_array_equal(found, read_nrrd(run.body)[0] == values["left kidney"])
+    assert dice(found, kidney) > 0.85
+    assert not any(found[tuple(corner)] for corner in corners)
+    # What is shown of other labels stays, as far as the new one does not cover it.
+    np.testing.assert_array_equal(shown.mask("heart"), before.mask("heart") & ~found)
+    viewer.picture(f"{name}-6-corners")
     assert not viewer.errors
+
+
+def test_one_object_leaves_all_other_labels_alone(
+    viewer: Viewer, server: Server, generated: dict[str, Series], trunk: Trunk
+) -> None:
+    """The task for one object answers for the chosen row alone; what else is shown is finished."""
+    viewer.open(generated["axial"].study)
+    viewer.task(OBJECT)
+    viewer.choose("liver")
+    viewer.click(inside(trunk, "liver"))
+    assert viewer.run().params["foreground"]
+    liver = viewer.shown().mask("liver")
+    assert liver.any()
+    viewer.choose("stomach")
+    viewer.click(inside(trunk, "stomach"))
+    run = viewer.run()
+    shown = viewer.shown()
+    np.testing.assert_array_equal(shown.mask("liver"), liver)
+    np.testing.assert_array_equal(shown.mask("stomach"), (read_nrrd(run.body)[0] == 1) & ~liver)
+    assert shown.mask("stomach")[index_of(inside(trunk, "stomach"), shown)]
+    assert shown.labels() == {"liver", "stomach"}
+
+
+def test_a_refusal_is_shown_and_nothing_is_lost(
+    viewer: Viewer, server: Server, generated: dict[str, Series], trunk: Trunk
+) -> None:
+    viewer.open(generated["axial"].study)
+    viewer.choose("spleen")
+    viewer.click(inside(trunk, "spleen"))
+    viewer.run()
+    before = viewer.shown()
+    viewer.clear()
+    refused = viewer.run()
+    assert refused.status == 400
+    assert "At least one foreground click or a box is needed" in refused.body.decode()
+    np.testing.assert_array_equal(viewer.shown().voxels, before.voxels)
+
+
+@pytest.mark.parametrize("name", ["sts_012_ct", "sts_012_mr"])
+def test_real_series(viewer: Viewer, server: Server, archive: Archive, real_data: Path, name: str) -> None:
+    """A click in the contour that an expert drew, in a series from a scanner."""
+    folder = real_data / "dicom" / name
+    archive.add(folder / "image")
+    contours = [
+        np.reshape(contour.ContourData, (-1, 3))
+        for roi in pydicom.dcmread(folder / "mask" / "RS.dcm").ROIContourSequence
+        for contour in roi.ContourSequence
+    ]
+    largest = max(contours, key=lambda points: float(np.prod(np.ptp(points[:, :2], axis=0))))
+    header = pydicom.dcmread(next((folder / "image").iterdir()), stop_before_pixels=True)
+    viewer.open(str(header.StudyInstanceUID))
+    viewer.choose("tumor")
+    viewer.click(largest.mean(axis=0))
+    run = viewer.run()
+    shown = viewer.shown()
+    (at,) = run.params["tumor"]
+    assert np.linalg.norm(shown.affine @ [*at, 1] - [*largest.mean(axis=0), 1]) < 4
+    check_shows_the_answer(run, shown, {"tumor": values_of(server)["tumor"]})
+    assert shown.mask("tumor")[tuple(at)]
+    viewer.picture(name)

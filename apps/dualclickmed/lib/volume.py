@@ -272,6 +272,17 @@ def load_volume(path: str | Path, modality: str | None = None) -> Volume:
     return _volume(stored, name, identity, named if named != "unknown" else stored.modality)
 
 
+def series_files(folder: str | Path) -> list[str]:
+    """The files of a folder's one DICOM image series, in the order of the raw index k.
+
+    Raises:
+        VolumeError: as `load_volume` does.
+    """
+    folder = Path(folder)
+    with _reading(folder.name, "DICOM series"):
+        return list(_only_series(folder)[1])
+
+
 def from_array(
     array: npt.NDArray[np.generic], spacing: Position = (1.0, 1.0, 1.0), modality: str = "unknown"
 ) -> Volume:

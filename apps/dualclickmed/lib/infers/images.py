@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
 import requests
+from monailabel.datastore.dicom import DICOMWebDatastore
 
 from ..errors import UserError
 from ..volume import MODALITY_NAMES
 from . import wire
+from .archived import Segmentations
 from .dialects import word
 from .layers import EXISTING
 
 _UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.[\w.-]{1,64})?")
 """What MONAI Label calls an uploaded image in the folder for temporary files; nobody can guess the middle."""
 _MAX_ID = 255
+
+
+_segmentations = Segmentations()
 
 
 class Studies(Protocol):
@@ -94,6 +99,10 @@ def _existing(request: Mapping[str, Any], studies: Studies) -> dict[str, Any]:
     image = request.get(wire.IMAGE)
     if word(request, wire.EXISTING, None) in (None, EXISTING[0]) or not isinstance(image, str):
         return nothing
+    if isinstance(studies, DICOMWebDatastore):
+        # Another server may have stored it.
+        newest = _segmentations.newest(studies, image)
+        return {**nothing, wire.EXISTING_PATH: None if newest is None else str(newest)}
     stored = {tag: studies.get_label_info(image, tag) for tag in studies.get_labels_by_image_id(image)}
     # Of equally old ones the final one counts: "final" comes before "original".
     for tag in sorted(stored, key=lambda tag: (-_stored_at(stored[tag]), tag)):
