@@ -18,7 +18,8 @@ from dualclickmed.cli import app
 from dualclickmed.networks.build import COMPACT_GLOBAL, build_global
 from dualclickmed.training import command as module
 from dualclickmed.training.command import chosen_recipe, read_sources, stopped_by_signals
-from dualclickmed.weights import save_expert, verify
+from dualclickmed.training.recipes import fine_tune
+from dualclickmed.weights import default_path, save_expert, verify
 from typer.testing import CliRunner
 
 from .cases import decathlon, volume_and_labels, write_nifti
@@ -103,6 +104,7 @@ def test_too_many_bad_cases_fail_the_preparation(tmp_path: Path) -> None:
         (["--data", "/nowhere"], "There is no folder '/nowhere'"),
         (["--data", "generated=often"], "the weight of 'generated=often' is no number"),
         (["--data", "generated=-1"], "must be a positive number"),
+        (["--fine-tune", "--recipe", "global-paper"], "a recipe of its own"),
         (["--start", "/nowhere.safetensors"], "There are no weights"),
     ],
 )
@@ -138,3 +140,8 @@ def test_steps_and_seed_override_the_recipe(monkeypatch, tmp_path: Path) -> None
     assert (seen["recipe"].steps, seen["recipe"].epochs, seen["recipe"].seed) == (9, 0, 4)
     RUNNER.invoke(app, ["train", "global", "--preset", "paper", "--data", str(folder)])
     assert seen["recipe"].epochs == 20 and len(seen["data"][0].cases) == 1
+    RUNNER.invoke(
+        app, ["train", "local", "--fine-tune", "--data", str(folder), "--set", "freeze_encoder=yes"]
+    )
+    assert seen["recipe"] == dataclasses.replace(fine_tune("local"), freeze_encoder=True)
+    assert seen["start"] == default_path("local")

@@ -18,10 +18,10 @@ import torch
 import typer
 
 from ..errors import UserError
-from ..weights import Kind, named_path
+from ..weights import Kind, default_path, named_path
 from .loop import BAD_SHARE, Options, train
 from .prepare import prepare
-from .recipes import Recipe, changed, load_recipe, recipe_names
+from .recipes import Recipe, changed, fine_tune, load_recipe, recipe_names
 from .sources import LabelledCase, WeightedSource, coreset, find_training_cases, summary
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,10 @@ def train_expert(
     start: Annotated[
         str | None, typer.Option(help="Weights to begin from: a file, or a name in the folder of weights.")
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option("--fine-tune", help="Go on gently from --start (default: the weights that are served)."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of checkpoint, log and weights (default: runs/EXPERT-PRESET)."),
@@ -94,7 +98,15 @@ def train_expert(
     kind: Kind = "global" if expert is Expert.GLOBAL else "local"
     if threads:
         torch.set_num_threads(threads)
-    chosen = chosen_recipe(recipe or f"{kind}-{preset}", kind, settings or [])
+    if tune and recipe is not None:
+        raise UserError(
+            "--fine-tune is a recipe of its own; change its numbers with --set, without --recipe."
+        )
+    if tune:
+        chosen = changed(fine_tune(kind, preset), _pairs(settings or []))
+        start = start or str(default_path(kind))
+    else:
+        chosen = chosen_recipe(recipe or f"{kind}-{preset}", kind, settings or [])
     named = {"steps": steps, "rate": rate, "seed": seed}
     chosen = dataclasses.replace(chosen, **{k: v for k, v in named.items() if v is not None})  # type: ignore[arg-type]
     if steps is not None or (minutes is not None and not data):
@@ -165,19 +177,23 @@ def chosen_recipe(name: str, kind: Kind, settings: Sequence[str]) -> Recipe:
     Raises:
         UserError: there is no such recipe or number, or it is for the other expert.
     """
-    values = {}
-    for text in settings:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise UserError(f"--set takes NAME=VALUE, but '{text}' came.")
-        values[key.strip()] = value
-    recipe = changed(load_recipe(name), values)
+    recipe = changed(load_recipe(name), _pairs(settings))
     if recipe.kind != kind:
         fitting = ", ".join(n for n in recipe_names() if n.startswith(kind))
         raise UserError(
             f"The recipe '{name}' trains the {recipe.kind} expert; for the {kind} one: {fitting}."
         )
     return recipe
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    values = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UserError(f"--set takes NAME=VALUE, but '{text}' came.")
+        values[key.strip()] = value
+    return values
 
 
 def read_sources(texts: Sequence[str], share: float | None, seed: int) -> list[WeightedSource] | None:

@@ -528,8 +528,9 @@ class _Run:
         self.optimiser.load_state_dict(state["optimiser"])
         for group, (rate, decay) in zip(self.optimiser.param_groups, rates, strict=True):
             group["initial_lr"], group["weight_decay"] = rate, decay
-        # The checkpoints of earlier versions lack these.
-        self.scaler.load_state_dict(state.get("scaler", {}))
+        # The checkpoints of earlier versions lack these, and those of other devices have no scale.
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.best = state.get("best")
         _restore_random_states(state.get("random", {}))
         self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
