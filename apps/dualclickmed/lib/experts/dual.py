@@ -109,7 +109,7 @@ class DualExpert:
             try:
                 given = prompts[label].checked(volume.shape)
                 strategies[label] = _route(given, strategy)
-                expert = self._expert(strategies[label])
+                expert = self._expert(strategies[label]).answering(volume, given)
                 if strategy == "fused":
                     parts = self._fusion.predict(expert, volume, given, intensity, stages).predictions
                 else:

@@ -90,6 +90,10 @@ class LocalExpert:
         # Stands for these weights in the keys of a shared cache.
         self._weights_key = object()
 
+    def answering(self, volume: Volume, prompts: Prompts) -> LocalExpert:
+        """Who answers these prompts; see `taught` for experts that pass some of them on."""
+        return self
+
     @torch.inference_mode()
     def predict(
         self, volume: Volume, prompts: Prompts, intensity: str = "auto", stages: Stages | None = None

@@ -30,8 +30,6 @@ from .cache import ByteCache
 from .dual import DualExpert
 from .global_expert import GlobalExpert
 from .local_expert import LocalExpert
-from .prediction import Prediction
-from .stages import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -170,17 +168,12 @@ class TaughtGlobalExpert(GlobalExpert):
         super().__init__(*arguments)
         self.origin, self.lesson = origin, lesson
 
-    @torch.inference_mode()
-    def predict(
-        self, volume: Volume, prompts: Prompts, intensity: str = "auto", stages: Stages | None = None
-    ) -> list[Prediction]:
-        """As `GlobalExpert.predict`; the box decides who answers, and no correction changes that."""
+    def answering(self, volume: Volume, prompts: Prompts) -> GlobalExpert:
+        """Itself or its origin; the box decides, so that no correction changes who answers."""
         box = prompts.box
         if box is None and prompts.foreground:
             box = Box.around(prompts.foreground[:2])
-        if self.lesson.covers(volume, box):
-            return super().predict(volume, prompts, intensity, stages)
-        return self.origin.predict(volume, prompts, intensity, stages)
+        return self if self.lesson.covers(volume, box) else self.origin
 
 
 class TaughtLocalExpert(LocalExpert):
@@ -190,14 +183,9 @@ class TaughtLocalExpert(LocalExpert):
         super().__init__(*arguments)
         self.origin, self.lesson = origin, lesson
 
-    @torch.inference_mode()
-    def predict(
-        self, volume: Volume, prompts: Prompts, intensity: str = "auto", stages: Stages | None = None
-    ) -> list[Prediction]:
-        """As `LocalExpert.predict`."""
-        if self.lesson.covers(volume, None):
-            return super().predict(volume, prompts, intensity, stages)
-        return self.origin.predict(volume, prompts, intensity, stages)
+    def answering(self, volume: Volume, prompts: Prompts) -> LocalExpert:
+        """Itself or its origin."""
+        return self if self.lesson.covers(volume, None) else self.origin
 
 
 def load_experts(
@@ -279,7 +267,10 @@ def _taught(path: Path) -> tuple[Lesson, Path] | None:
     except WeightsError as error:
         logger.warning("'%s' answers everything, taught or not: its origin can't be used. %s", path, error)
         return None
-    return None if origin is None else (lesson, origin)
+    if origin is None or not origin.is_file():
+        logger.warning("'%s' answers everything, taught or not: its origin is not there", path)
+        return None
+    return lesson, origin
 
 
 def triple(values: npt.ArrayLike) -> Position:

@@ -64,7 +64,8 @@ def score_image(volume: Volume, prior: Prior, expert: DualExpert, gain: float = 
     assert expert.global_expert is not None
     disagreements, clicks = [], 0.0
     for prompts in propose(prior, volume, expert).values():
-        found = expert.global_expert.predict(volume, prompts.checked(volume.shape))
+        given = prompts.checked(volume.shape)
+        found = expert.global_expert.answering(volume, given).predict(volume, given)
         mask = _mask(found, volume.shape)
         if not mask.any():
             clicks += TARGET / gain
