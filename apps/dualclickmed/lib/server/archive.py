@@ -31,7 +31,7 @@ from .studies import Studies
 
 logger = logging.getLogger(__name__)
 
-LIST_SECONDS = 30.0
+LIST_SECONDS = 10.0
 """How long a list of the archive's series is taken for new."""
 LOADING_LOCKS = 64
 CONNECT_SECONDS = 5.0
