@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import enum
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -136,6 +137,8 @@ def train_expert(
             start=None if start is None else named_path(start),
             stop=stop,
         )
+    if os.environ.get("RANK", "0") != "0":
+        return
     if stop.is_set():
         logger.info("Stopped; the same command goes on from %s.", options.out)
     logger.info("Wrote %s and its card.", path)

@@ -142,7 +142,9 @@ def train(
     _keep_freed_memory()
     run = _Run(recipe, options, data, start)
     finished = run.go(progress, stop)
-    return run.export(command, measure=finished)
+    path = run.export(command, measure=finished)
+    run.team.leave()
+    return path
 
 
 def _keep_freed_memory() -> None:

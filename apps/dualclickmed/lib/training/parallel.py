@@ -76,6 +76,11 @@ class Team:
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
+    def leave(self) -> None:
+        """Take the connections down, once nothing more is to be exchanged."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
     def wait(self) -> None:
         """Until every process has come this far."""
         if self.world > 1:
