@@ -29,7 +29,7 @@ CACHE_GB = 0.125
 MAX_GROWTH = int((CACHE_GB + 0.5) * 2**30)
 """Bytes that a server may grow by under load: its caches, and what the requests in hand need."""
 IMAGES = ("one", "two", "three", "four")
-SHAPE = (72, 64, 48)
+SHAPE = (56, 48, 40)
 
 
 def studies(folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_eight_annotators_click_fifty_times_on_the_shipped_weights(tmp_path: Pat
 
 def _heavy(seed: int) -> dict[str, object]:
     """Clicks all over an image, which take the local expert many windows."""
-    points = [[i, j, k] for i in range(4, 70, 6) for j in range(4, 62, 8) for k in range(4, 46, 8)]
+    points = [[i, j, k] for i in range(3, 54, 5) for j in range(3, 46, 6) for k in range(3, 38, 6)]
     return {"liver": points[seed::2], "background": points[1 - seed :: 2][:5], "strategy": "local"}
 
 

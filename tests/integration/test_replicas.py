@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "examples" / "nginx.conf"
 ANNOTATORS = 8
-SHAPE = (40, 36, 24)
+SHAPE = (36, 32, 24)
 
 
 @contextmanager
@@ -112,15 +112,14 @@ def hold(folder: Path, clicks: int, weights: Path | None = None) -> None:
         seconds = time.perf_counter() - start
         masks = sum(answer[:4] == b"NRRD" for answers in found for answer in answers)
         assert masks > 0.8 * clicks * ANNOTATORS
-        # One server alone, asked in turn, gives the same bytes; so does the other.
-        for server in servers:
-            assert in_turn(server.url, plans) == found
         shares = [server.log.read_text().count("Infer Request") for server in servers]
+        # One server alone, asked in turn, gives the bytes that both gave.
+        assert in_turn(servers[0].url, plans) == found
         logger.info(
             "%d clicks behind nginx, %d masks in %.0f s; light requests p95 %.0f ms; requests by replica %s",
             *(clicks * ANNOTATORS, masks, seconds, 1e3 * watched.p95(), shares),
         )
-        assert min(shares) > clicks * ANNOTATORS
+        assert min(shares) >= 0.4 * clicks * ANNOTATORS
         _check_submit(archive, series[0], servers, url)
         _check_session(folder, servers, url)
         _check_loss(servers, url, plans[0][0].image)
