@@ -3,13 +3,14 @@ SHELL := /bin/bash
 BIN := .venv/bin
 SAMPLE := studies/sample
 
-.PHONY: help setup setup-dev serve lint format test test-all test-browser bench
+.PHONY: help setup setup-dev serve lint format test test-all test-learning test-browser bench
 
 help:
 	@echo "make setup      .venv with everything that runs (repeated calls are instant)"
 	@echo "make serve      MONAI Label server on http://127.0.0.1:8000 with a generated study (ARGS='--port 8001')"
 	@echo "make test       lint, types, tests with coverage (ARGS='-k geometry')"
 	@echo "make test-all   the same with the slow tests"
+	@echo "make test-learning what a training on ten real cases must gain (20 minutes; DUALCLICKMED_REAL_DATA)"
 	@echo "make test-browser  OHIF in a headless browser on an archive of its own (installs Chromium and Orthanc)"
 	@echo "make bench      size, speed and memory of the networks on this machine (ARGS=--quick)"
 	@echo "make lint       ruff and mypy only;  make format: let ruff rewrite"
@@ -50,6 +51,9 @@ format: setup-dev
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(ARGS)
+
+test-learning: setup-dev
+	$(BIN)/python -m pytest -m slow tests/learning $(ARGS)
 
 test-all: lint
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)

@@ -357,9 +357,11 @@ class _Round:
 
 
 def _recipe(kind: Kind, preset: str, settings: Settings) -> Recipe:
-    recipe = fine_tune(kind, preset)
+    # Networks of other sizes are small ones too.
+    published = preset == "paper"
+    recipe = fine_tune(kind, "paper" if published else "compact")
     values: dict[str, Any] = {
-        **(SIZES[kind] | {"rate": RATE} if preset != "paper" else {}),
+        **({} if published else SIZES[kind] | {"rate": RATE}),
         "steps": settings.steps,
         "epochs": settings.epochs,
         "replay": settings.replay,
