@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import csv
+import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from dualclickmed.errors import UserError
-from dualclickmed.evaluation.cases import find_cases
+from dualclickmed.evaluation.cases import Task, find_cases
 from dualclickmed.evaluation.protocol import (
     ellipsoid_method,
+    predict_together,
     run_cases,
     run_object,
+    run_task,
     summarise,
     write_scores,
 )
+from dualclickmed.evaluation.records import rows_of
+from dualclickmed.geometry import Box
+from dualclickmed.prompts import Prompts
 from dualclickmed.volume import from_array
 
 
@@ -107,3 +113,124 @@ def test_cases_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     write_case(tmp_path / "x" / "shifted", labels, np.diag([1.0, 1.0, 3.0, 1.0]))
     with pytest.raises(UserError, match="'x/shifted'"):
         find_cases(tmp_path)[0].load()
+
+
+# Whole cases ---------------------------------------------------------------------------------------------
+
+LABELS = np.zeros((12, 14, 16), np.uint8)
+LABELS[2:6, 3:9, 3:9], LABELS[7:11, 4:10, 4:12], LABELS[0, 0, 0] = 3, 200, 9
+
+
+def task(boxes: bool = True) -> Task:
+    whole = Task.of_objects(from_array(np.zeros(LABELS.shape, np.int16)), LABELS, (3, 9, 200))
+    return whole if boxes else Task(whole.volume, whole.labels, whole.values, None, whole.spacing)
+
+
+class Oracle:
+    """Right about the classes it knows; counts its calls."""
+
+    def __init__(self, known: set[int]) -> None:
+        self.known, self.seen = known, []
+
+    def together(self, volume, prompts):
+        self.seen.append({value: (len(p.clicks), p.box is not None) for value, p in prompts.items()})
+        return np.where(np.isin(LABELS, list(self.known)), LABELS, 0)
+
+    def __call__(self, volume, prompts):
+        raise AssertionError("several objects are asked for together")
+
+
+def test_classes_with_gaps_and_of_one_voxel_score_by_their_values() -> None:
+    method = Oracle({3, 200})
+    outcome = run_task(method, task(), clicks=2)
+    # The class of one voxel is missed: its click is the same each time, and the method is asked no more.
+    assert method.seen == [
+        {3: (0, True), 9: (0, True), 200: (0, True)},
+        {3: (0, True), 9: (1, True), 200: (0, True)},
+    ]
+    assert [s.dice for s in outcome.steps] == [(1.0, 0.0, 1.0)] * 3
+    assert [s.nsd for s in outcome.steps] == [(1.0, 0.0, 1.0)] * 3
+    assert [s.clicks for s in outcome.steps] == [0, 1, 1]
+    assert not outcome.over_time
+
+
+def test_without_boxes_the_first_step_scores_nothing_and_is_not_asked() -> None:
+    method = Oracle({3, 9, 200})
+    outcome = run_task(method, task(boxes=False), clicks=2)
+    assert method.seen == [{3: (1, False), 9: (1, False), 200: (1, False)}]
+    assert [s.dice for s in outcome.steps] == [(0.0,) * 3, (1.0,) * 3, (1.0,) * 3]
+    assert outcome.steps[0].seconds < 1e-3
+    rows = rows_of("ct", "a", "oracle", task(boxes=False), outcome)
+    assert [r.note for r in rows if r.label == "all"] == ["no box", "", ""]
+
+
+def test_a_step_that_fails_counts_as_empty_and_the_clicks_go_on() -> None:
+    calls = []
+
+    def method(volume, prompts):
+        calls.append(len(prompts.clicks))
+        if len(calls) == 1:
+            raise ValueError("out of ideas")
+        return LABELS == 200
+
+    one = Task.of_objects(task().volume, LABELS, (200,))
+    outcome = run_task(method, one, clicks=1)
+    assert [s.dice for s in outcome.steps] == [(0.0,), (1.0,)] and calls == [0, 1]
+    notes = [r.note for r in rows_of("ct", "a", "m", one, outcome) if r.label == "all"]
+    assert notes == ["ValueError: out of ideas", ""]
+    with pytest.raises(ValueError, match="out of ideas"):
+        calls.clear()
+        run_task(method, one, clicks=1, strict=True)
+
+
+def test_a_mask_of_another_shape_is_a_failure() -> None:
+    one = Task.of_objects(task().volume, LABELS, (200,))
+    outcome = run_task(lambda volume, prompts: np.zeros((2, 2, 2), bool), one, clicks=0)
+    assert outcome.steps[0].dice == (0.0,) and "shape (2, 2, 2)" in outcome.steps[0].failure
+
+
+def test_over_the_time_limit_every_score_is_0_and_the_case_ends() -> None:
+    calls = []
+
+    def slow(volume, prompts):
+        calls.append(1)
+        time.sleep(0.06)
+        return LABELS == 3
+
+    two = Task.of_objects(task().volume, LABELS, (3, 200))
+    outcome = run_task(slow, two, clicks=4, limit=0.11)
+    # Two classes have 0.22 s together; a step takes 0.12 s.
+    assert outcome.over_time and len(calls) == 4
+    assert [s.dice for s in outcome.steps] == [(0.0, 0.0)] * 5
+    assert sum(s.seconds for s in outcome.steps) > 0.22
+    assert {r.note for r in rows_of("ct", "a", "m", two, outcome)} == {"over time"}
+    assert not run_task(slow, two, clicks=1, limit=0).over_time
+
+
+def test_surfaces_count_nothing_where_the_mean_dice_is_low() -> None:
+    far = np.zeros(LABELS.shape, np.uint8)
+    far[2:6, 3:9, 3:9], far[8:12, 6:12, 8:16] = 3, 4
+    two = Task.of_objects(task().volume, far, (3, 4))
+
+    def only(value: int, part: slice):
+        mask = np.zeros(far.shape, bool)
+        mask[part] = far[part] == value
+        return lambda volume, prompts: mask if prompts.box.lo == two.boxes[value].lo else ~(mask | True)
+
+    half = run_task(only(3, slice(2, 4)), two, clicks=0).steps[0]
+    assert half.dice[0] == pytest.approx(2 / 3) and half.nsd[0] > 0
+    little = run_task(only(3, slice(2, 3)), two, clicks=0).steps[0]
+    assert little.dice == (pytest.approx(0.4), 0.0) and little.nsd == (0.0, 0.0)
+
+
+def test_overlaps_of_single_answers_go_to_the_higher_score() -> None:
+    def sure(volume, prompts):
+        scores = np.full(volume.shape, -1, np.float32)
+        _, y, x = prompts.box.voxels(volume.shape)
+        scores[:, y, x] = 1 / prompts.box.sides[2]
+        return scores
+
+    boxes = {1: Box((0, 0, 0), (12, 14, 16)), 2: Box((0, 4, 4), (12, 8, 6))}
+    labels = predict_together(sure, VOLUME, {v: Prompts(box=b) for v, b in boxes.items()})
+    assert (labels[:, 4:8, 4:6] == 2).all() and (labels == 2).sum() == 12 * 4 * 2
+    assert (labels == 1).sum() == labels.size - 12 * 4 * 2

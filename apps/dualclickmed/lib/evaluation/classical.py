@@ -2,12 +2,11 @@
 
 Graph cut, random walker and region growing share one setting: a region around the prompts, at most
 `MAX_CELLS` cells of about equal sides in millimetres, grey levels by the same intensity map as our experts,
-and seeds:
+and three kinds of evidence in log ratios:
 
-- outside a given box is background, its middle and the foreground clicks with their surroundings are
-foreground;
-- an intensity model of both sides, from a prior that the ellipsoid in the box gives, refined a few times;
-- a background click takes its surroundings out of the foreground's seeds.
+- shape: the ellipsoid in the box, or the surroundings of the clicks; outside a given box is background;
+- intensity: histograms of both sides that begin with the shape and are refined a few times;
+- clicks: their surroundings are seeds, and speak for what is near.
 
 Every method answers one object with scores on the volume's voxels, above 0 inside, or a mask.
 """
@@ -24,6 +23,7 @@ import SimpleITK as sitk
 import torch
 from numpymaxflow import maxflow
 from scipy import ndimage
+from scipy.special import expit
 from skimage.segmentation import random_walker as solve_random_walker
 
 from ..experts.inputs import map_at_points, map_in_box
@@ -44,8 +44,6 @@ REACH = 24
 """Half the side of the region where there is no box, in voxels of the finest axis."""
 CLICK_RADIUS = 0.12
 """Of a click's surroundings, as a part of the box's shortest side in millimetres."""
-CORE = 0.3
-"""Half axes of the ellipsoid of foreground seeds in the middle of a box, as a part of the box's."""
 BINS = 48
 BIN_BLUR = 1.5
 ROUNDS = 3
@@ -53,7 +51,15 @@ ROUNDS = 3
 MOST_EVIDENCE = 2.5
 """Bound of the log ratio that an intensity alone may give."""
 SHAPE_WEIGHT = 4.0
-"""Log ratio of the shape prior at the box's centre; 0 on the inscribed ellipsoid."""
+"""Steepness of the shape prior: its log ratio would be this at the box's centre, and is 0 on the inscribed
+ellipsoid.
+"""
+MOST_SHAPE = 2.2
+"""Bound of it inside, below what intensities can say, so that they may open a hole in the middle."""
+POINT_REACH = 12
+"""Without a box: where the prior of a click's surroundings is 0, in voxels of the finest axis."""
+POINT_WEIGHT = 1.5
+LEAST_SHAPE = -4.0
 CLICK_WEIGHT = 6.0
 """Log ratio at a click; falls off as a Gaussian."""
 CLICK_REACH = 0.2
@@ -105,8 +111,8 @@ def scene(volume: Volume, prompts: Prompts) -> Scene:
         around = Box(*_grown(box, [max(LEAST_MARGIN, MARGIN * side) for side in box.sides], volume.shape))
     else:
         intensity = map_at_points(volume, prompts.foreground, "auto")
-        reach = [max(LEAST_MARGIN, REACH * spacing.min() / s) for s in spacing]
-        around = Box(*_grown(box, reach, volume.shape))
+        margin = [max(LEAST_MARGIN, REACH * spacing.min() / s) for s in spacing]
+        around = Box(*_grown(box, margin, volume.shape))
     grid = _grid(around, volume.spacing)
     roi = Roi(around, grid)
     grey = crop_to_grid(volume.array, roi, lambda stored: intensity(volume.to_real(stored))).numpy() / 255
@@ -115,22 +121,25 @@ def scene(volume: Volume, prompts: Prompts) -> Scene:
     centres = [
         (np.arange(n) + 0.5) * cell + lo for n, cell, lo in zip(grid, roi.spacing, roi.box.lo, strict=True)
     ]  # of cells, in voxel edges
-    prior = box if bounded else around
-    radius = _radius(centres, prior)
-    shape = SHAPE_WEIGHT * (1 - radius)
-    inside = radius <= CORE**2 if bounded else np.zeros(grid, dtype=np.bool_)
+    inside = np.zeros(grid, dtype=np.bool_)
     outside = np.zeros(grid, dtype=np.bool_)
     if bounded:
+        radius = _radius(centres, box)
+        shape = np.minimum(SHAPE_WEIGHT * (1 - radius), MOST_SHAPE)
         for axis, at in enumerate(centres):
             beyond = (at < box.lo[axis]) | (at >= box.hi[axis])
             outside |= beyond.reshape([-1 if a == axis else 1 for a in range(3)])
     else:
+        reach = POINT_REACH * spacing.min()
+        nearest = np.min([_distance(centres, c, spacing) for c in prompts.clicks if c.positive], axis=0)
+        shape = np.maximum(POINT_WEIGHT * (1 - (nearest / reach) ** 2), LEAST_SHAPE)
         # The object does not reach the faces of the region, so much is hoped.
         outside[[0, -1]] = outside[:, [0, -1]] = outside[:, :, [0, -1]] = True
 
-    short = min(side * s for side, s in zip(prior.sides, volume.spacing, strict=True))
+    sides = box.sides if bounded else [2 * reach / s for s in spacing]
+    short = min(side * s for side, s in zip(sides, volume.spacing, strict=True))
     clicks = np.zeros(grid, dtype=np.float32)
-    size = max(CLICK_RADIUS * short, 1.01 * max(step)) if bounded else 1.01 * max(step)
+    size = max(CLICK_RADIUS * short, 1.01 * max(step))
     for click in sorted(prompts.clicks, key=lambda c: c.positive):
         distance = _distance(centres, click, spacing)
         if distance.min() > 2 * max(step):
@@ -236,34 +245,37 @@ def random_walker(volume: Volume, prompts: Prompts) -> Scores:
     return place.pasted(inside.astype(np.float32) - 0.5, volume)
 
 
-GROWTH = 2.0
+GROWTH = 1.5
 GROWTH_ROUNDS = 4
 
 
 def region_growing(volume: Volume, prompts: Prompts) -> Scores:
-    """ITK's confidence-connected region growing from the foreground seeds, inside the box, holes filled."""
+    """ITK's confidence-connected region growing from the cells that are certain, inside the box, holes
+    filled.
+    """
     place = scene(volume, prompts)
-    blocked = place.outside
-    image = sitk.GetImageFromArray(np.where(blocked, np.float32(-10), place.grey))
-    seeds = [(int(x), int(y), int(z)) for z, y, x in np.argwhere(place.inside)]
-    if not seeds:
-        return np.full(volume.shape, -1, dtype=np.float32)
+    ratio = evidence(place)
+    # A seed that looks like the background would let the growth into it.
+    seeds = (_share(ratio + place.shape + place.clicks, place) > CERTAIN) & (ratio > 0) | place.inside
+    if not seeds.any():
+        return place.pasted(place.inside.astype(np.float32) - 0.5, volume)
+    # Far below every grey level, so that growth ends there.
+    image = sitk.GetImageFromArray(np.where(place.outside, np.float32(-10), place.grey))
     grown = sitk.ConfidenceConnected(
         image,
-        seedList=seeds,
+        seedList=[(int(x), int(y), int(z)) for z, y, x in np.argwhere(seeds)],
         numberOfIterations=GROWTH_ROUNDS,
         multiplier=GROWTH,
-        initialNeighborhoodRadius=1,
+        initialNeighborhoodRadius=0,
     )
-    found = ((sitk.GetArrayFromImage(grown) > 0) | place.inside) & ~blocked
-    found = ndimage.binary_fill_holes(ndimage.binary_opening(found) | place.inside)
-    parts, _ = ndimage.label(found)
-    found = np.isin(parts, np.unique(parts[place.inside & found]))
-    return place.pasted((found & ~blocked).astype(np.float32) - 0.5, volume)
+    found = ndimage.binary_opening(sitk.GetArrayFromImage(grown) > 0) | seeds
+    parts, _ = ndimage.label(ndimage.binary_fill_holes(found))
+    found = np.isin(parts, np.unique(parts[seeds])) & ~place.outside
+    return place.pasted(found.astype(np.float32) - 0.5, volume)
 
 
 def _share(ratio: Scores, scene: Scene) -> Scores:
-    share = 1 / (1 + np.exp(-ratio))
+    share = expit(ratio)
     share[scene.inside], share[scene.outside] = 1, 0
     return share
 

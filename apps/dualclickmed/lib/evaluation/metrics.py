@@ -130,18 +130,9 @@ def ellipsoid_in_box(shape: tuple[int, ...], lo: tuple[float, ...], hi: tuple[fl
         shape: (D, H, W) of the volume.
         lo, hi: the box, (z, y, x).
     """
-    return ellipsoid_radius(shape, lo, hi) <= 1
-
-
-def ellipsoid_radius(
-    shape: tuple[int, ...], lo: tuple[float, ...], hi: tuple[float, ...]
-) -> npt.NDArray[np.float32]:
-    """Squared distance from a box's centre in units of its half sides, (D, H, W): 1 on the ellipsoid inside
-    it.
-    """
     total = np.zeros(shape, dtype=np.float32)
     for axis in range(3):
         centre, half = (lo[axis] + hi[axis]) / 2, (hi[axis] - lo[axis]) / 2
         scaled = ((np.arange(shape[axis], dtype=np.float32) + 0.5 - centre) / half) ** 2
         total += scaled.reshape([-1 if a == axis else 1 for a in range(3)])
-    return total
+    return total <= 1
