@@ -106,6 +106,7 @@ def test_too_many_bad_cases_fail_the_preparation(tmp_path: Path) -> None:
         (["--data", "generated=-1"], "must be a positive number"),
         (["--fine-tune", "--recipe", "global-paper"], "a recipe of its own"),
         (["--start", "/nowhere.safetensors"], "There are no weights"),
+        (["--from", "/nowhere.safetensors"], "There are no weights"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(tmp_path: Path, arguments, complaint, monkeypatch) -> None:

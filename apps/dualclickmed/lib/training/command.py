@@ -55,7 +55,9 @@ def train_expert(
     recipe: RecipeName = None,
     data: Data = None,
     start: Annotated[
-        str | None, typer.Option(help="Weights to begin from: a file, or a name in the folder of weights.")
+        str | None,
+        # torchrun takes --start for its own --start-method, even behind the script's name.
+        typer.Option("--start", "--from", help="Weights to begin from: a file, or a name in the folder."),
     ] = None,
     tune: Annotated[
         bool,
