@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException, Request, UploadFile
+from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
@@ -52,6 +52,7 @@ from monailabel.interfaces.exception import (
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import file_checksum, remove_file
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 from starlette.middleware import Middleware
 
 from ..errors import UserError
