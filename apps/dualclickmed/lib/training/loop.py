@@ -313,19 +313,21 @@ class _Run:
         masks = self._masks(features, batch, draws, recorder)
         count = self._mask_count()
         share = len(batch.truth) / total / count / self.recipe.accumulate
-        loss, dice = 0.0, []
+        # Numbers stay on the device until the end: reading one would wait for all that is queued there.
+        losses, dice = [], []
         for _ in range(count):
             with self._autocast():
                 output = next(masks)
-            part = dice_focal(output, batch.truth, self.recipe.focal)
-            self.scaler.scale(part * share).backward()
-            loss += float(part.detach()) / count
+            loss = dice_focal(output, batch.truth, self.recipe.focal)
+            self.scaler.scale(loss * share).backward()
+            losses.append(loss.detach())
             last = output.detach()
-            dice.append(float(hard_dice(last, batch.truth).mean()))
+            dice.append(hard_dice(last, batch.truth).mean())
         reached = [(end, leaf.grad) for end, leaf in zip(ends, leaves, strict=True) if leaf.grad is not None]
         if reached:
             torch.autograd.backward([e for e, _ in reached], [g.to(e.dtype) for e, g in reached])
-        return _Outcome(total, loss, dice, recorder.clicks, last)
+        mean = float(torch.stack(losses).mean())
+        return _Outcome(total, mean, torch.stack(dice).tolist(), recorder.clicks, last)
 
     def optimise(self, batches: Sequence[GlobalBatch | LocalBatch], done: float) -> _Outcome:
         """One step of the optimiser on the gradients of some batches.
