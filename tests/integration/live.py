@@ -146,11 +146,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_up(server: Server, process: subprocess.Popen[bytes]) -> None:
+def wait_until_up(server: Server, process: subprocess.Popen[bytes], up: str = "/info/") -> None:
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            if server.get("/info/").ok:
+            if server.get(up).ok:
                 return
         except requests.ConnectionError:
             time.sleep(0.2)
@@ -163,6 +163,7 @@ def serving(
     studies: Callable[[Path], None] | str = make_studies,
     settings: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
+    up: str = "/info/",
 ) -> Iterator[Server]:
     """A server of its own, with untrained weights.
 
@@ -171,6 +172,7 @@ def serving(
         studies: makes the studies, or is an archive's address.
         settings: for ``--conf``.
         environment: variables in addition.
+        up: what it answers to anybody once it is up.
     """
     folder.mkdir(exist_ok=True)
     names = ("studies", "weights", "temporary", "log.txt")
@@ -193,12 +195,14 @@ def serving(
     command += ["--host", "127.0.0.1", "--port", started.url.rpartition(":")[2]]
     for name, value in {"labels": ",".join(LABELS), **(settings or {})}.items():
         command += ["--conf", name, value]
-    with running(command, started, variables):
+    with running(command, started, variables, up):
         yield started
 
 
 @contextmanager
-def running(command: Sequence[str], server: Server, environment: Mapping[str, str]) -> Iterator[Server]:
+def running(
+    command: Sequence[str], server: Server, environment: Mapping[str, str], up: str = "/info/"
+) -> Iterator[Server]:
     """Start a server's process, wait until it answers, and end it afterwards."""
     with server.log.open("wb") as log:
         process = subprocess.Popen(
@@ -206,7 +210,7 @@ def running(command: Sequence[str], server: Server, environment: Mapping[str, st
         )
         try:
             server.pid = process.pid
-            wait_until_up(server, process)
+            wait_until_up(server, process, up)
             yield server
         finally:
             stop(process)

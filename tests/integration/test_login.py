@@ -1,0 +1,150 @@
+"""MONAI Label's own log-in (MONAI_LABEL_AUTH_ENABLE) against an identity provider of the test."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from .live import Server, an_image, save, serving
+
+REALM = "/realms/monailabel"
+
+
+@pytest.fixture(scope="module")
+def key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def public_part(key: rsa.RSAPrivateKey) -> bytes:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_key().public_bytes(serialization.Encoding.PEM, form)
+
+
+@pytest.fixture(scope="module")
+def provider(key: rsa.RSAPrivateKey) -> Iterator[str]:
+    """What MONAI Label asks a Keycloak realm for: its public key."""
+    body = b"".join(public_part(key).splitlines()[1:-1]).decode()
+
+    class Realm(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = json.dumps({"public_key": body}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Realm) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}{REALM}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Iterator[Server]:
+    """A server with log-in."""
+
+    def studies(folder: Path) -> None:
+        folder.mkdir()
+        save(folder, "ct", an_image((24, 24, 20)))
+
+    folder = tmp_path_factory.mktemp("login")
+    environment = {"MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": provider}
+    with serving(folder, studies, environment=environment, up="/auth/") as started:
+        yield started
+
+
+Token = Callable[..., str]
+
+
+@pytest.fixture
+def token(key: rsa.RSAPrivateKey) -> Token:
+    def make(*roles: str, seconds: float = 600, secret: object = key, algorithm: str = "RS256") -> str:
+        payload = {
+            "preferred_username": "ann",
+            "realm_access": {"roles": list(roles)},
+            "exp": int(time.time() + seconds),
+        }
+        return jwt.encode(payload, secret, algorithm=algorithm)  # type: ignore[arg-type]
+
+    return make
+
+
+def status(server: Server, method: str, path: str, token: str | None, **more: object) -> int:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return server.http.request(method, server.url + path, headers=headers, timeout=60, **more).status_code  # type: ignore[arg-type]
+
+
+CLICK = {"params": (None, json.dumps({"liver": [[12, 12, 10]]}))}
+PROTECTED = [
+    ("GET", "/info/"),
+    ("POST", "/infer/dualclickmed?image=ct"),
+    ("GET", "/datastore/"),
+    ("GET", "/datastore/image?image=ct"),
+    ("PUT", "/datastore/label?image=ct"),
+    ("DELETE", "/datastore/image?id=ct"),
+    ("PUT", "/session/"),
+    ("GET", "/proxy/dicom/studies"),
+    ("POST", "/train/dualclickmed_local"),
+    ("POST", "/activelearning/first"),
+    ("GET", "/logs/"),
+    ("GET", "/ohif/"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), PROTECTED)
+def test_without_a_token_nothing_is_told(closed: Server, method: str, path: str) -> None:
+    assert status(closed, method, path, None) == 401
+
+
+def test_a_user_may_click_and_an_annotator_submit(closed: Server, token: Token) -> None:
+    user = token("monailabel-user")
+    assert status(closed, "GET", "/info/", user) == 200
+    assert status(closed, "POST", "/infer/dualclickmed?image=ct", user, files=CLICK) == 200
+    label = {"label": ("x.nii.gz", (closed.studies / "ct.nii.gz").read_bytes())}
+    assert status(closed, "PUT", "/datastore/label?image=ct", user, files=label) == 403
+    annotator = token("monailabel-user", "monailabel-annotator")
+    assert status(closed, "PUT", "/datastore/label?image=ct", annotator, files=label) == 200
+    assert status(closed, "DELETE", "/datastore/label?id=ct&tag=final", annotator) == 403
+    assert status(closed, "DELETE", "/datastore/label?id=ct&tag=final", token("monailabel-admin")) == 200
+    assert status(closed, "GET", "/logs/?lines=5", token("monailabel-admin")) == 200
+
+
+def test_tokens_that_somebody_made_up_are_refused(
+    closed: Server, token: Token, key: rsa.RSAPrivateKey
+) -> None:
+    roles = ("monailabel-admin", "monailabel-user")
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    forged = [
+        token(*roles, secret=other),
+        token(*roles, seconds=-60),
+        token(*roles, secret=None, algorithm="none"),
+        _signed_with_the_public_key(token(*roles), public_part(key)),
+        "",
+        "x.y.z",
+    ]
+    assert [status(closed, "GET", "/info/", one) for one in forged] == [401] * len(forged)
+
+
+def _signed_with_the_public_key(token: str, public: bytes) -> str:
+    """The old trick: the public key as the secret of a symmetric signature."""
+
+    def encoded(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+    signed = f"{encoded(json.dumps({'alg': 'HS256', 'typ': 'JWT'}).encode())}.{token.split('.')[1]}"
+    return f"{signed}.{encoded(hmac.new(public, signed.encode(), hashlib.sha256).digest())}"
