@@ -12,6 +12,7 @@ help:
 	@echo "make test-all   the same with the slow tests"
 	@echo "make test-learning what a training on ten real cases must gain (20 minutes; DUALCLICKMED_REAL_DATA)"
 	@echo "make test-browser  OHIF in a headless browser on an archive of its own (installs Chromium and Orthanc)"
+	@echo "make test-server   fuzzing, kills, load, replicas and a soak of the running server (an hour or more)"
 	@echo "make bench      size, speed and memory of the networks on this machine (ARGS=--quick)"
 	@echo "make lint       ruff and mypy only;  make format: let ruff rewrite"
 
@@ -65,3 +66,9 @@ test-all: lint
 test-browser: .venv/setup-browser.stamp
 	@scripts/browser.sh
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+# The replicas need Debian's packages orthanc, orthanc-dicomweb and nginx-light, and are skipped without them.
+test-server: setup-dev
+	$(BIN)/python -m pytest tests/server tests/integration/test_server.py tests/integration/test_login.py \
+	    tests/integration/test_fuzz.py tests/integration/test_load.py tests/integration/test_kill.py \
+	    tests/integration/test_soak.py tests/integration/test_replicas.py -o log_cli=true -o log_cli_level=INFO $(ARGS)
