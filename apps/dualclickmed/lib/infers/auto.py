@@ -37,7 +37,8 @@ class AutoTask(ClickTask):
             {},
             "Every label that was learned, where it is expected, without a click",
         )
-        del self._config[wire.STRATEGY]
+        for option in (wire.STRATEGY, wire.CLICKS, wire.EXISTING, wire.OVERLAP):
+            del self._config[option]
         self._prior = prior
 
     def is_valid(self) -> bool:

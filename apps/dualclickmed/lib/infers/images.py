@@ -17,11 +17,11 @@ from . import wire
 from .archived import Segmentations
 from .dialects import word
 from .layers import EXISTING
+from .results import EXTENSIONS
 
 _UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.[\w.-]{1,64})?")
 """What MONAI Label calls an uploaded image in the folder for temporary files; nobody can guess the middle."""
 _MAX_ID = 255
-
 
 _segmentations = Segmentations()
 
@@ -84,7 +84,20 @@ def with_image(request: Mapping[str, Any], studies: Studies, sessions: Path | No
     path, modality = located(image, studies, sessions)
     # MONAI Label takes an id for a path where a file of that name happens to lie in its working folder.
     known = path if Path(str(image)).exists() else image
-    return {wire.MODALITY: modality, **request, wire.IMAGE: known, **_existing(request, studies)}
+    # Who uploads an image without more, as MITK does, reads the answer as the same kind of file.
+    kind = _kind(image) if _is_upload(image) else None
+    return {
+        wire.MODALITY: modality,
+        wire.RESULT_EXTENSION: kind,
+        **request,
+        wire.IMAGE: known,
+        **_existing(request, studies),
+    }
+
+
+def _kind(path: str) -> str | None:
+    """The ending of an image's file, if results can be written so."""
+    return max((ending for ending in EXTENSIONS if path.lower().endswith(ending)), key=len, default=None)
 
 
 def _existing(request: Mapping[str, Any], studies: Studies) -> dict[str, Any]:
