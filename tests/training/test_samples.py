@@ -252,6 +252,7 @@ def test_local_augmentation_moves_the_click_with_the_object(tmp_path: Path) -> N
         truth, click = sample.objects[0]
         assert bool(truth[tuple(click)]) and not bool((truth & ~sample.valid).any())
         assert float(sample.image[truth].mean()) > float(sample.image[sample.valid & ~truth].mean())
+        assert not bool(sample.valid.all()) and bool((sample.image[~sample.valid] == 0).all())
 
 
 def test_starts_are_drawn_by_their_shares(tmp_path: Path) -> None:

@@ -109,7 +109,9 @@ def local_augmentation(recipe: Recipe) -> LocalAugmentation:
         done = _seeded(_local_transforms(recipe), rng)(
             {IMAGE: image[None], TRUTH: truths, VALID: valid[None]}
         )
-        return plain(done[IMAGE][0]), plain(done[VALID][0]).bool(), plain(done[TRUTH]).bool()
+        valid = plain(done[VALID][0]).bool()
+        # Outside the image there are zeros in serving, whatever its intensities.
+        return plain(done[IMAGE][0]) * valid, valid, plain(done[TRUTH]).bool()
 
     return augment
 
