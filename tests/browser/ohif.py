@@ -18,7 +18,7 @@ from playwright.sync_api import BrowserContext, Page, Request, expect
 
 VIEWS = ("mpr-axial", "mpr-sagittal", "mpr-coronal")
 """The viewports of OHIF's MONAI Label mode; the first is active at the start."""
-PATIENCE = 120_000.0
+PATIENCE = 60_000.0
 """Milliseconds to wait for anything: the browser draws in software, on cores that others use."""
 
 _LABELMAP = """() => {
@@ -139,7 +139,8 @@ class Viewer:
 
     def task(self, name: str) -> None:
         """Choose a task; OHIF forgets all clicks then."""
-        self.page.locator("select.selectBox:visible").select_option(name)
+        has = self.page.locator(f'option[value="{name}"]')
+        self.page.locator("select.selectBox").filter(has=has).locator("visible=true").select_option(name)
 
     def choose(self, label: str) -> None:
         """Choose the row of a label."""
