@@ -198,8 +198,8 @@ def serve(
     if host not in LOOPBACK:
         say(
             stderr(),
-            f"Anyone who reaches {host}:{port} can read and change the studies: there is no log-in unless one "
-            "is set up (docs/security.md).",
+            f"Anyone who reaches {host}:{port} can read and change the studies: "
+            "there is no log-in unless one is set up (docs/security.md).",
         )
 
     # Read by MONAI Label when it is imported. Scoring starts by itself otherwise, and slows the first clicks.
