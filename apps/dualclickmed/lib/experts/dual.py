@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..errors import PromptError, WeightsError
-from ..geometry import Index, Region
+from ..geometry import Index, Region, paste_from_grid
 from ..prompts import Prompts
 from ..volume import Volume
-from .fusion import Fusion
+from .fusion import Fusion, Refined
 from .global_expert import GlobalExpert
 from .guarantee import enforce_clicks
 from .local_expert import LocalExpert
@@ -38,6 +39,7 @@ class Result:
         enforced: clicked voxels where the networks had to be overruled.
         stages: seconds by part: crop, encode, decode, refine, paste, merge, enforce; what was cached is
             absent.
+        refined: what `fused` knows about each label besides its mask; empty with other strategies.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -45,6 +47,24 @@ class Result:
     strategies: dict[str, str]
     enforced: list[Index]
     stages: dict[str, float]
+    refined: dict[str, Refined] = field(default_factory=dict)
+
+    def uncertainty(self) -> npt.NDArray[np.float32]:
+        """How unsure each voxel is, (D, H, W) in [0, 1], the most over all labels.
+
+        1 where an object is as likely as not. 0 where nothing was asked, and everywhere with a strategy
+        other than ``fused``, as the networks' own logits are no probabilities.
+        """
+        found = np.zeros(self.labels.shape, dtype=np.float32)
+        for part in self.refined.values():
+            region, values = paste_from_grid(torch.from_numpy(part.uncertainty), part.roi, self.labels.shape)
+            np.maximum(found[region], values.numpy(), out=found[region])
+        return found
+
+    def suggestions(self) -> dict[str, Index]:
+        """For each label that has one, the voxel (z, y, x) where a click would tell most."""
+        found = {label: part.where_next() for label, part in self.refined.items()}
+        return {label: voxel for label, voxel in found.items() if voxel is not None}
 
     def mask(self, label: str) -> npt.NDArray[np.bool_]:
         """Where one label is, bool (D, H, W)."""
@@ -102,6 +122,7 @@ class DualExpert:
         stages = Stages()
         values = {label: at + 1 for at, label in enumerate(prompts)}
         strategies: dict[str, str] = {}
+        refined: dict[str, Refined] = {}
         checked: dict[int, Prompts] = {}
         predictions: list[tuple[int, Prediction]] = []
         # By name, so that even equal probabilities are settled alike however the labels are ordered.
@@ -111,7 +132,8 @@ class DualExpert:
                 strategies[label] = _route(given, strategy)
                 expert = self._expert(strategies[label]).answering(volume, given)
                 if strategy == "fused":
-                    parts = self._fusion.predict(expert, volume, given, intensity, stages).predictions
+                    refined[label] = self._fusion.predict(expert, volume, given, intensity, stages)
+                    parts = refined[label].predictions
                 else:
                     parts = expert.predict(volume, given, intensity, stages)
             except PromptError as error:
@@ -126,7 +148,8 @@ class DualExpert:
             enforced = enforce_clicks(labels, volume, checked, predictions)
         if enforced:
             logger.info("The networks had to be overruled at %d clicks", len(enforced))
-        return Result(labels, values, {label: strategies[label] for label in prompts}, enforced, dict(stages))
+        experts = {label: strategies[label] for label in prompts}
+        return Result(labels, values, experts, enforced, dict(stages), refined)
 
     def _expert(self, name: str) -> GlobalExpert | LocalExpert:
         expert = self.global_expert if name == "global" else self.local_expert

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from ..geometry import Box, Index, Region, Roi, axis_weights, crop_to_grid, paste_from_grid
@@ -29,6 +30,7 @@ from .prediction import (
     paste_object,
     within,
 )
+from .refinement import NETWORK_LIMIT as LIMIT
 from .refinement import CellClick, Scene, refined, said
 from .stages import Stages
 from .walk import Field
@@ -41,6 +43,8 @@ LEAST_SIDE = 24.0
 """Shortest side of that region in voxels."""
 HEARD = 0.05
 """What clicks must say about a voxel for a given mask to be reconsidered there (`refinement.said`)."""
+PROBED = 0.15
+"""Width of the part that `Refined.where_next` looks at, as a part of the object's size."""
 _LEAST = 1e-4
 
 
@@ -52,11 +56,36 @@ class Refined:
         predictions: of the object, as an expert gives them.
         roi: the region that was refined.
         probability: float32 of the region's grid.
+        clicked: the cells that were clicked.
     """
 
     predictions: list[Prediction]
     roi: Roi
     probability: Field
+    clicked: list[Index]
+
+    @property
+    def uncertainty(self) -> Field:
+        """Of each cell, in [0, 1]: 1 where the object is as likely as not, 0 where the answer is certain."""
+        return 1 - np.abs(2 * np.clip(self.probability, 0, 1) - 1)
+
+    def where_next(self) -> Index | None:
+        """The voxel whose click would tell most: where a wide part of the object's surroundings is unsure.
+
+        The surface of every object is unsure, so what counts is the mean over a part of the object's size.
+        None where everything is certain, or clicked.
+        """
+        width = max(1.0, PROBED * float((self.probability > 0.5).sum()) ** (1 / 3))
+        unsure = ndimage.gaussian_filter(self.uncertainty, width, mode="constant")
+        unsure *= self.uncertainty
+        for cell in self.clicked:
+            unsure[tuple(slice(max(0, p - 1), p + 2) for p in cell)] = 0
+        best = int(unsure.argmax())
+        if unsure.flat[best] < _LEAST:
+            return None
+        cell = np.unravel_index(best, unsure.shape)
+        z, y, x = (int(p) for p in np.rint(self.roi.to_voxel(np.asarray(cell))[0]))
+        return z, y, x
 
 
 class Fusion:
@@ -93,15 +122,7 @@ class Fusion:
         Raises:
             As the expert's `predict`.
         """
-        if isinstance(expert, GlobalExpert):
-            corrected = prompts.mask is not None and not prompts.clicks
-            source, opinion = expert.logits(volume, prompts, intensity, stages, corrected)
-        else:
-            source, opinion = _in_one_region(
-                expert.predict(volume, Prompts(prompts.clicks, prompts.box), intensity, stages),
-                prompts.enclosing_box(),
-                volume.shape,
-            )
+        source, first, opinion = _asked(expert, volume, prompts, intensity, stages)
         with stages.timed("refine"):
             scene = self.scenes.get((volume.key, source.box), lambda: Scene.of(volume, source.box))
             logits = resampled(opinion, source, scene.roi).numpy()
@@ -109,9 +130,10 @@ class Fusion:
             before = None
             if clicks and prompts.mask is not None:
                 before = crop_to_grid(prompts.mask, scene.roi).numpy() >= 0.5
-                logits = np.where(before, np.float32(OUTSIDE_LOGIT), np.float32(-OUTSIDE_LOGIT))
+                logits = (logits + np.where(before, np.float32(LIMIT), np.float32(-LIMIT))) / 2
             elif clicks:
-                before = refined(scene, logits, prompts.box, (), None) > 0.5
+                alone = resampled(first, source, scene.roi).numpy()
+                before = refined(scene, alone, prompts.box, (), None) > 0.5
             probability = refined(scene, logits, prompts.box, clicks, before)
         with stages.timed("paste"):
             sure = torch.logit(torch.from_numpy(probability).clamp(_LEAST, 1 - _LEAST))
@@ -119,7 +141,26 @@ class Fusion:
             if before is not None and prompts.mask is not None:
                 heard = torch.from_numpy(np.abs(said(scene, clicks, before, prompts.box)))
                 found = _kept(prompts.mask, sure, heard, scene.roi)
-        return Refined(found, scene.roi, probability)
+        return Refined(found, scene.roi, probability, [c.cell for c in clicks])
+
+
+def _asked(
+    expert: GlobalExpert | LocalExpert, volume: Volume, prompts: Prompts, intensity: str, stages: Stages
+) -> tuple[Roi, Tensor, Tensor]:
+    """What an expert says: a region, its logits there before corrections, and the mean of these and of those
+    with corrections. Either pass may be wrong where the other is right; a mean moves less with each click.
+    """
+    if isinstance(expert, GlobalExpert):
+        seen = prompts.mask is not None and not prompts.clicks
+        source, first = expert.logits(volume, prompts, intensity, stages, corrected=seen)
+        first = first.clamp(-LIMIT, LIMIT)
+        if not prompts.clicks:
+            return source, first, first
+        _, second = expert.logits(volume, prompts, intensity, stages)
+        return source, first, (first + second.clamp(-LIMIT, LIMIT)) / 2
+    found = expert.predict(volume, Prompts(prompts.clicks, prompts.box), intensity, stages)
+    source, logits = _in_one_region(found, prompts.enclosing_box(), volume.shape)
+    return source, logits, logits
 
 
 def resampled(values: Tensor, source: Roi, target: Roi) -> Tensor:

@@ -35,7 +35,7 @@ MOST_CELLS = 64
 """Cells along an axis at most: one for each voxel in a small region, wider ones in a large one."""
 NETWORK_WEIGHT, NETWORK_LIMIT = 0.5, 4.0
 """Weight of the network's logits, and where they are cut before: it is surer than it is right."""
-INTENSITY_WEIGHT, INTENSITY_LIMIT = 0.7, 3.0
+INTENSITY_WEIGHT, INTENSITY_LIMIT = 0.5, 3.0
 """Weight of the log ratio of intensities, and where it is cut before."""
 BOX_SLOPE, BOX_LIMIT = 16.0, 6.0
 """Logit taken from a cell outside the box for each half side that it is away, and the most that is taken."""
@@ -57,9 +57,14 @@ TRUST = 0.1
 """How readily a walker stops where the prior is certain."""
 UNSURE = 0.2
 """The same where the prior knows nothing, as a part of `TRUST`."""
+SHRUNK, SHRUNK_FAR = 0.43, 0.33
+"""Walks take the tips of what is small or thin. Where a border at the first probability or above keeps the
+prior's volume, it lies there instead of at 0.5; where it would have to lie below the second, edges took that
+volume, and rightly. In between it moves in part."""
 BINS, BLUR, FLOOR = 32, 1.5, 0.05
 """Bins along each axis of a histogram of two, their blur, and the share of the region's own mixed in."""
 _LEVELS = 1024
+_LEAST = 1e-4
 _CLIPPED = (0.5, 99.5)
 
 
@@ -149,7 +154,20 @@ def refined(
     logits += INTENSITY_WEIGHT * _intensity_ratio(scene.kind, share * (outside < NEAR_BOX - 1), 1 - share)
     prior = _sigmoid(logits)
     trust = TRUST * (UNSURE + (1 - UNSURE) * np.abs(2 * prior - 1))
-    return walked(scene.links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
+    found = walked(scene.links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
+    return _unshrunk(found, prior)
+
+
+def _unshrunk(found: Field, prior: Field) -> Field:
+    """Probabilities with the border where it keeps the prior's volume, if that is near 0.5 (`SHRUNK`)."""
+    volume = int((prior > 0.5).sum())
+    if not 0 < volume < found.size:
+        return found
+    border = float(np.partition(found, found.size - volume, axis=None)[found.size - volume])
+    share = (border - SHRUNK_FAR) / (SHRUNK - SHRUNK_FAR)
+    border = 0.5 - (0.5 - min(border, 0.5)) * min(max(share, 0.0), 1.0)
+    inside = np.clip(found, _LEAST, 1 - _LEAST)
+    return _sigmoid(np.log(inside / (1 - inside)) - np.float32(np.log(border / (1 - border))))
 
 
 def beyond(roi: Roi, box: Box) -> Field:

@@ -63,6 +63,8 @@ def walked(
     """
     stop = trust.astype(np.float32)
     stopped = stop * prior
+    # Without the seeds, whose weight would make any residual look small.
+    size_of_right = _product(stopped, prior)
     for cell, value in seeds:
         stop[cell], stopped[cell] = _CERTAIN, _CERTAIN * value
     diagonal = stop
@@ -84,7 +86,7 @@ def walked(
         x[cell] = value
     residual = stopped - system(x)
     inverse = 1 / diagonal
-    enough = TOLERANCE**2 * _product(stopped, inverse * stopped)
+    enough = TOLERANCE**2 * size_of_right
     scaled = inverse * residual
     direction = scaled.copy()
     size = _product(residual, scaled)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from dualclickmed.experts.fusion import Refined, resampled
+from dualclickmed.geometry import Box, Roi
+from dualclickmed.prompts import Click, Prompts
+from dualclickmed.volume import Volume, from_array
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SHAPE = (24, 30, 36)
+BALL = np.linalg.norm(np.stack(np.mgrid[:24, :30, :36], axis=-1) - (12, 15, 18), axis=-1) < 7
+BOX = Box((5, 8, 11), (20, 23, 26))
+INSIDE, OUTSIDE = Click((12, 15, 18)), Click((12, 15, 30), False)
+
+
+@pytest.fixture(scope="module")
+def volume() -> Volume:
+    noise = np.random.default_rng(0).normal(0, 10, SHAPE)
+    return from_array((60 + 90 * BALL + noise).clip(1, 255).astype(np.uint8))
+
+
+def dual_of(fakes) -> DualExpert:
+    cache = ByteCache(1 << 28)
+    return DualExpert(
+        GlobalExpert(fakes.Network(fakes.image), "cpu", cache),
+        LocalExpert(fakes.Network(fakes.balls(3.0)), "cpu", cache, window=(16, 16, 16)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expert"),
+    [
+        (Prompts((INSIDE, OUTSIDE)), "local"),
+        (Prompts((), BOX), "global"),
+        (Prompts((OUTSIDE,), BOX), "global"),
+    ],
+)
+def test_it_asks_the_papers_expert_and_finds_the_object(fakes, volume, prompts, expert):
+    result = dual_of(fakes).segment(volume, {"a": prompts}, "fused")
+    assert result.strategies == {"a": expert}
+    found = result.mask("a")
+    assert 2 * (found & BALL).sum() / (found.sum() + BALL.sum()) > (0.95 if expert == "global" else 0.7)
+    assert "refine" in result.stages
+
+
+def test_the_network_is_asked_without_and_with_the_corrections(fakes, volume):
+    expert = dual_of(fakes)
+    expert.segment(volume, {"a": Prompts((OUTSIDE,), BOX)}, "fused")
+    assert [len(points[0]) for points, _, _ in expert.global_expert.network.decoded] == [1, 2]
+
+
+def test_uncertainty_is_a_map_of_the_volume_and_highest_at_the_border(fakes, volume):
+    result = dual_of(fakes).segment(volume, {"a": Prompts((), BOX)}, "fused")
+    found = result.uncertainty()
+    assert (found.shape, found.dtype) == (SHAPE, np.float32)
+    depth = np.linalg.norm(np.stack(np.mgrid[:24, :30, :36], axis=-1) - (12, 15, 18), axis=-1)
+    assert found[np.abs(depth - 7) < 1].mean() > 3 * found[depth < 4].mean()
+    assert found.min() >= 0 and found.max() <= 1
+    assert not found[0, 0, 0]
+
+
+def test_only_fused_knows_how_unsure_it_is(fakes, volume):
+    result = dual_of(fakes).segment(volume, {"a": Prompts((), BOX)}, "paper")
+    assert not result.uncertainty().any()
+    assert result.suggestions() == {}
+
+
+def test_the_next_click_is_suggested_where_a_wide_part_is_unsure():
+    probability = np.zeros((20, 20, 20), np.float32)
+    probability[4:16, 4:16, 4:12] = 1
+    probability[4:16, 4:16, 12] = 0.5
+    probability[8:13, 8:13, 12:17] = 0.5
+    roi = Roi(Box((2, 0, 0), (42, 20, 20)), (20, 20, 20))
+    first = Refined([], roi, probability, [])
+    z, y, x = first.where_next()
+    assert (abs(z - 22.5) <= 2, abs(y - 10) <= 1, abs(x - 14) <= 1) == (True, True, True)
+    cell = ((z - 2) // 2, y, x)
+    assert Refined([], roi, probability, [cell]).where_next() != (z, y, x)
+    assert Refined([], roi, np.round(probability + 0.1), []).where_next() is None
+
+
+def test_a_second_answer_is_the_first_one(fakes, volume):
+    warm, prompts = dual_of(fakes), {"a": Prompts((INSIDE, OUTSIDE), BOX)}
+    warm.segment(volume, {"a": Prompts((OUTSIDE,), BOX)}, "fused")
+    np.testing.assert_array_equal(
+        warm.segment(volume, prompts, "fused").labels, dual_of(fakes).segment(volume, prompts, "fused").labels
+    )
+
+
+@pytest.mark.parametrize("box", [None, BOX])
+def test_the_order_of_clicks_plays_no_part(fakes, volume, box):
+    expert = dual_of(fakes)
+    clicks = (INSIDE, OUTSIDE, Click((6, 15, 18), False))
+    found = [
+        expert.segment(volume, {"a": Prompts(order, box)}, "fused").labels.tobytes()
+        for order in itertools.permutations(clicks)
+    ]
+    assert len(set(found)) == 1
+
+
+def test_a_given_mask_stays_as_it_is_away_from_clicks(fakes, volume):
+    mask = np.zeros(SHAPE, bool)
+    mask[2:4, 2:4, 2:4] = True
+    mask[9:15, 12:18, 15:21] = True
+    mask[20:, 28:, 34:] = True
+    clicks = (Click((12, 15, 23)),)
+    found = dual_of(fakes).segment(volume, {"a": Prompts(clicks, BOX, mask)}, "fused").mask("a")
+    assert found[12, 15, 23]
+    assert found.sum() > mask.sum() + 10
+    far = np.linalg.norm(np.stack(np.mgrid[:24, :30, :36], axis=-1) - (12, 15, 23), axis=-1) > 10
+    np.testing.assert_array_equal(found[far], mask[far])
+
+
+def test_a_mask_without_clicks_goes_to_the_network(fakes, volume):
+    expert = dual_of(fakes)
+    expert.segment(volume, {"a": Prompts((), BOX, BALL)}, "fused")
+    assert all(mask is not None for _, _, mask in expert.global_expert.network.decoded)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 20)] * 3),
+    corners=st.tuples(*[st.tuples(st.floats(0, 0.8), st.floats(0.1, 1))] * 3),
+    seeds=st.lists(st.tuples(*[st.floats(0, 0.999)] * 3), max_size=5),
+    data=st.data(),
+)
+def test_every_click_holds_in_a_volume_of_any_size(fakes, shape, corners, seeds, data):
+    image = from_array(np.random.default_rng(1).integers(0, 255, shape, dtype=np.uint8))
+    lo = tuple(a * n for (a, _), n in zip(corners, shape, strict=True))
+    hi = tuple(min(n, x + b * n) for x, (_, b), n in zip(lo, corners, shape, strict=True))
+    voxels = {tuple(int(p * n) for p, n in zip(seed, shape, strict=True)) for seed in seeds}
+    clicks = tuple(Click(v, data.draw(st.booleans())) for v in sorted(voxels))
+    found = dual_of(fakes).segment(image, {"a": Prompts(clicks, Box(lo, hi))}, "fused").mask("a")
+    for click in clicks:
+        assert found[click.index] == click.positive
+
+
+def test_a_large_object_is_refined_on_a_coarse_grid(fakes):
+    image = np.full((40, 200, 200), 50, np.uint8)
+    image[10:30, 50:150, 50:150] = 200
+    prompts = Prompts((), Box((10, 50, 50), (30, 150, 150)))
+    found = dual_of(fakes).segment(from_array(image), {"a": prompts}, "fused").mask("a")
+    truth = image == 200
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.93
+
+
+def test_values_are_resampled_between_regions_at_their_centres():
+    source = Roi(Box((0, 0, 0), (8, 8, 8)), (4, 4, 4))
+    centres = (torch.arange(4) + 0.5) * 2
+    values = centres[:, None, None] + 10 * centres[:, None] + 100 * centres
+    target = Roi(Box((2, 3, 1), (5, 5, 7)), (3, 2, 6))
+    z, y, x = torch.tensor([2.5, 3.5, 4.5]), torch.tensor([3.5, 4.5]), torch.arange(6) + 1.5
+    expected = z[:, None, None] + 10 * y[:, None] + 100 * x
+    torch.testing.assert_close(resampled(values, source, target), expected)
+
+
+def test_beyond_its_source_the_edge_value_holds():
+    source = Roi(Box((2, 2, 2), (4, 4, 4)), (2, 2, 2))
+    found = resampled(torch.arange(8.0).reshape(2, 2, 2), source, Roi(Box((0, 0, 0), (6, 6, 6)), (6, 6, 6)))
+    assert (found[0, 0, 0], found[5, 5, 5], found[0, 5, 0]) == (0, 7, 2)
