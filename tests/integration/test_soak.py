@@ -59,7 +59,7 @@ def hold(folder: Path, images: int, clicks: int, environment: Mapping[str, str])
 
 
 def test_memory_is_flat_once_the_caches_are_full(tmp_path: Path) -> None:
-    hold(tmp_path / "soak", 12, 100, {})
+    hold(tmp_path / "soak", 12, 80, {})
 
 
 @pytest.mark.slow
