@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from pathlib import Path
 
@@ -12,13 +11,9 @@ import pytest
 from dualclickmed.errors import UserError
 from dualclickmed.evaluation.cases import Task, find_cases
 from dualclickmed.evaluation.protocol import (
-    ellipsoid_method,
     predict_together,
-    run_cases,
     run_object,
     run_task,
-    summarise,
-    write_scores,
 )
 from dualclickmed.evaluation.records import rows_of
 from dualclickmed.geometry import Box
@@ -66,42 +61,6 @@ def write_case(folder: Path, labels: np.ndarray, affine: np.ndarray | None = Non
     image = np.random.default_rng(0).normal(100, 5, labels.shape).astype(np.int16)
     nib.save(nib.Nifti1Image(image, grid), folder / "image.nii.gz")
     nib.save(nib.Nifti1Image(labels, grid if affine is None else affine), folder / "label.nii.gz")
-
-
-def test_means_are_by_group_and_over_groups(tmp_path: Path) -> None:
-    labels = np.zeros((16, 14, 12), np.uint8)
-    labels[2:12, 4:10, 3:9] = 3
-    labels[13, 13, 11] = 7  # too small to count
-    write_case(tmp_path / "ct" / "a", labels)
-    write_case(tmp_path / "ct" / "b", labels)
-    write_case(tmp_path / "mri" / "c", labels)
-
-    def half(volume, prompts):
-        box = prompts.enclosing_box()
-        mask = np.zeros(volume.shape, bool)
-        z, y, x = box.voxels(volume.shape)
-        mask[z, y, slice(x.start, (x.start + x.stop) // 2)] = True
-        return mask
-
-    scores = run_cases(
-        find_cases(tmp_path), {"half": half, "ellipsoid": ellipsoid_method}, 1, "box", 50, None
-    )
-    assert [(s.case, s.label, s.voxels) for s in scores[::2]] == [
-        ("ct/a", 3, 360),
-        ("ct/b", 3, 360),
-        ("mri/c", 3, 360),
-    ]
-    rows = {(r.group, r.method): r for r in summarise(scores)}
-    assert rows["ct", "half"].dice[0] == pytest.approx(2 / 3)
-    assert rows["ct", "half"].count == 2 and rows["all objects", "half"].count == 3
-    # A click widens nothing here, and no click is harmful.
-    assert rows["mean of groups", "half"].harmful == 0
-    write_scores(tmp_path / "scores.csv", scores)
-    with (tmp_path / "scores.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert np.mean([float(r["dice_0"]) for r in table if r["method"] == "half"]) == pytest.approx(
-        rows["all objects", "half"].dice[0], abs=1e-6
-    )
 
 
 def test_cases_that_cannot_be_used_are_named(tmp_path: Path) -> None:

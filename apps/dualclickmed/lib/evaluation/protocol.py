@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +14,10 @@ import numpy.typing as npt
 from ..experts.dual import DualExpert
 from ..prompts import Click, Prompts
 from ..volume import Volume
-from .cases import Case, Task, objects
-from .classical import ellipsoid as ellipsoid_method
+from .cases import Task
 from .metrics import Mask, dice, next_click, surface_dice
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["ellipsoid_method", "expert_method", "run_cases", "run_object", "run_task", "summarise"]
 
 Method = Callable[[Volume, Prompts], npt.NDArray[Any]]
 """Maps an image and the prompts of one object so far to a mask (bool) or to scores (float, above 0 inside),
@@ -231,109 +225,3 @@ def _checked(found: npt.NDArray[Any], volume: Volume) -> npt.NDArray[Any]:
     if found.shape != volume.shape:
         raise ValueError(f"a mask of shape {found.shape} came for a volume of {volume.shape}")
     return found
-
-
-@dataclass(frozen=True)
-class Score:
-    """Dice of one object after each step, and the seconds that each took."""
-
-    group: str
-    case: str
-    label: int
-    voxels: int
-    method: str
-    dice: tuple[float, ...]
-    seconds: tuple[float, ...]
-
-
-def run_cases(
-    cases: Iterable[Case],
-    methods: dict[str, Method],
-    clicks: int,
-    start: str,
-    smallest: int,
-    most: int | None,
-) -> list[Score]:
-    """Run every method on every object of every case.
-
-    Args:
-        smallest: objects of fewer voxels are left out.
-        most: at most this many objects of one case, evenly spread over its labels (None: all).
-    """
-    scores = []
-    for case in cases:
-        volume, labels = case.load()
-        chosen = list(objects(labels, smallest))
-        if most is not None and len(chosen) > most:
-            chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, most).round().astype(int)]
-        for value, truth in chosen:
-            for name, method in methods.items():
-                values, seconds = run_object(method, volume, truth, clicks, start)
-                scores.append(
-                    Score(case.group, case.name, value, int(truth.sum()), name, tuple(values), tuple(seconds))
-                )
-    return scores
-
-
-@dataclass(frozen=True)
-class Row:
-    """Mean Dice after each step of one method on one group; group "all" counts every object once."""
-
-    group: str
-    method: str
-    count: int
-    dice: tuple[float, ...]
-    harmful: float
-
-
-def summarise(scores: Sequence[Score]) -> list[Row]:
-    """Means by group and method, then over all objects, then over the groups."""
-    methods = list(dict.fromkeys(s.method for s in scores))
-    grouped: dict[tuple[str, str], list[Score]] = defaultdict(list)
-    for score in scores:
-        grouped[score.group, score.method].append(score)
-        grouped["all objects", score.method].append(score)
-    names = [*sorted({s.group for s in scores}), "all objects"]
-    rows = [_row(group, method, grouped[group, method]) for group in names for method in methods]
-    for method in methods:
-        means = [r for r in rows if r.method == method and r.group != "all objects"]
-        rows.append(
-            Row(
-                "mean of groups",
-                method,
-                sum(r.count for r in means),
-                tuple(float(np.mean([r.dice[i] for r in means])) for i in range(len(means[0].dice))),
-                float(np.mean([r.harmful for r in means])),
-            )
-        )
-    return rows
-
-
-def _row(group: str, method: str, scores: list[Score]) -> Row:
-    table = np.array([s.dice for s in scores])
-    falls = np.diff(table, axis=1) < -HARM
-    return Row(
-        group,
-        method,
-        len(scores),
-        tuple(float(v) for v in table.mean(axis=0)),
-        float(falls.mean()) if falls.size else 0.0,
-    )
-
-
-def write_scores(path: Path, scores: Sequence[Score]) -> None:
-    """One CSV row for each object and method, from which every mean can be recomputed."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        steps = range(len(scores[0].dice) if scores else 0)
-        writer.writerow(
-            ["group", "case", "label", "voxels", "method"]
-            + [f"dice_{i}" for i in steps]
-            + [f"seconds_{i}" for i in steps]
-        )
-        for s in scores:
-            writer.writerow(
-                [s.group, s.case, s.label, s.voxels, s.method]
-                + [f"{v:.6f}" for v in s.dice]
-                + [f"{v:.4f}" for v in s.seconds]
-            )
