@@ -1,4 +1,4 @@
-"""Two servers on one DICOMweb archive behind nginx, which hands them requests in turn (`make test-server`)."""
+"""Two servers on one DICOMweb archive behind nginx, which hands on requests in turn (`make test-server`)."""
 
 from __future__ import annotations
 
