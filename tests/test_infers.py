@@ -501,6 +501,7 @@ def test_what_goes_with_the_mask() -> None:
         "centroids": {"spleen": [2, 1, 2, 3]},
         "boxes": {"spleen": [1, 1, 2, 2, 3, 3]},
         "changed": [1, 1, 2, 2, 3, 3],
+        "suggestions": {},
         "notes": [],
         "shape": [4, 5, 6],
     }
@@ -512,6 +513,13 @@ def test_what_goes_with_the_mask() -> None:
         "modality": "ct",
         "layers": Layers(labels=LABELS, order=("spleen",)),
     }
+
+
+def test_how_unsure_the_answer_is_needs_a_strategy_that_knows() -> None:
+    task = LabelsTask(OneVoxelSegmenter(a_volume(), Options(LABELS)))
+    with pytest.raises(HTTPException) as caught:
+        task({"image": "x", "liver": [A], "result_content": "uncertainty"})
+    assert "Only the strategy 'fused' tells" in caught.value.detail
 
 
 @pytest.mark.parametrize("name", ["Milz links", "liver", "image"])

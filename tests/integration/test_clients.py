@@ -166,3 +166,21 @@ def test_the_python_client_stores_images_and_labels(
         {"liver": [[40, 40, 20]], "existing": "keep", "result_extension": ".nrrd"},
     )
     np.testing.assert_array_equal(read(path) == VALUES["spleen"], label == 1)
+
+
+def test_a_fused_answer_says_where_it_is_unsure_and_where_to_click_next(
+    server: Server, client: MONAILabelClient
+) -> None:
+    params = {"liver": [[27, 30, 19]], "strategy": "fused", "result_extension": ".nrrd"}
+    path, details = client.infer("dualclickmed", "ct", dict(params))
+    mask = read(path)
+    path, again = client.infer("dualclickmed", "ct", {**params, "result_content": "uncertainty"})
+    unsure = read(path)
+    assert unsure.shape == mask.shape == CT_SHAPE
+    assert 0 < unsure.max() <= 100
+    # A click is sure.
+    assert unsure[27, 30, 19] < 50
+    assert again["suggestions"] == details["suggestions"]
+    for voxel in details["suggestions"].values():
+        assert voxel != [27, 30, 19]
+        assert unsure[tuple(voxel)] > 0

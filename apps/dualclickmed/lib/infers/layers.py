@@ -263,4 +263,5 @@ def _joined(
         strategies=strategies,
         enforced=sorted({index for found in results for index in found.enforced}),
         stages=stages,
+        refined={label: part for found in results for label, part in found.refined.items()},
     )

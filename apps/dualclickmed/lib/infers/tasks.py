@@ -25,6 +25,9 @@ from .segmenter import Answer, Segmenter
 logger = logging.getLogger(__name__)
 
 _Voxel = TypeVar("_Voxel", bound=np.generic)
+FUSED = "fused"
+CONTENTS = ("mask", "uncertainty")
+"""What the resulting file may hold; the first is the default."""
 OBJECT = "object"
 """The label of `ObjectTask` where the request gives none."""
 
@@ -100,9 +103,12 @@ class ClickTask(InferTask):
         dtype = word(request, wire.RESULT_DTYPE, None) or DTYPES[0]
         # Masks shrink to a hundredth, in less time than sending them plain would take.
         compress = flag(request, wire.RESULT_COMPRESS, True)
+        content = choice(request, wire.RESULT_CONTENT, CONTENTS)
         answer = self._segmented(request, labels)
         segmented = time.perf_counter()
         mask, details = _in_raw_order(answer, labels)
+        if content == CONTENTS[1]:
+            mask = _uncertainty(answer)
         path = write(mask, extension, dtype, compress)
         now = time.perf_counter()
         stages = {**answer.stages, "write": now - segmented, "total": now - start}
@@ -197,9 +203,24 @@ def _in_raw_order(answer: Answer, labels: LabelMap) -> tuple[Mask, dict[str, Any
         wire.CENTROIDS: centroids,
         wire.BOXES: boxes,
         wire.CHANGED: _roi(*changed),
+        wire.SUGGESTIONS: {
+            label: volume.to_raw([voxel])[0].tolist() for label, voxel in result.suggestions().items()
+        },
         wire.NOTES: list(answer.notes),
         wire.SHAPE: list(volume.raw_shape),
     }
+
+
+def _uncertainty(answer: Answer) -> Mask:
+    """How unsure each voxel is, in percent, in place of the mask.
+
+    Raises:
+        UserError: the strategy does not tell.
+    """
+    if not answer.result.refined:
+        raise UserError(f"Only the strategy {FUSED!r} tells how unsure it is; ask for that one.")
+    percent = np.rint(100 * answer.result.uncertainty()).astype(np.uint8)
+    return Mask(answer.volume.to_raw_array(percent), answer.volume.affine, ())
 
 
 def _roi(corner: npt.NDArray[np.int64], part: npt.NDArray[np.generic]) -> list[int]:

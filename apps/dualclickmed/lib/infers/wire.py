@@ -22,6 +22,7 @@ DEVICE = "device"
 RESULT_EXTENSION = "result_extension"
 RESULT_DTYPE = "result_dtype"
 RESULT_COMPRESS = "result_compress"
+RESULT_CONTENT = "result_content"
 
 # What goes with an uploaded segmentation, or asks for one: names, in the order of their values.
 LABEL_INFO = "label_info"
@@ -53,6 +54,7 @@ EXPECTED = frozenset(
         RESULT_EXTENSION,
         RESULT_DTYPE,
         RESULT_COMPRESS,
+        RESULT_CONTENT,
         IMAGE,
         MODEL,
         MODALITY,
@@ -107,6 +109,7 @@ CENTROIDS = "centroids"
 VOXELS = "voxels"
 BOXES = "boxes"
 CHANGED = "changed"
+SUGGESTIONS = "suggestions"
 NOTES = "notes"
 SHAPE = "shape"
 LATENCIES = "latencies"
