@@ -7,20 +7,22 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 import psutil
 import pytest
-from dualclickmed.weights import default_path, read_card
-from integration.live import Server, serving
+import torch
+from dualclickmed.networks.global_network import GlobalNetwork
+from dualclickmed.weights import default_path, load_expert, read_card, save_expert
+from integration.live import Server, make_weights, serving
 
 SHAPE = (40, 36, 30)
 IMAGES = tuple(f"patient_{n}" for n in range(5))
 TRAINER = "dualclickmed_global"
-# A rate and a number of steps that teach an untrained decoder to fill the box, in seconds.
-QUICK = {"steps": 6, "rate": 0.02, "replay": 0.0, "minutes": 2.0, "device": "cpu"}
+# A rate and a number of steps that turn the sign of one number, in seconds.
+QUICK = {"steps": 20, "rate": 0.2, "replay": 0.0, "minutes": 2.0, "device": "cpu"}
 SECONDS = 240
 
 
@@ -37,6 +39,16 @@ def make_patients(studies: Path) -> None:
             label[part], image[part] = value, grey
         nib.save(nib.Nifti1Image(image.round().astype(np.int16), np.eye(4)), studies / f"{name}.nii.gz")
         nib.save(nib.Nifti1Image(label, np.eye(4)), truth / f"{name}.nii.gz")
+
+
+def make_wrong_weights(folder: Path) -> None:
+    """As `make_weights`, but for the sign of the ellipsoid in the box: the one thing left to learn."""
+    make_weights(folder)
+    path = default_path("global", directory=folder)
+    network = cast(GlobalNetwork, load_expert("global", path))
+    with torch.no_grad():
+        network.prior_gain.fill_(-0.3)
+    save_expert(network, "global", path, {})
 
 
 def submit(server: Server, image: str, client: str, names: tuple[str, str], grow: int = 0) -> Any:
@@ -95,6 +107,7 @@ def training_processes(server: Server) -> list[psutil.Process]:
 @pytest.mark.timeout(600)
 def test_the_loop(tmp_path: Path) -> None:
     folder = tmp_path / "server"
+    make_wrong_weights(folder / "weights")
     with serving(folder, make_patients) as server:
         first = click(server)
         assert "dualclickmed_auto" not in server.get("/info/").json()["models"]

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from ..errors import UserError
 from ..evaluation.metrics import dice, next_click
@@ -85,7 +86,7 @@ def expected_dice(found: Sequence[Prediction]) -> float:
     """The Dice that a mask would have on average if each voxel's probability were true."""
     both = inside = total = 0.0
     for part in found:
-        probability = 1 / (1 + np.exp(-part.logits.astype(np.float64)))
+        probability = expit(part.logits.astype(np.float64))
         mask = part.logits > 0
         both += float(probability[mask].sum())
         inside += float(mask.sum())
