@@ -180,6 +180,9 @@ def test_scores_of_another_protocol_or_other_weights_are_not_mixed(folder: Path,
     common = ("--cases", folder, "--only", "CT_one_1", "--out", out, "--method", f"own={own}")
     evaluate(*common, "--clicks", 1)
     assert "clicks 1, but 2 was asked for" in refused(*common, "--clicks", 2)
+    twin = folder.rename(tmp_path / "twin")
+    assert f"cases {folder}, but {twin} was asked for" in refused("--cases", twin, *common[2:], "--clicks", 1)
+    twin.rename(folder)
     own.write_text(FAILING + "\n# another version\n")
     assert "other weights of 'own'" in refused(*common, "--clicks", 1)
 

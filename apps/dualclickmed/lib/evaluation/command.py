@@ -97,7 +97,7 @@ def evaluate(
         raise UserError(f"No case in '{cases}' has a name that starts with '{only}'.")
     settings = Settings(model_dir, preset, resolved_device(device))
     wanted = tuple(part.strip() for part in (labels or "").split(",") if part.strip())
-    plan = Plan(out, tuple(methods), settings, start, clicks, wanted, smallest, most, limit)
+    plan = Plan(out, str(cases), tuple(methods), settings, start, clicks, wanted, smallest, most, limit)
     names = plan.names
     # Every click that the networks had to be overruled at would be a line.
     logging.getLogger(DualExpert.__module__).setLevel(logging.WARNING)

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 SETTINGS = "settings.json"
 SKIPPED = "skipped"
 SLICES = ".npz"
+_PROTOCOL = ("cases", "start", "clicks", "labels", "smallest", "most", "limit")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Plan:
 
     Attributes:
         out: folder of everything that is written.
+        cases: where the cases are from, as it was given.
         methods: as `methods.make` takes them.
         settings: how they are made.
         start: "box" or "point". clicks: rounds after it.
@@ -45,6 +47,7 @@ class Plan:
     """
 
     out: Path
+    cases: str
     methods: tuple[str, ...]
     settings: Settings = field(default_factory=Settings)
     start: str = "box"
@@ -61,7 +64,7 @@ class Plan:
 
     def protocol(self) -> dict[str, Any]:
         """What has to be the same for scores to be comparable."""
-        return {key: asdict(self)[key] for key in ("start", "clicks", "labels", "smallest", "most", "limit")}
+        return {key: asdict(self)[key] for key in _PROTOCOL}
 
 
 def run(cases: Sequence[Case], plan: Plan, workers: int, done: Callable[[int, int], None]) -> None:
