@@ -86,7 +86,8 @@ def timed_step(recipe: Recipe, batch: GlobalBatch | LocalBatch, folder: Path) ->
 
     Processor time instead of the clock's, since other work may share the machine.
     """
-    run = loop._Run(recipe, Options(folder, half=False))
+    # Without cases there are no epochs.
+    run = loop._Run(dataclasses.replace(recipe, epochs=0), Options(folder, half=False))
     strategy, spent = clicks.STRATEGIES[recipe.clicks], [0.0]
 
     def timed(*arguments):
