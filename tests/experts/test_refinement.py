@@ -151,6 +151,19 @@ def test_an_even_image_leaves_the_decision_to_the_opinion(value):
     assert found[6, 6, 6] > 0.5 > found[0, 0, 0]
 
 
+def test_an_object_of_few_slices_is_not_walked_out_of():
+    volume = from_array(np.random.default_rng(0).integers(0, 255, (9, 24, 24), dtype=np.uint8))
+    scene = Scene.of(volume, Box((0, 0, 0), (9, 24, 24)))
+    box = Box((3, 2, 2), (5, 22, 22))
+    z, y, x = refinement._shortened(scene, box)
+    np.testing.assert_allclose(z, scene.links[0] * 0.04, rtol=1e-6)
+    assert (y is scene.links[1], x is scene.links[2]) == (True, True)
+    opinion = np.full((9, 24, 24), -4, np.float32)
+    opinion[3:5, 4:20, 4:20] = 4
+    assert (refined(scene, opinion, box, (), None)[3:5, 6:18, 6:18] > 0.5).mean() > 0.9
+    assert (refined(scene, opinion, None, (), None)[3:5, 6:18, 6:18] > 0.5).mean() < 0.5
+
+
 def test_intensities_that_are_common_inside_speak_for_the_object():
     kind = np.zeros((2, 2, 2), np.int16)
     kind[1] = refinement.BINS * refinement.BINS - 1

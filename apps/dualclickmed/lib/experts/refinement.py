@@ -57,6 +57,9 @@ TRUST = 0.1
 """How readily a walker stops where the prior is certain."""
 UNSURE = 0.2
 """The same where the prior knows nothing, as a part of `TRUST`."""
+SHORT_SIDE = 10.0
+"""Cells along a side of the box below which walkers step less readily along that axis: steps that hardly move
+the border of a large object must not lead out of one of three slices."""
 SHRUNK, SHRUNK_FAR = 0.43, 0.33
 """Walks take the tips of what is small or thin. Where a border at the first probability or above keeps the
 prior's volume, it lies there instead of at 0.5; where it would have to lie below the second, edges took that
@@ -154,8 +157,17 @@ def refined(
     logits += INTENSITY_WEIGHT * _intensity_ratio(scene.kind, share * (outside < NEAR_BOX - 1), 1 - share)
     prior = _sigmoid(logits)
     trust = TRUST * (UNSURE + (1 - UNSURE) * np.abs(2 * prior - 1))
-    found = walked(scene.links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
+    links = scene.links if box is None else _shortened(scene, box)
+    found = walked(links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
     return _unshrunk(found, prior)
+
+
+def _shortened(scene: Scene, box: Box) -> list[Field]:
+    """The scene's links, weaker along axes on which the box has few cells (`SHORT_SIDE`)."""
+    return [
+        link if side >= SHORT_SIDE * cell else link * np.float32((side / (SHORT_SIDE * cell)) ** 2)
+        for link, side, cell in zip(scene.links, box.sides, scene.roi.spacing, strict=True)
+    ]
 
 
 def _unshrunk(found: Field, prior: Field) -> Field:
