@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from playwright.sync_api import BrowserContext, Page, Request, expect
+from playwright.sync_api import BrowserContext, FloatRect, Page, Request, expect
 
 VIEWS = ("mpr-axial", "mpr-sagittal", "mpr-coronal")
 """The viewports of OHIF's MONAI Label mode; the first is active at the start."""
+WITHOUT_STUDIES = FloatRect(x=285, y=50, width=1315, height=900)
+"""The views and the panel, without OHIF's list of studies."""
 PATIENCE = 60_000.0
 """Milliseconds to wait for anything: the browser draws in software, on cores that others use."""
 
@@ -150,8 +152,8 @@ class Viewer:
 
     def click(self, world: npt.NDArray[np.float64], view: str = VIEWS[0]) -> None:
         """Scroll all views to a place (LPS millimetres) and click on it in one of them."""
+        self.show(world)
         at = [float(p) for p in world]
-        self.page.evaluate(_SHOW, at)
         # A mouse points at whole pixels, which are smaller than the tests' voxels.
         x, y = (round(p) for p in self.page.evaluate(_ON_SCREEN, [view, at]))
         before = self.page.evaluate(_POINTS)
@@ -163,6 +165,10 @@ class Viewer:
             self.page.wait_for_timeout(300)
         self._active = view
         self.page.wait_for_function(f"n => ({_POINTS})() > n", arg=before)
+
+    def show(self, world: npt.NDArray[np.float64]) -> None:
+        """Scroll all views to a place (LPS millimetres)."""
+        self.page.evaluate(_SHOW, [float(p) for p in world])
 
     def clear(self) -> None:
         """Press *Clear All Points*."""
@@ -209,7 +215,7 @@ class Viewer:
         self.pictures.mkdir(parents=True, exist_ok=True)
         path = self.pictures / f"{name}.jpg"
         self.page.wait_for_timeout(500)
-        self.page.screenshot(path=path, type="jpeg", quality=75)
+        self.page.screenshot(path=path, type="jpeg", quality=75, clip=WITHOUT_STUDIES)
         return path
 
     def _rows(self) -> Any:

@@ -146,6 +146,7 @@ def test_clicks_become_masks(
         np.testing.assert_array_equal(shown.mask(label), before.mask(label))
     assert dice(found, kidney) > 0.85
     assert not any(found[tuple(corner)] for corner in corners)
+    viewer.show(inside(trunk, "left kidney"))
     viewer.picture(f"{name}-6-corners")
     assert not viewer.errors
 

@@ -68,7 +68,7 @@ def test_info_offers_both_tasks(server: Server) -> None:
     assert several["labels"] == {"background": len(LABELS) + 1, **VALUES}
     assert one["labels"] == []
     for task in (several, one):
-        assert task["config"]["strategy"] == ["paper", "global", "local"]
+        assert task["config"]["strategy"] == ["paper", "global", "local", "fused"]
         assert task["config"]["ct_window"] == ["auto", "soft tissue", "lung", "brain", "bone", "none"]
         assert "cpu" in task["config"]["device"]
     assert info["strategies"].keys() == {"first", "random", "disagreement", "expected_clicks"}
