@@ -121,6 +121,7 @@ class DualClickMed(MONAILabelApp):
         from monailabel.app import app as web
 
         install(web, self.limits, self.segmenter.waiting_for)
+        self.learning.watch(lambda trainer: self.async_training(trainer, enqueue=True))
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def info(self) -> dict[str, Any]:
