@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 CACHE_GB = 0.04
 MAX_DRIFT = 64 << 20
 """Bytes between the medians of the second and the last quarter of the clicks."""
+VISIT = 8
+"""Clicks on one image before another is opened."""
 SHAPES = ((40, 36, 28), (32, 44, 36), (48, 30, 24), (25, 57, 21))
 
 
@@ -37,12 +39,14 @@ def studies(images: int) -> object:
 
 def hold(folder: Path, images: int, clicks: int, environment: Mapping[str, str]) -> None:
     rng = np.random.default_rng(0)
+    image = 0
     memory: list[int] = []
     settings = {"cache_gb": str(CACHE_GB)}
     with serving(folder, studies(images), settings, environment) as server:  # type: ignore[arg-type]
         start = time.perf_counter()
         for number in range(clicks):
-            image = int(rng.integers(images))
+            if number % VISIT == 0:
+                image = int(rng.integers(images))
             points = rng.integers(2, np.asarray(SHAPES[image % len(SHAPES)]) - 2, (3, 3)).tolist()
             params = {LABELS[number % len(LABELS)]: points[:2], "background": points[2:]}
             if number % 3 == 0:
