@@ -135,16 +135,15 @@ def run_task(
         surfaces: measure surface Dice too.
         strict: let failures of the method propagate.
     """
-    truths = {value: task.labels == value for value in task.values}
     empty: npt.NDArray[np.integer] = np.zeros(task.volume.shape, dtype=np.int32)
     given: dict[int, list[Click]] = {value: [] for value in task.values}
     boxes = task.boxes if start == "box" else None
     if start == "point":
-        _add_clicks(given, empty, truths)
+        _add_clicks(given, empty, task)
     steps: list[Step] = []
     labels, spent = empty, 0.0
     for step in range(clicks + 1):
-        if step > 0 and not _add_clicks(given, labels, truths):
+        if step > 0 and not _add_clicks(given, labels, task):
             # The same prompts would give the same masks.
             steps += [_again(steps[-1])] * (clicks + 1 - step)
             break
@@ -171,7 +170,7 @@ def run_task(
             zero.append(Step(none, none, seconds, sum(map(len, given.values())), failure))
             zero += [_again(zero[-1])] * (clicks - step)
             return Outcome(zero, True, labels)
-        scores, distances = _scores(task, truths, labels, surfaces)
+        scores, distances = _scores(task, labels, surfaces)
         steps.append(Step(scores, distances, seconds, sum(map(len, given.values())), failure))
     return Outcome(steps, False, labels)
 
@@ -194,13 +193,11 @@ def run_object(
     return [step.dice[0] for step in steps], [step.seconds for step in steps]
 
 
-def _add_clicks(
-    given: dict[int, list[Click]], labels: npt.NDArray[np.integer], truths: Mapping[int, Mask]
-) -> bool:
+def _add_clicks(given: dict[int, list[Click]], labels: npt.NDArray[np.integer], task: Task) -> bool:
     """Give each class its next click; whether there was one that was not given before."""
     new = False
     for value, own in given.items():
-        click = next_click(labels == value, truths[value])
+        click = next_click(labels == value, task.labels == value)
         if click is not None and click not in own:
             own.append(click)
             new = True
@@ -208,13 +205,15 @@ def _add_clicks(
 
 
 def _scores(
-    task: Task, truths: Mapping[int, Mask], labels: npt.NDArray[np.integer], surfaces: bool
+    task: Task, labels: npt.NDArray[np.integer], surfaces: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    masks = {value: labels == value for value in truths}
-    scores = tuple(dice(masks[value], truth) for value, truth in truths.items())
+    # One class at a time: the masks of a hundred classes of a large volume would not fit.
+    scores = tuple(dice(labels == value, task.labels == value) for value in task.values)
     if not surfaces or np.mean(scores) <= LEAST_DICE:
         return scores, (0.0,) * len(scores)
-    return scores, tuple(surface_dice(masks[v], truth, task.spacing) for v, truth in truths.items())
+    return scores, tuple(
+        surface_dice(labels == value, task.labels == value, task.spacing) for value in task.values
+    )
 
 
 def _again(step: Step) -> Step:
