@@ -143,9 +143,9 @@ def _facts_section(
         + (f"; limit {protocol['limit']:g} s for each class." if protocol["limit"] else "; no time limit.")
     )
     rows = [("Command", f"`{command}`"), ("Version", __version__), ("Machine", machine), ("Protocol", asked)]
-    for name, own in facts["methods"].items():
-        if name in complete:
-            rows.append((f"Method {name}", f"{_described(own)}; {complete[name]} of {total} cases"))
+    for name, count in complete.items():
+        described = _described(facts["methods"][name])
+        rows.append((f"Method {name}", f"{described}; {count} of {total} cases"))
     if skipped:
         rows.append(("Skipped", f"{len(skipped)} cases, see below"))
     return Section("Evaluation", columns=("", ""), rows=tuple(rows))
