@@ -200,7 +200,8 @@ def test_information_must_be_a_finite_object(client: TestClient, app: App) -> No
         assert client.put("/datastore/image/info?image=ct", data={"info": text}).status_code == 400
     assert client.put("/datastore/image/info?image=ct", data={"info": '{"strategy": 1}'}).status_code == 400
     assert client.put("/datastore/image/info?image=no", data={"info": "{}"}).status_code == 404
-    assert client.put("/datastore/image/info?image=ct", data={"info": '{"x": 1}'}).status_code == 200
+    for text in ("", " \t", '{"x": 1}'):
+        assert client.put("/datastore/image/info?image=ct", files={"info": (None, text)}).status_code == 200
     assert client.get("/datastore/image/info?image=ct").json()["x"] == 1
     assert client.post("/activelearning/first", json={"client_id": "x"}).json()["id"] == "ct"
 

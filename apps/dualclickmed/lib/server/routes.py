@@ -365,6 +365,9 @@ def _check(endpoint: str, given: dict[str, Any]) -> None:
             value.filename = f"upload{checks.upload_ending(value.filename)}"
         elif isinstance(value, str):
             _check_text(name, value)
+            if name in ("params", "info") and not value.strip():
+                # MONAI Label takes nothing for JSON in some places.
+                given[name] = "{}"
         elif name == "params" and value is not None:
             checks.plain_object(value, most=checks.MAX_TASK_BYTES)
 
