@@ -155,6 +155,18 @@ def test_cases_without_a_box_and_failures_are_counted_and_named(folder: Path, tm
     assert "<script" not in page and "data:image/png;base64," in page
 
 
+def test_late_cases_score_nothing_and_are_counted(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate(
+        "--cases", folder, "--only", "CT", "--out", out, "--method", "ellipsoid", "--method", "graph-cut",
+        "--clicks", 1, "--limit", 1e-3,
+    )  # fmt: skip
+    rows = {r["method"]: r for r in json.loads((out / "summary.json").read_text())["rows"]}
+    assert rows["graph-cut"]["over_time"] == 2 and rows["graph-cut"]["dice"] == [0.0, 0.0]
+    assert {r["note"] for r in written(out) if r["method"] == "graph-cut"} == {"over time"}
+    assert "step 0: over time" in (out / "report.md").read_text()
+
+
 def test_a_stopped_run_goes_on_and_parts_make_the_whole(folder: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     common = ("--cases", folder, "--method", "ellipsoid", "--method", "graph-cut", "--clicks", 1)
