@@ -58,7 +58,7 @@ def test_prompts_go_to_the_papers_expert_or_to_the_one_named(volume, fakes, prom
     [
         (Prompts(POINTS[:1]), "global", "box or two foreground clicks"),
         (Prompts(POINTS[2:]), "paper", "at least one foreground click"),
-        (Prompts(POINTS), "both", "paper, global, local, but it is 'both'"),
+        (Prompts(POINTS), "both", "paper, global, local, fused, but it is 'both'"),
         (Prompts(), "paper", "have neither"),
         (Prompts((Click((20, 0, 0)),)), "paper", r"\(20, 24, 28\)"),
     ],

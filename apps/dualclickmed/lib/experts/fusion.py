@@ -78,13 +78,13 @@ class Refined:
         width = max(1.0, PROBED * float((self.probability > 0.5).sum()) ** (1 / 3))
         unsure = ndimage.gaussian_filter(self.uncertainty, width, mode="constant")
         unsure *= self.uncertainty
-        for cell in self.clicked:
-            unsure[tuple(slice(max(0, p - 1), p + 2) for p in cell)] = 0
+        for z, y, x in self.clicked:
+            unsure[max(0, z - 1) : z + 2, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 0
         best = int(unsure.argmax())
         if unsure.flat[best] < _LEAST:
             return None
-        cell = np.unravel_index(best, unsure.shape)
-        z, y, x = (int(p) for p in np.rint(self.roi.to_voxel(np.asarray(cell))[0]))
+        cell = np.asarray(np.unravel_index(best, unsure.shape))
+        z, y, x = (int(p) for p in np.rint(self.roi.to_voxel(cell)[0]))
         return z, y, x
 
 
