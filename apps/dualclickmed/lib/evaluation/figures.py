@@ -19,6 +19,9 @@ _PANEL = (3.4, 2.9)
 _COLUMNS = 3
 _LEGEND_LINE = 0.25
 _TILE = 2.4
+_CAPTION = 0.35
+_FLATTEST, _TALLEST = 0.4, 1.5
+"""Height of a tile, as a part of its width."""
 _MARGIN = 0.2
 """Surroundings of the shown classes, as a part of their extent."""
 _COLOURS = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
@@ -75,7 +78,9 @@ def case_row(path: Path, task: Task, z: int, found: Sequence[tuple[str, npt.NDAr
     low, high = np.percentile(image[rows, columns], [1, 99])
     tiles = [("image", None), ("truth", truth), *found]
     aspect = task.volume.spacing[1] / task.volume.spacing[2]
-    figure = _figure(_TILE * len(tiles), _TILE + 0.35)
+    height, width = image[rows, columns].shape
+    tall = min(_TALLEST, max(_FLATTEST, aspect * height / width))
+    figure = _figure(_TILE * len(tiles), _TILE * tall + _CAPTION)
     for at, (caption, labels) in enumerate(tiles):
         axes = figure.add_subplot(1, len(tiles), at + 1)
         axes.imshow(image[rows, columns], cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
