@@ -89,7 +89,7 @@ def test_options_from_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        ({"strategy": "best"}, "strategy must be one of paper, global, local, but it is 'best'"),
+        ({"strategy": "best"}, "strategy must be one of paper, global, local, fused, but it is 'best'"),
         ({"cache_gb": "much"}, "cache_gb must be a number"),
         ({"cache_gb": "-1"}, "cache_gb must be a number"),
         ({"cache_gb": "nan"}, "cache_gb must be a number"),
