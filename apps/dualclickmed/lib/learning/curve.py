@@ -269,6 +269,7 @@ def draw(kind: Kind, points: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(labels) + 1, figsize=(4.2 * (len(labels) + 1), 3.8), layout="constrained"
     )
+    lowest = min(min(curve) for point in points for curve in point["mean"].values()) - 0.03
     shades = plt.get_cmap("viridis")(np.linspace(0.85, 0.1, len(points)))
     for axis, label in zip(axes, labels, strict=False):
         for point, shade in zip(points, shades, strict=True):
@@ -276,15 +277,16 @@ def draw(kind: Kind, points: Sequence[Mapping[str, Any]], path: Path) -> None:
             title = "shipped weights" if point["images"] == 0 else f"{point['images']} images labelled"
             axis.plot(range(len(curve)), curve, "o-", ms=3, color=shade, label=title)
         axis.axhline(TARGETS[0], color="grey", lw=0.8, ls=":")
-        axis.set(title=label, xlabel=f"corrective clicks after the {Start[kind]}", ylim=(None, 1))
+        axis.set(title=label, xlabel=f"corrective clicks after the {Start[kind]}", ylim=(lowest, 1))
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("mean Dice")
     axes[0].legend(fontsize=8, loc="lower right")
     images = [point["images"] for point in points]
-    for label, marker in zip(labels, "os^vDP*X" * len(labels), strict=False):
+    for number, label in enumerate(labels):
+        look = {"marker": "os^vDP*X"[number % 8], "color": f"C{number % 10}", "ms": 4}
         for target, style in zip(TARGETS, ("-", "--"), strict=True):
             values = [point["clicks_to"][f"{target:g}"][label] for point in points]
-            axes[-1].plot(images, values, marker + style, ms=4, label=f"{label}, Dice {target:g}")
+            axes[-1].plot(images, values, ls=style, label=f"{label}, Dice {target:g}", **look)
     given = len(points[0]["mean"][labels[0]]) - 1
     axes[-1].set(
         title="clicks needed",
