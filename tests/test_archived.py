@@ -73,7 +73,9 @@ def test_the_newest_of_the_series_counts_and_is_fetched_once(tmp_path: Path) -> 
     assert [file.name for file in newer.parent.iterdir() if file.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize(("stored", "study"), [({}, "9"), ({"7.4": (OTHER, "20260101", "120000")}, "9"), ({}, "")])
+@pytest.mark.parametrize(
+    ("stored", "study"), [({}, "9"), ({"7.4": (OTHER, "20260101", "120000")}, "9"), ({}, "")]
+)
 def test_none_is_no_mistake(stored: dict[str, tuple[str, str, str]], study: str, tmp_path: Path) -> None:
     assert Segmentations().newest(studies(Archive(stored), tmp_path, study), IMAGE) is None
 

@@ -63,7 +63,7 @@ def test_colours_are_slicers_or_follow_from_the_name() -> None:
 def test_defaults_of_the_options() -> None:
     options = Options.from_conf({"auto_update_scoring": "false"})
     assert options.labels.names == DEFAULT_NAMES
-    assert options.strategies() == ["paper", "global", "local"]
+    assert options.strategies() == ["paper", "global", "local", "fused"]
     assert options.cache_bytes == 2 << 30
     assert options.model_dir is None
 
@@ -79,7 +79,7 @@ def test_options_from_the_command_line() -> None:
         }
     )
     assert options.labels.names == ("liver", "tumor")
-    assert options.strategies() == ["global", "paper", "local"]
+    assert options.strategies() == ["global", "paper", "local", "fused"]
     assert options.device == "cpu"
     assert options.devices()[0] == "cpu"
     assert options.cache_bytes == 1 << 29
