@@ -235,6 +235,12 @@ class _Round:
             examples = [*(lesson.examples if lesson else ()), *prior.keep(prepared.versions).all()]
             card[LESSON] = [e.to_dict() for e in dict.fromkeys(examples[-MOST_EXAMPLES:])]
             published = publish(name, parent, card, place.model_dir)
+            if place.preset is not None:
+                logger.warning(
+                    "The server keeps to the preset %s that it was started with: start it without to serve %s",
+                    place.preset,
+                    published,
+                )
         seconds = time.monotonic() - self.begin
         state = PUBLISHED if reason is None else REFUSED
         detail = {
