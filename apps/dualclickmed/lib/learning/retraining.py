@@ -237,7 +237,7 @@ class _Round:
             published = publish(name, parent, card, place.model_dir)
             if place.preset is not None:
                 logger.warning(
-                    "The server keeps to the preset %s that it was started with: start it without to serve %s",
+                    "The server keeps to the preset %s that it was started with; without one it serves %s",
                     place.preset,
                     published,
                 )
