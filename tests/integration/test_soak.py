@@ -54,7 +54,10 @@ def hold(folder: Path, images: int, clicks: int, environment: Mapping[str, str])
             answer(server.url, Request(f"image{image}", params), server.http)
             memory.append(resident(server))
         seconds = time.perf_counter() - start
-        left = [path for path in server.temporary.rglob("*") if path.suffix in (".nrrd", ".gz", ".nii")]
+        # The last answer is removed once it was sent.
+        deadline = time.monotonic() + 10
+        while (left := list(server.temporary.rglob("*.n*"))) and time.monotonic() < deadline:
+            time.sleep(0.05)
     quarters = [float(np.median(part)) for part in np.array_split(memory, 4)]
     shown = ", ".join(f"{quarter / 2**20:.0f}" for quarter in quarters)
     logger.info("%d clicks on %d images in %.0f s; MiB by quarter: %s", clicks, images, seconds, shown)
