@@ -63,7 +63,7 @@ def test_colours_are_slicers_or_follow_from_the_name() -> None:
 def test_defaults_of_the_options() -> None:
     options = Options.from_conf({"auto_update_scoring": "false"})
     assert options.labels.names == DEFAULT_NAMES
-    assert options.strategies() == ["paper", "global", "local", "fused"]
+    assert options.strategies() == ["fused", "paper", "global", "local"]
     assert options.cache_bytes == 2 << 30
     assert options.model_dir is None
 

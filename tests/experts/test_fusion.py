@@ -71,6 +71,14 @@ def test_only_fused_knows_how_unsure_it_is(fakes, volume):
     assert result.suggestions() == {}
 
 
+@pytest.mark.parametrize("prompts", [Prompts((INSIDE, OUTSIDE), BOX), Prompts((INSIDE,))])
+def test_pet_keeps_the_expert_s_own_answer(fakes, volume, prompts):
+    pet = from_array(volume.array, modality="pt")
+    fused, plain = (dual_of(fakes).segment(pet, {"a": prompts}, name) for name in ("fused", "paper"))
+    np.testing.assert_array_equal(fused.labels, plain.labels)
+    assert fused.refined == {}
+
+
 def test_the_next_click_is_suggested_where_a_wide_part_is_unsure():
     probability = np.zeros((20, 20, 20), np.float32)
     probability[4:16, 4:16, 4:12] = 1

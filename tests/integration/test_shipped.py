@@ -86,6 +86,14 @@ def test_a_box_or_two_corners_give_a_large_organ(shipped: Server, organ: str, pr
     assert dice(received(shipped, answer.content, organ), mask) >= ENOUGH
 
 
+def test_what_is_asked_without_a_strategy_is_refined(shipped: Server) -> None:
+    assert shipped.get("/info/").json()["models"]["dualclickmed"]["config"]["strategy"][0] == "fused"
+    answer = shipped.infer(
+        "dualclickmed", "trunk_ct", {"liver": [[70, 80, 70]], "result_content": "uncertainty"}
+    )
+    assert answer.status_code == 200, answer.text
+
+
 def test_one_click_gives_a_mask_around_it(shipped: Server) -> None:
     mask = truth(shipped, "left kidney")
     centre = np.argwhere(mask).mean(axis=0).round().astype(int)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from ..experts.dual import STRATEGIES
+from ..experts.dual import SERVED, STRATEGIES
 from ..experts.precision import PRECISIONS
 from ..infers.wire import RESERVED
 from ..networks.build import PRESETS
@@ -41,7 +41,7 @@ class Options:
     """
 
     labels: LabelMap = field(default_factory=lambda: LabelMap(DEFAULT_NAMES))
-    strategy: str = STRATEGIES[0]
+    strategy: str = SERVED
     device: str = "cpu"
     cache_bytes: int = int(DEFAULT_CACHE_GB * _GIB)
     model_dir: Path | None = None
@@ -61,7 +61,7 @@ class Options:
         preset = conf.get("preset")
         return cls(
             labels=LabelMap(DEFAULT_NAMES) if labels is None else LabelMap.parse(labels, RESERVED),
-            strategy=_one_of("strategy", conf.get("strategy", STRATEGIES[0]), STRATEGIES),
+            strategy=_one_of("strategy", conf.get("strategy", SERVED), STRATEGIES),
             device=resolved_device(conf.get("device", "auto")),
             cache_bytes=_bytes("cache_gb", conf.get("cache_gb", str(DEFAULT_CACHE_GB))),
             model_dir=Path(model_dir) if model_dir else None,

@@ -218,7 +218,9 @@ def _uncertainty(answer: Answer) -> Mask:
         UserError: the strategy does not tell.
     """
     if not answer.result.refined:
-        raise UserError(f"Only the strategy {FUSED!r} tells how unsure it is; ask for that one.")
+        raise UserError(
+            f"Only the strategy {FUSED!r} tells how unsure it is, and not for PET; ask for that one."
+        )
     percent = np.rint(100 * answer.result.uncertainty()).astype(np.uint8)
     return Mask(answer.volume.to_raw_array(percent), answer.volume.affine, ())
 

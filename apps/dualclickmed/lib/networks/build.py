@@ -147,6 +147,7 @@ COMPACT_GLOBAL = GlobalConfig(
     upscaling=(32, 16),
     point_features=True,
     ellipsoid_prior=True,
+    click_influence=True,
     box_label=2,
     mask_size=64,
 )

@@ -25,8 +25,8 @@ PRIOR_RANGE = (-2.0, 1.0)
 
 
 class GlobalFeatures(Features):
-    """An encoded RoI: embedding (B, C, 8, 8, 8) and finer maps, the finest first and folded (`ConvStem`); where
-    clicks have influence maps, last the smoothed image (B, 1, 32, 32, 32)."""
+    """An encoded RoI: embedding (B, C, 8, 8, 8) and finer maps, the finest first and folded (`ConvStem`);
+    where clicks have influence maps, last the smoothed image (B, 1, 32, 32, 32)."""
 
 
 class GlobalNetwork(nn.Module):
