@@ -71,10 +71,11 @@ def test_only_fused_knows_how_unsure_it_is(fakes, volume):
     assert result.suggestions() == {}
 
 
+@pytest.mark.parametrize("modality", ["pt", "microscopy"])
 @pytest.mark.parametrize("prompts", [Prompts((INSIDE, OUTSIDE), BOX), Prompts((INSIDE,))])
-def test_pet_keeps_the_expert_s_own_answer(fakes, volume, prompts):
-    pet = from_array(volume.array, modality="pt")
-    fused, plain = (dual_of(fakes).segment(pet, {"a": prompts}, name) for name in ("fused", "paper"))
+def test_some_modalities_keep_the_expert_s_own_answer(fakes, volume, prompts, modality):
+    image = from_array(volume.array, modality=modality)
+    fused, plain = (dual_of(fakes).segment(image, {"a": prompts}, name) for name in ("fused", "paper"))
     np.testing.assert_array_equal(fused.labels, plain.labels)
     assert fused.refined == {}
 

@@ -27,8 +27,9 @@ STRATEGIES = ("paper", "global", "local", "fused")
 """What a user may ask for."""
 SERVED = "fused"
 """What the server does where nothing is asked for: it measured better than the paper's rule."""
-UNREFINED = "pt"
-"""The modality whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide."""
+UNREFINED = ("pt", "microscopy")
+"""Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide, and packed
+cells look like their neighbours. On the few volumes there were, the expert alone ended higher (docs/fusion.md)."""
 MAX_LABELS = 255
 
 
@@ -103,7 +104,7 @@ class DualExpert:
 
         ``paper`` sends objects with a box to the global expert and those with points only to the local one;
         ``global`` and ``local`` name the expert; ``fused`` chooses it as ``paper`` does and refines what it
-        says by the image's edges and the clicks (`fusion`), but for PET. Where objects overlap, the higher
+        says by the image's edges and the clicks (`fusion`), but for `UNREFINED`. Where objects overlap, the higher
         foreground probability wins, whatever the order of the labels. Every click holds afterwards
         (`enforce_clicks`). The answer is a function of the arguments and the weights alone.
 
@@ -135,7 +136,7 @@ class DualExpert:
                 given = prompts[label].checked(volume.shape)
                 strategies[label] = _route(given, strategy)
                 expert = self._expert(strategies[label]).answering(volume, given)
-                if strategy == "fused" and volume.modality != UNREFINED:
+                if strategy == "fused" and volume.modality not in UNREFINED:
                     refined[label] = self._fusion.predict(expert, volume, given, intensity, stages)
                     parts = refined[label].predictions
                 else:
