@@ -28,8 +28,8 @@ STRATEGIES = ("paper", "global", "local", "fused")
 SERVED = "fused"
 """What the server does where nothing is asked for: it measured better than the paper's rule."""
 UNREFINED = ("pt", "microscopy")
-"""Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide, and packed
-cells look like their neighbours. On the few volumes there were, the expert alone ended higher (docs/fusion.md)."""
+"""Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide, and
+packed cells look like their neighbours. On the few volumes there were, the expert alone ended higher."""
 MAX_LABELS = 255
 
 
@@ -104,8 +104,8 @@ class DualExpert:
 
         ``paper`` sends objects with a box to the global expert and those with points only to the local one;
         ``global`` and ``local`` name the expert; ``fused`` chooses it as ``paper`` does and refines what it
-        says by the image's edges and the clicks (`fusion`), but for `UNREFINED`. Where objects overlap, the higher
-        foreground probability wins, whatever the order of the labels. Every click holds afterwards
+        says by the image's edges and the clicks (`fusion`), but for `UNREFINED`. Where objects overlap, the
+        higher foreground probability wins, whatever the order of the labels. Every click holds afterwards
         (`enforce_clicks`). The answer is a function of the arguments and the weights alone.
 
         Args:
