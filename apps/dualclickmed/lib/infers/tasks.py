@@ -219,7 +219,7 @@ def _uncertainty(answer: Answer) -> Mask:
     """
     if not answer.result.refined:
         raise UserError(
-            f"Only the strategy {FUSED!r} tells how unsure it is, except in PET and microscopy; ask for that one."
+            f"Only the strategy {FUSED!r} tells how unsure it is, except in PET and microscopy; ask for it."
         )
     percent = np.rint(100 * answer.result.uncertainty()).astype(np.uint8)
     return Mask(answer.volume.to_raw_array(percent), answer.volume.affine, ())
