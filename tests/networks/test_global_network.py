@@ -175,7 +175,8 @@ def test_click_maps_act_where_the_click_is_and_nowhere_else() -> None:
     with torch.inference_mode():
         features = network.encode(image)
         positions = network.prompt_encoder.dense_positions()
-        prompts = network.prompt_encoder(points, labels, None, (features.skips[1], features.embedding))
+        sampled = (features.skips[1], features.embedding)
+        prompts = network.prompt_encoder(points, labels, None, sampled, features.skips[-1])
         base = network.mask_decoder(features.embedding, positions, prompts, features.skips)
         for kind in (1, 2):
             assert prompts.maps is not None
