@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from dualclickmed.networks.build import COMPACT_GLOBAL, COMPACT_LOCAL
+
+SMALL = {
+    "global": dataclasses.replace(
+        COMPACT_GLOBAL,
+        embed_dim=32,
+        depth=1,
+        heads=2,
+        stem_channels=(2, 4, 8),
+        prompt_dim=24,
+        decoder_heads=2,
+        decoder_mlp=32,
+        upscaling=(8, 4),
+    ),
+    "local": dataclasses.replace(COMPACT_LOCAL, init_filters=8, blocks_down=(1, 1, 1), feature_size=16),
+}
+
 
 SPACING = (0.8, 0.8, 2.0)
 

@@ -13,8 +13,6 @@ import pytest
 import torch
 from dualclickmed.errors import UserError
 from dualclickmed.networks.build import (
-    COMPACT_GLOBAL,
-    COMPACT_LOCAL,
     GlobalConfig,
     LocalConfig,
     build_global,
@@ -29,7 +27,7 @@ from dualclickmed.training.samples import Samples
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
 from dualclickmed.weights import load_expert, save_expert
 
-from .cases import decathlon, volume_and_labels, write_nifti
+from .cases import SMALL, decathlon, volume_and_labels, write_nifti
 
 TINY = {
     "global": dataclasses.replace(COMPACT["global"], steps=4, scenes=1, targets=1, interactions=1, points=2),
@@ -39,20 +37,6 @@ SMALL_PAPER = GlobalConfig(
     embed_dim=48, depth=2, heads=2, global_blocks=(1,), prompt_dim=48, decoder_heads=2, decoder_mlp=64
 )
 SMALL_VISTA = LocalConfig(init_filters=8, blocks_down=(1, 1, 1, 1), out_channels=16, feature_size=16)
-SMALL = {
-    "global": dataclasses.replace(
-        COMPACT_GLOBAL,
-        embed_dim=32,
-        depth=1,
-        heads=2,
-        stem_channels=(2, 4, 8),
-        prompt_dim=24,
-        decoder_heads=2,
-        decoder_mlp=32,
-        upscaling=(8, 4),
-    ),
-    "local": dataclasses.replace(COMPACT_LOCAL, init_filters=8, blocks_down=(1, 1, 1), feature_size=16),
-}
 
 
 @pytest.fixture(autouse=True)

@@ -10,34 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from dualclickmed.networks.build import COMPACT_GLOBAL, COMPACT_LOCAL, build_global, build_local
+from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.training import loop
 from dualclickmed.training.loop import Options
 from dualclickmed.training.recipes import COMPACT
 from dualclickmed.training.sources import WeightedSource, folder_cases
 from dualclickmed.weights import save_expert
 
-from tests.training.cases import decathlon
+from tests.training.cases import SMALL, decathlon
 
 RECIPES = {
     "global": dataclasses.replace(
         COMPACT["global"], steps=2, scenes=1, targets=2, interactions=2, points=2, accumulate=2, warmup=0
     ),
     "local": dataclasses.replace(COMPACT["local"], steps=2, scenes=1, targets=2, size=32, warmup=0),
-}
-SMALL = {
-    "global": dataclasses.replace(
-        COMPACT_GLOBAL,
-        embed_dim=32,
-        depth=1,
-        heads=2,
-        stem_channels=(2, 4, 8),
-        prompt_dim=24,
-        decoder_heads=2,
-        decoder_mlp=32,
-        upscaling=(8, 4),
-    ),
-    "local": dataclasses.replace(COMPACT_LOCAL, init_filters=8, blocks_down=(1, 1, 1), feature_size=16),
 }
 
 

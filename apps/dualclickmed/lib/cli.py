@@ -25,6 +25,7 @@ from rich.table import Column, Table
 from typer.core import TyperCommand, TyperGroup
 
 from . import __version__
+from .arguments import pairs
 from .errors import PromptError, UserError, WeightsError
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def serve(
         settings["labels"] = labels
     if model_dir is not None:
         settings["model_dir"] = str(model_dir.resolve())
-    settings |= _pairs(conf or [])
+    settings |= pairs("--conf", "KEY=VALUE", conf or [])
     if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
         raise UserError(
             f"The studies folder '{studies}' does not exist; give a folder of images, or make one with "
@@ -406,16 +407,6 @@ def _whole_numbers(option: str, text: str, count: int) -> list[int]:
             f"{option} takes {count} whole numbers with commas between them, but '{text}' came."
         )
     return numbers
-
-
-def _pairs(texts: Sequence[str]) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise UserError(f"--conf takes KEY=VALUE, but '{text}' came.")
-        pairs[key] = value
-    return pairs
 
 
 def _require_free(host: str, port: int) -> None:

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from ..arguments import pairs
 from ..errors import UserError
 from ..weights import Kind, default_path, named_path
 from .loop import BAD_SHARE, Options, train
@@ -106,7 +107,7 @@ def train_expert(
             "--fine-tune is a recipe of its own; change its numbers with --set, without --recipe."
         )
     if tune:
-        chosen = changed(fine_tune(kind, preset), _pairs(settings or []))
+        chosen = changed(fine_tune(kind, preset), _settings(settings or []))
         start = start or str(default_path(kind))
     else:
         chosen = chosen_recipe(recipe or f"{kind}-{preset}", kind, settings or [])
@@ -182,23 +183,13 @@ def chosen_recipe(name: str, kind: Kind, settings: Sequence[str]) -> Recipe:
     Raises:
         UserError: there is no such recipe or number, or it is for the other expert.
     """
-    recipe = changed(load_recipe(name), _pairs(settings))
+    recipe = changed(load_recipe(name), _settings(settings))
     if recipe.kind != kind:
         fitting = ", ".join(n for n in recipe_names() if n.startswith(kind))
         raise UserError(
             f"The recipe '{name}' trains the {recipe.kind} expert; for the {kind} one: {fitting}."
         )
     return recipe
-
-
-def _pairs(texts: Sequence[str]) -> dict[str, str]:
-    values = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise UserError(f"--set takes NAME=VALUE, but '{text}' came.")
-        values[key.strip()] = value
-    return values
 
 
 def read_sources(texts: Sequence[str], share: float | None, seed: int) -> list[WeightedSource] | None:
@@ -247,3 +238,7 @@ def stopped_by_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _settings(texts: Sequence[str]) -> dict[str, str]:
+    return {key.strip(): value for key, value in pairs("--set", "NAME=VALUE", texts).items()}
