@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from dualclickmed.experts import guarantee
 from dualclickmed.experts.guarantee import enforce_clicks
 from dualclickmed.experts.prediction import Prediction, merge
 from dualclickmed.prompts import Click, Prompts
@@ -249,3 +250,46 @@ def test_corrections_stay_near_disobeyed_clicks(situation):
         return
     offsets = np.abs(changed[:, None] - np.asarray(enforced)[None]).max(axis=-1)
     assert (offsets.min(axis=1) <= 2).all()
+
+
+@given(situations())
+@settings(max_examples=100)
+def test_looking_at_all_clicks_at_once_changes_nothing(situation):
+    volume, logits, prompts = situation
+    _, after, enforced = enforce(volume, logits, prompts)
+
+    def never(labels: np.ndarray, clicked: list[object], cells: object) -> np.ndarray:
+        return np.zeros(len(clicked), dtype=bool)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guarantee, "_surely_obeyed", never)
+        _, expected, one_by_one = enforce(volume, logits, prompts)
+    np.testing.assert_array_equal(after, expected)
+    assert enforced == one_by_one
+
+
+@pytest.mark.parametrize("thick", [False, True])
+def test_an_obeyed_scribble_is_not_looked_at_voxel_by_voxel(monkeypatch, thick):
+    shape = (60, 60, 60)
+    logits = np.full(shape, -1.0)
+    logits[10:50, 10:50, 10:50] = 1
+    inside = [(z, y, 30) for z in range(12, 48) for y in range(12, 48)]
+    if thick:
+        # Most voxels have no neighbour of their own then.
+        inside += [(z, y, x) for z, y, _ in inside for x in (29, 31)]
+    outside = [(5, y, x) for y in range(5, 50) for x in range(5, 50)]
+    looked: list[int] = []
+    monkeypatch.setattr(guarantee._Cells, "owned_neighbours", lambda self, at: looked.append(at))
+    _, _, enforced = enforce(flat(shape), [logits], [prompts_of(inside, outside)])
+    assert (looked, enforced) == ([], [])
+
+
+def test_the_part_of_a_scribble_that_is_disobeyed_is_corrected():
+    shape = (40, 40, 40)
+    logits = np.full(shape, 1.0)
+    logits[:, :, 20:] = -1
+    scribble = [(20, y, x) for y in (18, 19, 20) for x in range(5, 35)]
+    _, after, enforced = enforce(flat(shape), [logits], [prompts_of(scribble, [])])
+    assert enforced == [p for p in sorted(scribble) if p[2] >= 20]
+    assert all(after[p] == 1 for p in scribble)
+    assert after[:, :, :20].all()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,10 @@ from dualclickmed.experts.inputs import (
     map_at_points,
     map_in_box,
     point_prompts,
+    speaking,
     thinned,
 )
+from dualclickmed.experts.refinement import CellClick
 from dualclickmed.geometry import Box, Roi, crop_to_grid, window_at
 from dualclickmed.intensity import IntensityMap, normalise_global
 from dualclickmed.prompts import Click
@@ -79,6 +84,33 @@ def test_a_scribble_is_thinned_evenly_and_both_kinds_stay():
     assert columns.min() < 4
     assert columns.max() > 59
     assert np.diff(columns).max() <= 4
+
+
+def test_few_clicks_all_speak_and_know_the_way_to_the_other_kind():
+    clicks = [CellClick((0, 0, 0), True), CellClick((9, 9, 9), True), CellClick((0, 3, 2), False)]
+    found = {click.cell: rival for click, rival in speaking(clicks, (2.0, 1.0, 2.0))}
+    assert found == {
+        (0, 0, 0): 5.0,
+        (9, 9, 9): pytest.approx(math.sqrt(18**2 + 6**2 + 14**2)),
+        (0, 3, 2): 5.0,
+    }
+    assert speaking(clicks[:2], (2.0, 1.0, 2.0)) == [(click, math.inf) for click in clicks[:2]]
+    assert speaking([], (1.0, 1.0, 1.0)) == []
+
+
+def test_of_a_scribble_few_clicks_of_each_kind_speak_but_all_are_rivals():
+    inside = [CellClick((z, y, 10), True) for z in range(40) for y in range(60)]
+    outside = [CellClick((z, y, 13), False) for z in range(40) for y in range(60)]
+    found = speaking([*inside, *outside], (1.0, 1.0, 2.0), limit=20)
+    for kind, given_clicks in ((True, inside), (False, outside)):
+        spoken = [click for click, _ in found if click.positive == kind]
+        assert 4 <= len(spoken) <= 20
+        assert set(spoken) <= set(given_clicks)
+    # The nearest of the other kind, three cells away, need not be among those that speak.
+    assert {rival for _, rival in found} == {6.0}
+    shuffled = [*outside, *inside]
+    random.Random(0).shuffle(shuffled)
+    assert speaking(shuffled, (1.0, 1.0, 2.0), limit=20) == found
 
 
 def test_the_global_input_is_grey_levels_then_z_score_with_zeros_outside():

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import logging
+import random
 
 import numpy as np
 import pytest
 import torch
 from dualclickmed.errors import PromptError
 from dualclickmed.experts import ByteCache, LocalExpert, Prediction
+from dualclickmed.experts.inputs import MAX_CLICKS
 from dualclickmed.experts.local_expert import LOGIT_LIMIT, MAX_WINDOWS, click_windows
 from dualclickmed.experts.stages import Stages
 from dualclickmed.geometry import Box, Index, window_at
@@ -186,6 +188,74 @@ def test_clicks_of_a_scribble_share_windows_and_are_all_covered():
     windows = click_windows(scribble, [], (128, 128, 128))
     assert len(windows) <= MAX_WINDOWS
     assert all(any(w.box.contains(p) for w in windows) for p in scribble)
+
+
+def spiral(count: int, radius: float = 45.0, pitch: float = 60.0) -> list[Index]:
+    """So many voxels on a helix about (100, 150, 150)."""
+    found: dict[Index, None] = {}
+    step = 0
+    while len(found) < count:
+        turn = step / 60
+        height = pitch * (step / (40 * count) % 1 - 0.5)
+        found[
+            (round(100 + height), round(150 + radius * np.sin(turn)), round(150 + radius * np.cos(turn)))
+        ] = None
+        step += 1
+    return list(found)
+
+
+def test_a_scribble_that_fits_into_one_window_opens_one_in_its_middle():
+    scribble = spiral(3455)
+    windows = click_windows(scribble, [(100, 150, 230)] * 3, (128, 128, 128))
+    assert len(windows) == 1
+    middle = np.mean([windows[0].box.lo, windows[0].box.hi], axis=0)
+    assert np.abs(np.asarray(scribble) - middle).max() < 64 - 128 // 8
+    assert click_windows(scribble[::-1], [(100, 150, 230)], (128, 128, 128)) == windows
+
+
+def test_background_opens_no_window_of_a_scribble():
+    background = [(100, 90, x) for x in range(50, 250)]
+    assert click_windows([(100, 150, 150)], background, (128, 128, 128)) == [window_at((100, 150, 150))]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_windows_of_a_scribble_are_few_and_do_not_depend_on_the_order(seed):
+    rng = np.random.default_rng(seed)
+
+    def scattered(corner: Index, side: int, count: int) -> list[Index]:
+        return [(z, y, x) for z, y, x in (corner + rng.integers(0, side, (count, 3))).tolist()]
+
+    near, far = scattered((50, 10, 200), 95, 100), scattered((0, 0, 0), 400, 30)
+    assert len(click_windows(near, far, (128, 128, 128))) == 1
+    scribble = [*near, *far]
+    windows = click_windows(scribble, [], (128, 128, 128))
+    assert len(windows) <= MAX_WINDOWS
+    assert sum(any(w.box.contains(p) for w in windows) for p in scribble) >= len(near)
+    random.Random(seed).shuffle(scribble)
+    assert click_windows(scribble, [], (128, 128, 128)) == windows
+
+
+def test_a_scribble_costs_what_a_few_clicks_cost(fakes):
+    volume = from_array(np.random.default_rng(0).integers(1, 256, (160, 300, 300), dtype=np.uint8))
+    network = fakes.Network(fakes.constant(1.0))
+    scribble = spiral(3455)
+    background = [(100, 90, x) for x in range(50, 250)]
+    found = expert_of(network, (128, 128, 128)).predict(volume, Prompts(clicks(scribble, background)))
+    assert len(network.encoded) == len(network.decoded) == 1
+    points, labels, _ = network.decoded[0]
+    assert points.shape[1] <= MAX_CLICKS
+    assert set(labels[0].tolist()) == {0, 1}
+    assert (found[0].at(np.asarray(scribble)) > 0).all()
+
+
+def test_a_scribble_wider_than_all_windows_says_what_is_left(caplog):
+    scattered = [
+        (z, y, x) for z in range(0, 800, 160) for y in range(0, 800, 160) for x in range(0, 800, 160)
+    ]
+    with caplog.at_level(logging.WARNING):
+        windows = click_windows(scattered, [], (128, 128, 128))
+    assert len(windows) == MAX_WINDOWS
+    assert "113 clicks of a scribble are outside the 12 windows" in caplog.text
 
 
 def test_too_many_windows_keep_the_most_clicks_and_say_so(caplog):

@@ -23,6 +23,8 @@ from .prediction import Prediction, settle
 
 PATCH_RADIUS = 2.5
 """Radius of a correction, as a multiple of the voxel's shortest side (in mm)."""
+_TIE = 1e-6
+"""Distances that differ by less, relatively, are left to the exact comparison."""
 _NEIGHBOURS = np.asarray(
     [(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)], dtype=np.int64
 )
@@ -62,7 +64,9 @@ def enforce_clicks(
         return []
     cells = _Cells([c.index for c in clicked], volume)
     enforced = []
-    for at, click in enumerate(clicked):
+    # No patch reaches what another click owns, so that clicks obeyed now are obeyed afterwards.
+    for at in np.flatnonzero(~_surely_obeyed(labels, clicked, cells)).tolist():
+        click = clicked[at]
         neighbours = cells.owned_neighbours(at)
         if _obeyed(labels, click, neighbours):
             continue
@@ -90,6 +94,28 @@ def _clicked_voxels(prompts: Mapping[int, Prompts]) -> list[_Clicked]:
     return [_Clicked(index, value.get(index, 0), frozenset(denied.get(index, ()))) for index in voxels]
 
 
+def _surely_obeyed(
+    labels: npt.NDArray[np.uint8], clicked: Sequence[_Clicked], cells: _Cells
+) -> npt.NDArray[np.bool_]:
+    """For each click (N,) whether it is obeyed, as `_obeyed` says; where ties need its care, False.
+
+    All clicks at once: most voxels of a scribble are obeyed, and one by one thousands of them cost time.
+    """
+    rights: dict[tuple[int, frozenset[int]], int] = {}
+    kinds = [
+        rights.setdefault((c.value, c.denied if not c.value else frozenset()), len(rights)) for c in clicked
+    ]
+    table = np.zeros((len(rights), 256), dtype=np.bool_)
+    for (value, denied), row in rights.items():
+        table[row] = ~np.isin(np.arange(256), list(denied)) if not value else np.arange(256) == value
+    kind = np.asarray(kinds)
+    z, y, x = cells.voxels.T
+    around, owned, foreign = cells.neighbours()
+    nz, ny, nx = np.moveaxis(around, -1, 0)
+    beside = table[kind[:, None], labels[nz, ny, nx]] & owned
+    return table[kind, labels[z, y, x]] & (beside.any(axis=1) | foreign.all(axis=1))
+
+
 def _obeyed(labels: npt.NDArray[np.uint8], click: _Clicked, neighbours: npt.NDArray[np.int64]) -> bool:
     def right(found: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         return found == click.value if click.value else ~np.isin(found, list(click.denied))
@@ -105,18 +131,33 @@ class _Cells:
     def __init__(self, voxels: Sequence[Index], volume: Volume) -> None:
         self._volume = volume
         self._spacing = np.asarray(volume.spacing, dtype=np.float64)
-        self._voxels = np.asarray(voxels, dtype=np.int64)
-        self._tree = KDTree(self._voxels * self._spacing)
+        self.voxels = np.asarray(voxels, dtype=np.int64)
+        self._tree = KDTree(self.voxels * self._spacing)
+
+    def neighbours(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """The six neighbours of every click.
+
+        Returns:
+            voxels (N, 6, 3), moved into the volume; which of them (N, 6) are surely the click's own; and
+            which are surely not, those outside the volume among them. A tie is neither.
+        """
+        around = self.voxels[:, None] + _NEIGHBOURS
+        inside = ((around >= 0) & (around < self._volume.shape)).all(axis=-1)
+        around = np.clip(around, 0, np.asarray(self._volume.shape) - 1)
+        nearest, _ = self._tree.query(around.reshape(-1, 3) * self._spacing, k=2)
+        first, second = nearest.reshape(*inside.shape, 2).transpose(2, 0, 1)
+        own = np.repeat(self._spacing, 2)
+        return around, inside & (second > own * (1 + _TIE)), ~inside | (first < own * (1 - _TIE))
 
     def owned_neighbours(self, at: int) -> npt.NDArray[np.int64]:
         """Those of the six neighbours (N, 3) of click number `at` that are in the volume and its own."""
-        around = self._voxels[at] + _NEIGHBOURS
+        around = self.voxels[at] + _NEIGHBOURS
         around = around[((around >= 0) & (around < self._volume.shape)).all(axis=1)]
         return around[self._owned(at, around)]
 
     def similar_around(self, at: int) -> npt.NDArray[np.int64]:
         """Click number `at` and the voxels (N, 3) of its own in the ball about it that look like it."""
-        centre = self._voxels[at]
+        centre = self.voxels[at]
         reach = np.floor(PATCH_RADIUS * self._spacing.min() / self._spacing).astype(np.int64)
         start = np.maximum(centre - reach, 0)
         stop = np.minimum(centre + reach + 1, self._volume.shape)
@@ -129,7 +170,7 @@ class _Cells:
         # Noise makes a deviation of its own; across an edge the difference is twice the deviation.
         similar = np.abs(values - values[here]) <= values.std()
         chosen = similar & (distance <= PATCH_RADIUS * self._spacing.min())
-        chosen &= self._owned(at, voxels.reshape(-1, 3)).reshape(chosen.shape)
+        chosen[chosen] = self._owned(at, voxels[chosen])
         parts, _ = ndimage.label(chosen)
         return voxels[parts == parts[here]]
 
@@ -137,9 +178,10 @@ class _Cells:
         """For voxels (N, 3) near click number `at`, whether no other click is nearer."""
         if len(voxels) == 0:
             return np.zeros(0, dtype=np.bool_)
-        centre = self._voxels[at] * self._spacing
+        centre = self.voxels[at] * self._spacing
         farthest = np.linalg.norm(voxels * self._spacing - centre, axis=1).max()
         rivals = np.sort(self._tree.query_ball_point(centre, 2 * farthest * (1 + 1e-6)))
-        offsets = (voxels[:, None] - self._voxels[rivals][None]) * self._spacing
-        nearest = np.square(offsets).sum(axis=-1).argmin(axis=1)
-        return rivals[nearest] == at
+        z, y, x = np.square(
+            (voxels.T[:, :, None] - self.voxels[rivals].T[:, None]) * self._spacing[:, None, None]
+        )
+        return rivals[(z + y + x).argmin(axis=1)] == at

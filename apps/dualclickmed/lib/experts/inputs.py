@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from ..geometry import Box, Index, Roi, crop_to_grid
@@ -93,18 +96,64 @@ def thinned(points: Sequence[Index], limit: int) -> list[Index]:
     return [ordered[i] for i in _thinned(array, np.zeros(len(ordered), dtype=np.int64), limit)]
 
 
+class Clicked(Protocol):
+    """A click at a cell of a grid."""
+
+    @property
+    def cell(self) -> Index: ...
+
+    @property
+    def positive(self) -> bool: ...
+
+
+ClickedT = TypeVar("ClickedT", bound=Clicked)
+
+
+def speaking(
+    clicks: Sequence[ClickedT], step: Sequence[float], limit: int = MAX_CLICKS
+) -> list[tuple[ClickedT, float]]:
+    """The clicks that speak for their surroundings, and how far each is from the other kind.
+
+    All of them where they are few; of a scribble at most `limit` of each kind, spread as they are
+    (`thinned`), since each one costs a look at the whole grid. The order of the clicks plays no part.
+
+    Args:
+        clicks: at most one for each cell.
+        step: millimetres of a cell along (z, y, x).
+        limit: most clicks of a kind.
+
+    Returns:
+        Clicks, and the millimetres to the nearest of all clicks of the other kind; infinity without one.
+    """
+    size = np.asarray(step, dtype=np.float64)
+    found = []
+    for kind in (True, False):
+        own = {click.cell: click for click in clicks if click.positive == kind}
+        rivals = np.asarray([click.cell for click in clicks if click.positive != kind]).reshape(-1, 3)
+        cells = thinned(list(own), limit)
+        if not len(rivals) or not cells:
+            found += [(own[cell], math.inf) for cell in cells]
+            continue
+        _, nearest = KDTree(rivals * size).query(np.asarray(cells) * size)
+        for cell, rival in zip(cells, rivals[nearest], strict=True):
+            found.append((own[cell], float(np.linalg.norm((np.asarray(cell) - rival) * size))))
+    return found
+
+
 def _thinned(
     points: npt.NDArray[np.float64], kinds: npt.NDArray[np.int64], limit: int
 ) -> npt.NDArray[np.int64]:
     kept = np.arange(len(points))
     cell = 1
     while len(kept) > limit:
-        groups: dict[tuple[int, ...], list[int]] = {}
         cells = np.floor((points + 0.5) / cell).astype(np.int64)
-        for at, key in enumerate(np.column_stack([kinds, cells]).tolist()):
-            groups.setdefault(tuple(key), []).append(at)
+        # Stable: the points of a group stay in their order.
+        order = np.lexsort([*cells.T[::-1], kinds])
+        keys = np.column_stack([kinds, cells])[order]
+        starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
+        counts = np.diff(np.r_[starts, len(order)])
         # The middle one of a group: the first would pull every scribble towards one corner.
-        kept = np.asarray(sorted(group[len(group) // 2] for group in groups.values()))
+        kept = np.sort(order[starts + counts // 2])
         cell *= 2
     return kept
 

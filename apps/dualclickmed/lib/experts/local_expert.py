@@ -11,14 +11,14 @@ import numpy.typing as npt
 import torch
 
 from ..errors import PromptError
-from ..geometry import LOCAL_WINDOW, Box, Index, Roi, local_windows, paste_from_grid
+from ..geometry import LOCAL_WINDOW, Box, Index, Roi, local_windows, paste_from_grid, window_at
 from ..intensity import IntensityMap
 from ..networks.local_network import LocalFeatures, LocalNetwork
 from ..networks.segresnet import LAYOUT
 from ..prompts import Click, Prompts
 from ..volume import Volume
 from .cache import ByteCache
-from .inputs import local_input, map_at_points, point_prompts, thinned
+from .inputs import MAX_CLICKS, local_input, map_at_points, point_prompts, thinned
 from .precision import chosen_precision
 from .prediction import Prediction, enclosing_region, filled_region, intersection, within
 from .stages import Stages
@@ -41,7 +41,12 @@ def click_windows(foreground: Sequence[Index], background: Sequence[Index], size
     is wrong there came from elsewhere (a previous mask) and is corrected at the click. When clicks would open
     more than `MAX_WINDOWS`, clicks further apart share a window (up to three eighths of its side); when that
     is not enough either, the windows that add most foreground clicks to those held are kept.
+
+    More than `MAX_CLICKS` clicks are a scribble, which shows where the object is without a window around
+    each part of it: its foreground alone opens windows, as few as hold it with a margin.
     """
+    if len({*foreground, *background}) > MAX_CLICKS:
+        return _scribble_windows(foreground, size)
     centres = thinned([*foreground, *background], _MAX_CENTRES)
     windows: list[Roi] = []
     for eighths in (1, 2, 3):
@@ -58,6 +63,33 @@ def click_windows(foreground: Sequence[Index], background: Sequence[Index], size
         kept.append(best)
         left -= held[best]
     return [windows[i] for i in sorted(kept)]
+
+
+def _scribble_windows(foreground: Sequence[Index], size: Index) -> list[Roi]:
+    """Few windows that hold every foreground click at least an eighth of their side away from their edge.
+
+    Each next one lies about a click, or in the middle of all that are left, as a stroke along a border needs;
+    where it takes the most of them, of several such places the one most in their middle. At most
+    `MAX_WINDOWS`; what is left then is corrected at the clicks alone.
+    """
+    left = np.asarray(sorted(set(foreground)), dtype=np.int64)
+    reach = max(1, min(size) * 3 // 8)
+    windows: list[Roi] = []
+    while len(left) and len(windows) < MAX_WINDOWS:
+        centres = thinned([(z, y, x) for z, y, x in left.tolist()], _MAX_CENTRES)
+        z, y, x = ((left.min(axis=0) + left.max(axis=0)) // 2).tolist()
+        centres.append((z, y, x))
+        away = np.zeros((len(centres), len(left)), dtype=np.int64)
+        for axis, at in enumerate(np.asarray(centres).T):
+            np.maximum(away, np.abs(left[:, axis] - at[:, None]), out=away)
+        near = away < reach
+        farthest = np.where(near, away, 0).max(axis=1)
+        best = int(np.lexsort([farthest, -near.sum(axis=1)])[0])
+        windows.append(window_at(centres[best], size))
+        left = left[~near[best]]
+    if len(left):
+        logger.warning("%d clicks of a scribble are outside the %d windows computed", len(left), MAX_WINDOWS)
+    return windows
 
 
 class LocalExpert:

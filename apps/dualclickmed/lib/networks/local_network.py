@@ -190,18 +190,23 @@ def _alike(unit: Tensor, labels: Tensor, means: Tensor) -> Tensor:
         (1, 2 * len(INTENSITY_WIDTHS), D, H, W) in [0, 1], 0 where a kind has no click.
     """
     clicked = sample_at(means.float(), unit)[0, :, 0]
+    nearest = [_nearest(means.float(), clicked[labels[0] == kind]) for kind in (FOREGROUND, BACKGROUND)]
     maps = []
     for width in INTENSITY_WIDTHS:
-        for kind in (FOREGROUND, BACKGROUND):
-            values = clicked[labels[0] == kind]
-            if len(values) == 0:
-                maps.append(torch.zeros_like(means, dtype=torch.float32))
-                continue
-            nearest = (means.float() - values[0]).abs()
-            for value in values[1:]:
-                nearest = torch.minimum(nearest, (means.float() - value).abs())
-            maps.append(torch.exp(-0.5 * (nearest / width) ** 2))
+        for away in nearest:
+            empty = torch.zeros_like(means, dtype=torch.float32)
+            maps.append(empty if away is None else torch.exp(-0.5 * (away / width) ** 2))
     return torch.cat(maps, dim=1)
+
+
+def _nearest(means: Tensor, values: Tensor) -> Tensor | None:
+    """How far each of `means` is from the nearest of `values` (N,); None without any."""
+    if len(values) == 0:
+        return None
+    found = (means - values[0]).abs()
+    for value in values[1:]:
+        torch.minimum(found, (means - value).abs_(), out=found)
+    return found
 
 
 def _connected(unit: Tensor, labels: Tensor, means: Tensor) -> Tensor:
@@ -266,19 +271,23 @@ def _nearby(unit: Tensor, labels: Tensor, means: Tensor, fold: int) -> Tensor:
     Returns:
         (1, 1, D, H, W) in [0, 1], the largest over the foreground clicks; 0 without one.
     """
+    inside = labels[0] == FOREGROUND
+    if not bool(inside.any()):
+        return torch.zeros_like(means, dtype=torch.float32)
+    means = means.float()
     size = means.shape[2:]
-    best = torch.zeros_like(means, dtype=torch.float32)
-    values = sample_at(means.float(), unit)[0, :, 0]
+    values = sample_at(means, unit)[0, :, 0]
     at = unit[0] * unit.new_tensor(size) - 0.5
-    for point, value in zip(at[labels[0] == FOREGROUND], values[labels[0] == FOREGROUND], strict=True):
-        bumps = [
-            torch.exp(-0.5 * ((torch.arange(n, device=unit.device) - c) * fold / PRIOR_REACH) ** 2)
+    # The largest of many exponentials is the exponential of the least exponent.
+    least = torch.full_like(means, torch.inf)
+    for point, value in zip(at[inside], values[inside], strict=True):
+        z, y, x = (
+            ((torch.arange(n, device=unit.device) - c) * (fold / PRIOR_REACH)).square_()
             for n, c in zip(size, point, strict=True)
-        ]
-        near = bumps[0][:, None, None] * bumps[1][:, None] * bumps[2]
-        like = torch.exp(-0.5 * ((means.float() - value) / PRIOR_WIDTH) ** 2)
-        best = torch.maximum(best, near * like)
-    return best
+        )
+        unlike = ((means - value) / PRIOR_WIDTH).square_()
+        torch.minimum(least, unlike.add_(z[:, None, None] + y[:, None]).add_(x), out=least)
+    return torch.exp(-0.5 * least)
 
 
 def _all_tokens(head: PointHead | ClickHead, clicks: Tensor, labels: Tensor) -> Tensor:
