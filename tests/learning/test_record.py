@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dualclickmed.learning import record as learning_record
 from dualclickmed.learning.record import (
     EVENTS,
     FAILED,
@@ -150,6 +151,48 @@ def test_many_at_once(tmp_path: Path, record: Record) -> None:
     assert set(record.final()) == {file.name for file in files}
     lines = (record.folder / EVENTS).read_bytes().splitlines()
     assert len([json.loads(line) for line in lines]) == len(files)
+
+
+def test_the_summary_counts_what_the_record_holds(tmp_path: Path, record: Record) -> None:
+    one, _ = record.submit("one", a_label(tmp_path, "1"), {"client_id": "ann"})
+    record.submit("two", a_label(tmp_path, "2"), {"client_id": "ann"})
+    record.submit("two", a_label(tmp_path, "2, again"), {"client_id": "bob"})
+    two, _ = record.submit("two", a_label(tmp_path, "2, by ann"), {"client_id": "ann"})
+    record.submit("three", a_label(tmp_path, "3"), {"client_id": "zoe"})
+    record.training("run", "local", PUBLISHED, [one.version], ["liver"], {"gain": 0.5})
+    record.training("other", "global", FAILED, [two.version])
+    summary = record.summary()
+    assert summary == {
+        "submitted": 5,
+        "final": 3,
+        "waiting": {"global": ["one", "two", "three"], "local": ["two", "three"]},
+        "by": {"ann": 2, "zoe": 1},
+        "several_annotators": ["two"],
+        "trainings": summary["trainings"],
+    }
+    assert [(t["kind"], t["state"], t.get("gain")) for t in summary["trainings"]] == [
+        ("local", PUBLISHED, 0.5),
+        ("global", FAILED, None),
+    ]
+    assert summary["waiting"] == {
+        kind: [s.image for s in record.waiting(kind)] for kind in ("global", "local")
+    }
+
+
+@pytest.mark.parametrize("images", [1, 50])
+def test_the_summary_looks_at_every_event_a_fixed_number_of_times(
+    record: Record, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    record.folder.mkdir()
+    with (record.folder / EVENTS).open("w") as stream:
+        for n in range(200):
+            event = {"event": "submitted", "version": str(n), "image": str(n % images), "who": str(n % 7)}
+            stream.write(json.dumps({**event, "time": str(n), "file": f"{n}.nii"}) + "\n")
+    read: list[object] = []
+    original = learning_record._submission
+    monkeypatch.setattr(learning_record, "_submission", lambda e: read.append(e) or original(e))
+    assert record.summary()["final"] == images
+    assert len(read) == 200
 
 
 def test_versions_differ_by_image_and_content(tmp_path: Path) -> None:

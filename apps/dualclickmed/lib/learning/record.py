@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,9 +225,7 @@ class Record:
             kind: which expert.
             begun: labels of a training that was started count as seen, however it ended.
         """
-        ends = (STARTED, PUBLISHED, REFUSED, FAILED) if begun else (PUBLISHED, REFUSED)
-        seen = {v for t in self.trainings(kind) if t.state in ends for v in t.versions}
-        return [s for s in self.final().values() if s.version not in seen]
+        return _unseen(self.final().values(), self.trainings(kind), begun)
 
     def labels(self) -> list[str]:
         """The name of every label that was submitted or trained, in the order in which they came."""
@@ -242,16 +241,27 @@ class Record:
         return self.folder / VERSIONS / submission.file
 
     def summary(self) -> dict[str, Any]:
-        """What /info tells: how many labels wait for each expert, who submitted what, the last trainings."""
-        final = list(self.final().values())
+        """What /info tells: how many labels wait for each expert, who submitted what, the last trainings.
+
+        It takes time in proportion to the record, however many annotators and images there are.
+        """
+        submissions, trainings = self.submissions(), self.trainings()
+        final = {s.image: s for s in submissions}
+        annotators: dict[str, set[str]] = {image: set() for image in final}
+        for submission in submissions:
+            annotators[submission.image].add(submission.who)
+        by = Counter(s.who for s in final.values())
         return {
-            "submitted": len(self.submissions()),
+            "submitted": len(submissions),
             "final": len(final),
-            "waiting": {kind: [s.image for s in self.waiting(kind)] for kind in KINDS},
-            "by": {who: sum(s.who == who for s in final) for who in sorted({s.who for s in final})},
-            "several_annotators": [s.image for s in final if len(self.versions(s.image)) > 1],
+            "waiting": {
+                kind: [s.image for s in _unseen(final.values(), [t for t in trainings if t.kind == kind])]
+                for kind in KINDS
+            },
+            "by": {who: by[who] for who in sorted(by)},
+            "several_annotators": [image for image, who in annotators.items() if len(who) > 1],
             "trainings": [
-                {"kind": t.kind, "time": t.time, "state": t.state, **t.detail} for t in self.trainings()[-5:]
+                {"kind": t.kind, "time": t.time, "state": t.state, **t.detail} for t in trainings[-5:]
             ],
         }
 
@@ -283,6 +293,15 @@ class Record:
             if isinstance(event, dict):
                 self._events.append(event)
         self._read_until += whole
+
+
+def _unseen(
+    final: Iterable[Submission], trainings: Iterable[Training], begun: bool = False
+) -> list[Submission]:
+    """The final labels that none of the trainings has seen; see `Record.waiting`."""
+    ends = (STARTED, PUBLISHED, REFUSED, FAILED) if begun else (PUBLISHED, REFUSED)
+    seen = {version for training in trainings if training.state in ends for version in training.versions}
+    return [submission for submission in final if submission.version not in seen]
 
 
 def version_of(image: str, label: Path) -> str:
