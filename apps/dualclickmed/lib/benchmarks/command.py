@@ -158,7 +158,12 @@ def run(
         console.print(f"measuring {case.name}, {case.precision}", style="dim", highlight=False)
         rows.append(in_process(threads, measure, case))
     show(networks_section(rows, threads, side))
-    figures: dict[str, Any] = {"networks": [_figures(*found) for found in ratios(rows)]}
+    figures: dict[str, Any] = {
+        "networks": [
+            {**row.to_dict(), "encode_times_faster": encode, "click_times_faster": click}
+            for row, encode, click in ratios(rows)
+        ]
+    }
 
     growing = presets.get("compact") or next(iter(presets.values()))
     sizes = [shape for shape in volumes if not quick or shape[0] * shape[1] * shape[2] <= 256**3]
@@ -313,15 +318,6 @@ def _parity(threads: int, console: Console) -> tuple[list[Section], dict[str, An
     console.print(section.table())
     same = all(d <= LIMIT for differences in found.values() for d in differences.values())
     return [section], {"parity": found, "same": same}
-
-
-def _figures(row: Row, encode: float | None, click: float | None) -> dict[str, Any]:
-    case = {
-        name: getattr(row.case, name)
-        for name in ("expert", "preset", "published", "precision", "device", "side")
-    }
-    plain = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name != "case"}
-    return {**case, **plain, "encode_times_faster": encode, "click_times_faster": click}
 
 
 def _gpu() -> str:

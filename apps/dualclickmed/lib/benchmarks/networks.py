@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -59,6 +59,14 @@ class Row:
     resting: int
     peak: int
     difference: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was measured and of what, as plain values for JSON; the configuration is left out."""
+        case = ("expert", "preset", "published", "precision", "device", "side")
+        return {
+            **{name: getattr(self.case, name) for name in case},
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "case"},
+        }
 
 
 class _Runner:

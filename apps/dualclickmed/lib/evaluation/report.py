@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..benchmarks.networks import Row as NetworkRow
 from ..errors import UserError
 from . import cost, figures, records
 from .cases import Case
@@ -74,7 +75,7 @@ def write(
     command: str,
     machine: str,
     start: str,
-    costs: Sequence[cost.Cost] = (),
+    costs: Sequence[NetworkRow] = (),
     pictures: int = 0,
     load: Callable[[Case], Any] | None = None,
 ) -> list[Summary]:
@@ -222,7 +223,7 @@ def _steps_section(summaries: Sequence[Summary], start: str) -> Section:
     )
 
 
-def _cost_section(costs: Sequence[cost.Cost]) -> Section:
+def _cost_section(costs: Sequence[NetworkRow]) -> Section:
     return Section(
         "Cost",
         (
@@ -230,7 +231,7 @@ def _cost_section(costs: Sequence[cost.Cost]) -> Section:
             "operations for a multiply-add; best of three runs.",
         ),
         cost.COLUMNS,
-        tuple(cost.rows_of(costs)),
+        tuple(cost.cells(costs)),
         names=1,
     )
 
@@ -296,7 +297,7 @@ def _write_json(
     command: str,
     machine: str,
     summaries: Sequence[Summary],
-    costs: Sequence[cost.Cost],
+    costs: Sequence[NetworkRow],
     skipped: dict[str, str],
     complete: dict[str, int],
     total: int,
