@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -14,6 +15,7 @@ from dualclickmed.errors import UserError
 from dualclickmed.learning.final import final_labels, note_unknown
 from dualclickmed.learning.record import PUBLISHED, STARTED, Record
 from dualclickmed.learning.retraining import Settings
+from dualclickmed.trainers import tasks
 from dualclickmed.trainers.learning import Learning, clicks_in, with_new
 from dualclickmed.trainers.tasks import DECODER, EVERYTHING, ExpertTrainer
 from fastapi import HTTPException
@@ -86,6 +88,27 @@ def test_without_labels_the_request_is_refused(studies: LocalDatastore, tmp_path
         trainer(Record(tmp_path / "learning"))({"minutes": 1}, studies)
     assert refused.value.status_code == 400
     assert "no final label" in refused.value.detail
+
+
+@pytest.mark.parametrize("asked", [True, "true", 1, [True, False]])
+def test_several_gpus_that_were_asked_for_are_answered_for(
+    studies: LocalDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, asked: Any
+) -> None:
+    card = SimpleNamespace(card=lambda: {"dice": 0.5})
+    outcome = SimpleNamespace(
+        state=PUBLISHED, name="w", reason="", before=card, after=card, skipped=[], seconds=1.2
+    )
+    given: list[Settings] = []
+    monkeypatch.setattr(tasks, "retrain", lambda k, ls, p, settings, c: given.append(settings) or outcome)
+    studies.save_label("a", a_label(tmp_path), "final", {})
+    task = trainer(Record(tmp_path / "learning"))
+    result = task({"multi_gpu": asked}, studies)
+    assert result["notes"][0].startswith(
+        "'multi_gpu' was asked for, but a few cases are trained on one device"
+    )
+    assert result["notes"][0] in caplog.text
+    assert task({"multi_gpu": False}, studies)["notes"] == []
+    assert given == [Settings(), Settings()]
 
 
 def test_progress_of_the_other_expert_is_not_shown(tmp_path: Path) -> None:

@@ -62,6 +62,9 @@ class ExpertTrainer(TrainTask):
         Raises:
             HTTPException: status 400 for anything that the user can put right.
         """
+        notes = _notes(request)
+        for note in notes:
+            logger.warning("%s", note)
         try:
             settings = self.settings(request)
             labels = final_labels(datastore)
@@ -80,6 +83,7 @@ class ExpertTrainer(TrainTask):
             "after": outcome.after.card(),
             "skipped": outcome.skipped,
             "seconds": round(outcome.seconds),
+            "notes": notes,
         }
 
     def settings(self, request: Mapping[str, Any]) -> Settings:
@@ -105,6 +109,17 @@ class ExpertTrainer(TrainTask):
             device=self.options.device_for(_chosen(request.get("device"), None)),
             seed=int(_number(request, "seed", defaults.seed, 0, 2**31)),
         )
+
+
+def _notes(request: Mapping[str, Any]) -> list[str]:
+    """What of a request does not happen though it was asked for, as sentences."""
+    wanted = _chosen(request.get("multi_gpu"), False)
+    if wanted is True or str(wanted).strip().lower() in ("true", "1"):
+        return [
+            "'multi_gpu' was asked for, but a few cases are trained on one device; choose it with 'device'. "
+            "'torchrun main.py train' trains on several (docs/training.md)."
+        ]
+    return []
 
 
 def _chosen(value: Any, default: Any) -> Any:
