@@ -130,3 +130,21 @@ def test_checked_prompts_fit_and_stay(given_clicks: list[Click]) -> None:
     assert set(checked.clicks) == set(given_clicks)
     assert len(set(checked.clicks)) == len(checked.clicks)
     assert checked.checked((3, 3, 3)).clicks == checked.clicks
+
+
+def test_two_clicks_are_corners_of_a_box_and_no_clicks_any_more() -> None:
+    mask = np.ones((9, 9, 9))
+    further = (Click((4, 4, 4)), Click((0, 0, 0), False))
+    given_prompts = Prompts((Click((5, 1, 7)), further[1], Click((2, 6, 3)), further[0]), mask=mask)
+    boxed = given_prompts.with_corner_box()
+    assert boxed.box == Box((2, 1, 3), (6, 7, 8))
+    assert boxed.clicks == (further[1], further[0])
+    assert boxed.mask is mask
+    assert boxed.with_corner_box() is boxed
+
+
+def test_without_two_clicks_there_is_no_corner_box() -> None:
+    one = Prompts((Click((1, 1, 1)), Click((2, 2, 2), False), Click((3, 3, 3), False)))
+    assert one.with_corner_box() is one
+    drawn = Prompts((Click((1, 1, 1)), Click((2, 2, 2))), Box((0, 0, 0), (5, 5, 5)))
+    assert drawn.with_corner_box() is drawn

@@ -239,6 +239,19 @@ def test_the_strategy_chooses_the_expert(server: Server) -> None:
         assert details["strategies"] == {"liver": expected}
 
 
+def test_corners_for_the_global_expert_give_what_the_box_gives(server: Server) -> None:
+    corners = [[20, 20, 8], [40, 45, 20]]
+    by_clicks = server.infer("dualclickmed", "ct", {"liver": corners, "strategy": "global"})
+    box = {"roi": [20, 40, 20, 45, 8, 20], "label": "liver", "strategy": "global"}
+    assert by_clicks.content == server.infer("dualclickmed", "ct", box).content
+    mask = mask_of(by_clicks)
+    assert mask[30, 32, 14] == VALUES["liver"]
+    # Nothing is put where the corners were clicked, and the third click holds.
+    assert not any(mask[tuple(corner)] for corner in corners)
+    third = {"liver": [*corners, corners[0]], "strategy": "global"}
+    assert mask_of(server.infer("dualclickmed", "ct", third))[tuple(corners[0])] == VALUES["liver"]
+
+
 def test_a_single_slice_is_a_volume(server: Server) -> None:
     mask = mask_of(server.infer("dualclickmed", "slice", {"liver": [[20, 20, 0]]}))
     assert mask.shape == (40, 40, 1)

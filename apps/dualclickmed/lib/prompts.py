@@ -7,7 +7,7 @@ Everything is in canonical array order (z, y, x). Prompts are made as they come 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,18 @@ class Prompts:
     def background(self) -> list[Index]:
         """Voxels clicked as not belonging to the object."""
         return [click.index for click in self.clicks if not click.positive]
+
+    def with_corner_box(self) -> Prompts:
+        """The same prompts with a box: the first two foreground clicks are opposite corners of it.
+
+        Corners are no clicks any more: they lie beside the object, not in it. Prompts that have a box, or
+        fewer than two foreground clicks, stay as they are.
+        """
+        corners = self.foreground[:2]
+        if self.box is not None or len(corners) < 2:
+            return self
+        clicks = tuple(click for click in self.clicks if click.index not in corners)
+        return replace(self, clicks=clicks, box=Box.around(corners))
 
     def enclosing_box(self) -> Box:
         """The smallest box that holds the given box and every foreground click (section 2.2).

@@ -14,7 +14,7 @@ from ..errors import PromptError
 from ..geometry import Box, Roi, crop_to_grid, global_roi
 from ..intensity import IntensityMap
 from ..networks.global_network import GlobalFeatures, GlobalNetwork
-from ..prompts import Click, Prompts
+from ..prompts import Prompts
 from ..simulation.rounds import box_centre_prompt
 from ..volume import Volume
 from .cache import ByteCache
@@ -129,13 +129,14 @@ class GlobalExpert:
         Raises:
             As `predict`.
         """
-        box, clicks = _box_and_clicks(prompts)
+        prompts = _boxed(prompts)
+        assert prompts.box is not None
         size = self.network.config.image_size
         roi = global_roi(prompts.enclosing_box(), grid=(size, size, size))
-        intensity_map = map_in_box(volume, box, intensity)
+        intensity_map = map_in_box(volume, prompts.box, intensity)
         key = (volume.key, self._weights_key, roi, intensity_map)
         features = self._encoded(key, volume, roi, intensity_map, stages)
-        points, labels = point_prompts(roi, clicks if corrected else ())
+        points, labels = point_prompts(roi, prompts.clicks if corrected else ())
         with stages.timed("crop"):
             mask = self._mask_logits(prompts.mask, roi) if corrected and prompts.mask is not None else None
         with stages.timed("decode"), self._precision():
@@ -183,15 +184,14 @@ class GlobalExpert:
         return torch.autocast(self.device.type, dtype=self._autocast)
 
 
-def _box_and_clicks(prompts: Prompts) -> tuple[Box, tuple[Click, ...]]:
-    """The object's box, and the clicks that are corrections rather than corners of that box."""
-    if prompts.box is not None:
-        return prompts.box, prompts.clicks
-    corners = prompts.foreground[:2]
-    if len(corners) < 2:
+def _boxed(prompts: Prompts) -> Prompts:
+    """The prompts with a box, which two clicks may stand for; then these are no clicks any more."""
+    boxed = prompts.with_corner_box()
+    if boxed.box is None:
+        count = len(prompts.foreground)
         raise PromptError(
             "The global expert needs a box or two foreground clicks at opposite corners of one, but there is "
-            f"no box and {len(corners) or 'no'} foreground click{'' if len(corners) == 1 else 's'}; "
+            f"no box and {count or 'no'} foreground click{'' if count == 1 else 's'}; "
             "draw a box, add a click, or use the local expert."
         )
-    return Box.around(corners), tuple(c for c in prompts.clicks if c.index not in corners)
+    return boxed

@@ -25,7 +25,7 @@ from .segmenter import Answer, Segmenter
 logger = logging.getLogger(__name__)
 
 _Voxel = TypeVar("_Voxel", bound=np.generic)
-FUSED = "fused"
+FUSED, GLOBAL = "fused", "global"
 CONTENTS = ("mask", "uncertainty")
 """What the resulting file may hold; the first is the default."""
 OBJECT = "object"
@@ -86,10 +86,12 @@ class ClickTask(InferTask):
     def _segmented(self, request: Mapping[str, Any], labels: LabelMap) -> Answer:
         """Segment what the request's clicks and boxes mean."""
         layers = _layers(request, labels)
+        strategy = choice(request, wire.STRATEGY, self._config[wire.STRATEGY])
+        correct = layers.existing == EXISTING[2]
         return self._segmenter.segment(
             image=Path(request[wire.IMAGE]),
-            prompts=read_prompts(request, labels, correct=layers.existing == EXISTING[2]),
-            strategy=choice(request, wire.STRATEGY, self._config[wire.STRATEGY]),
+            prompts=read_prompts(request, labels, correct, corners=strategy == GLOBAL),
+            strategy=strategy,
             ct_window=choice(request, wire.CT_WINDOW, self._config[wire.CT_WINDOW]),
             device=self._segmenter.options.device_for(word(request, wire.DEVICE, None)),
             modality=word(request, wire.MODALITY, None),
