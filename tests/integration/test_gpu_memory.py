@@ -1,0 +1,58 @@
+"""A click that does not fit into a GPU's memory, on real experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from dualclickmed.configs.options import Options
+from dualclickmed.infers.dialects import RawPrompts
+from dualclickmed.infers.segmenter import Segmenter
+
+from .live import an_image, make_weights
+
+
+def test_a_click_that_does_not_fit_is_answered_by_the_cpu_and_the_next_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The GPU's expert is one of the processor whose network fails in the middle of a click."""
+    make_weights(tmp_path / "weights")
+    image = tmp_path / "image.nii.gz"
+    nib.save(nib.Nifti1Image(an_image((24, 20, 16)), np.eye(4)), image)
+    made = Segmenter(Options(model_dir=tmp_path / "weights"))
+    experts = {"cpu": made._expert("cpu")}
+    made._experts.clear()
+    experts["cuda:0"] = made._expert("cpu")
+    local = experts["cuda:0"].local_expert
+    assert local is not None
+    decode, left = local.network.decode, [3]
+
+    def full(*arguments: Any) -> torch.Tensor:
+        if left[0] > 0:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return decode(*arguments)
+
+    monkeypatch.setattr(local.network, "decode", full)
+    monkeypatch.setattr(made, "_expert", experts.__getitem__)
+
+    def click(device: str) -> npt.NDArray[np.uint8]:
+        return made.segment(
+            image, {"liver": RawPrompts([(12, 10, 8)])}, "fused", "auto", device
+        ).result.labels
+
+    expected = click("cpu")
+    assert expected[8, 10, 12] == 1
+    np.testing.assert_array_equal(click("cuda:0"), expected)
+    assert "The memory of cuda:0 does not suffice: computing on the CPU" in caplog.text
+    caplog.clear()
+    # The next request fails once and succeeds with emptied caches, the one after that at once.
+    assert left == [1]
+    for _ in range(2):
+        np.testing.assert_array_equal(click("cuda:0"), expected)
+    assert (left, caplog.text) == ([0], "")
