@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import logging
@@ -15,7 +16,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import nibabel as nib
+import numpy as np
 import pytest
+from dualclickmed.experts.dual import STRATEGIES
+from dualclickmed.infers import wire
+from dualclickmed.infers.dialects import CLICKS
+from dualclickmed.infers.layers import EXISTING, OVERLAPS
+from dualclickmed.infers.results import DTYPES, EXTENSIONS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -85,45 +93,37 @@ values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)),
     max_leaves=8,
 )
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    wire.STRATEGY: (*STRATEGIES, ["local", "paper"], "Fused"),
+    wire.CLICKS: CLICKS,
+    wire.EXISTING: EXISTING,
+    wire.OVERLAP: OVERLAPS,
+    wire.LOCKED: (["liver"], ["liver", "liver"], '["spleen"]', ["background"], "liver", [["liver"]]),
+    wire.RESULT_CONTENT: ("mask", "uncertainty", ["uncertainty"]),
+    wire.RESULT_EXTENSION: (*EXTENSIONS, "nii.gz", "..nrrd", ".NRRD", ".nrrd/../x", ".dcm"),
+    wire.RESULT_DTYPE: (*DTYPES, "bool", "object", "uint8,uint8"),
+    wire.LABEL_INFO: ([{"name": "liver", "idx": 2}], [{"name": 3}], [{}], [None], {"name": "liver"}),
+    wire.CT_WINDOW: ("lung", "none"),
+    wire.DEVICE: ("cpu", "cuda", "cuda:999"),
+}
+"""Values that mean something, or nearly do; whole requests of them go further than random ones."""
 KEYS = (
     *LABELS,
-    *(
-        "foreground",
-        "background",
-        "label",
-        "points",
-        "point_labels",
-        "label_prompt",
-        "roi",
-        "strategy",
-        "ct_window",
-    ),
-    *(
-        "device",
-        "modality",
-        "result_extension",
-        "result_dtype",
-        "result_compress",
-        "image",
-        "model",
-        "save_label",
-    ),
-    *(
-        "label_tag",
-        "description",
-        "session",
-        "label_info",
-        "timeout",
-        "client_id",
-        "user",
-        "method",
-        "path",
-        "name",
-    ),
+    *sorted(wire.EXPECTED),
+    *("save_label", "label_tag", "description", "session", "timeout", "client_id", "user", "multi_gpu"),
+    *("method", "path", "name"),
 )
 objects = st.dictionaries(st.one_of(st.sampled_from(KEYS), texts), values, max_size=6)
 nearly_right = st.fixed_dictionaries(
     {"liver": st.just([[27, 30, 19]])}, optional=dict.fromkeys(KEYS[4:], values)
+)
+chosen = st.fixed_dictionaries(
+    {"liver": st.sampled_from([[[27, 30, 19]], [[27, 30, 19], [5, 8, 3]], [[1, 1, 1]] * 70])},
+    optional={
+        "spleen": clicks,
+        "background": st.sampled_from([[], [[2, 2, 2]], [[27, 30, 19]]]),
+        **{key: st.sampled_from(words) for key, words in OPTIONS.items()},
+    },
 )
 
 
@@ -148,6 +148,7 @@ def _json(value: Any) -> bytes:
 json_texts = st.one_of(
     objects.map(_json),
     nearly_right.map(_json),
+    chosen.map(_json),
     values.map(_json),
     st.binary(max_size=40),
     st.sampled_from(
@@ -169,7 +170,23 @@ json_texts = st.one_of(
     ),
 )
 file_names = st.one_of(st.none(), st.sampled_from([*TRICKS, "a.nii.gz", "a.nrrd", "a.zip", "a.tar", "a.exe"]))
+
+
+def _nifti(shape: tuple[int, ...], dtype: str) -> bytes:
+    array = np.zeros(shape, dtype)
+    array[shape[0] // 2] = 1
+    return gzip.compress(nib.Nifti1Image(array, np.eye(4)).to_bytes())
+
+
+# Segmentations of the image, of another one, of a slice, with numbers that are no labels.
+SEGMENTATIONS = (
+    _nifti((40, 40, 24), "uint8"),
+    _nifti((16, 16, 16), "uint8"),
+    _nifti((40, 40), "uint8"),
+    _nifti((40, 40, 24), "float32"),
+)
 contents = st.one_of(
+    st.sampled_from(SEGMENTATIONS),
     st.binary(max_size=200),
     st.just(b"\x1f\x8b broken"),
     st.just(b"PK\x05\x06" + b"\0" * 18),
