@@ -44,6 +44,8 @@ def plan(
                 lo, hi = np.minimum(points[0], points[1]), np.maximum(points[0], points[1])
                 box = np.stack([lo, hi + 1], axis=1).ravel().tolist()
                 params = {**params, "roi": box, "label": label}
+            if organ % 2 == 0:
+                params["strategy"] = "fused"
             found.append(Request(image, params))
     return found[:clicks]
 

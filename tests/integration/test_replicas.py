@@ -1,4 +1,4 @@
-"""Two servers on one DICOMweb archive behind nginx, which hands on requests in turn (`make test-server`)."""
+"""Two servers on one DICOMweb archive behind nginx, which hands on requests in turn."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "examples" / "nginx.conf"
 ANNOTATORS = 8
+CLICKS = int(os.environ.get("DUALCLICKMED_CLICKS", "3"))
+"""Of each annotator where the networks are small; the slow test has fifty on the shipped weights."""
 SHAPE = (36, 32, 24)
 
 
@@ -119,7 +121,7 @@ def hold(folder: Path, clicks: int, weights: Path | None = None) -> None:
             "%d clicks behind nginx, %d masks in %.0f s; light requests p95 %.0f ms; requests by replica %s",
             *(clicks * ANNOTATORS, masks, seconds, 1e3 * watched.p95(), shares),
         )
-        assert min(shares) >= 0.4 * clicks * ANNOTATORS
+        assert min(shares) >= 0.3 * clicks * ANNOTATORS
         _check_submit(archive, series[0], servers, url)
         _check_session(folder, servers, url)
         _check_loss(servers, url, plans[0][0].image)
@@ -168,6 +170,11 @@ def _check_loss(servers: list[Server], url: str, image: str) -> None:
         later = [clicking.submit(answer, url, request) for _ in range(12)]
         os.killpg(servers[0].pid, signal.SIGKILL)
         assert {one.result() for one in later} == {expected}
+
+
+@pytest.mark.timeout(1800)
+def test_eight_annotators_click_behind_a_proxy(tmp_path: Path) -> None:
+    hold(tmp_path, CLICKS)
 
 
 @pytest.mark.slow

@@ -49,8 +49,7 @@ def hold(folder: Path, images: int, clicks: int, environment: Mapping[str, str])
                 image = int(rng.integers(images))
             points = rng.integers(2, np.asarray(SHAPES[image % len(SHAPES)]) - 2, (3, 3)).tolist()
             params = {LABELS[number % len(LABELS)]: points[:2], "background": points[2:]}
-            if number % 3 == 0:
-                params["strategy"] = "global"
+            params["strategy"] = ("global", "paper", "fused")[number % 3]
             answer(server.url, Request(f"image{image}", params), server.http)
             memory.append(resident(server))
         seconds = time.perf_counter() - start
