@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from dualclickmed.configs.labels import DEFAULT_NAMES, MAX_LABELS, LabelMap, colour_of
+from dualclickmed.configs.labels import BACKGROUND, DEFAULT_NAMES, MAX_LABELS, LabelMap, colour_of
 from dualclickmed.configs.options import Options, resolved_device
 from dualclickmed.errors import UserError
 from dualclickmed.infers.wire import RESERVED
@@ -120,3 +122,22 @@ def test_a_gpu_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Options(device="cuda:0").device_for("cuda:1") == "cuda:1"
     with pytest.raises(UserError, match="cuda:0, cuda:1"):
         Options().device_for("cuda:2")
+
+
+def shown_by_ohif(labels: Mapping[str, int], clicked: Sequence[str]) -> dict[int, str]:
+    """As which label the bundled OHIF shows each value of an answer (its `updateView`).
+
+    A value of 0 counts as none, and the label's position among those that were clicked takes its place.
+    """
+    return {labels[label] or position: label for position, label in enumerate(clicked, start=1)}
+
+
+def test_ohif_shows_every_label_as_itself_whatever_else_was_clicked() -> None:
+    labels = LabelMap(("liver", "spleen", "tumor"))
+    for count in (1, 2, 3, 4):
+        for clicked in itertools.permutations((BACKGROUND, *labels.names), count):
+            shown = shown_by_ohif(labels.announced, clicked)
+            for label in set(clicked) - {BACKGROUND}:
+                assert shown[labels.values[label]] == label
+    # With background's real value the second of two labels would be taken for background.
+    assert shown_by_ohif(labels.values, ("spleen", BACKGROUND)) == {2: BACKGROUND}
