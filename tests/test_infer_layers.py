@@ -240,3 +240,32 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, required: bool) -> None:
     assert found.result.values == {"liver": 1}
     assert len(found.notes) == 1
     assert "could not be read" in found.notes[0]
+
+
+def test_corners_for_an_expert_that_needs_a_box_are_no_clicks() -> None:
+    """Nor do they lie in a label that is finished; the third click is a click."""
+    experts = Experts()
+    prompts = {"kidney": clicks((6, 2, 2), (3, 5, 6), (4, 4, 4), outside=((0, 0, 0),))}
+    layered(experts, VOLUME, prompts, Layers(LABELS, corners=True))
+    (asked,) = experts.asked
+    assert asked["kidney"].box == Box((3, 2, 2), (7, 6, 7))
+    assert asked["kidney"].foreground == [(4, 4, 4)]
+    assert asked["kidney"].background == [(0, 0, 0)]
+
+
+def test_corners_may_lie_in_a_finished_label(stored: Path) -> None:
+    prompts = {"kidney": clicks((2, 2, 2), (9, 9, 9))}
+    kept = Layers(LABELS, "keep", stored, corners=True)
+    found = layered(Experts(), VOLUME, prompts, kept).result
+    np.testing.assert_array_equal(found.mask("liver"), block(1, 6, 1, 7, 1, 7))
+    assert found.mask("kidney")[6, 7, 7]
+    with pytest.raises(PromptError, match="belongs to 'liver'"):
+        layered(Experts(), VOLUME, prompts, Layers(LABELS, "keep", stored))
+
+
+def test_clicks_for_a_label_that_is_corrected_are_no_corners(stored: Path) -> None:
+    experts = Experts()
+    prompts = {"liver": clicks((3, 3, 8), (2, 2, 2))}
+    layered(experts, VOLUME, prompts, Layers(LABELS, "correct", stored, corners=True))
+    (asked,) = experts.asked
+    assert (asked["liver"].box, asked["liver"].foreground) == (None, [(3, 3, 8), (2, 2, 2)])

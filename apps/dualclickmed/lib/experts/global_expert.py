@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -91,8 +92,9 @@ class GlobalExpert:
         """Segment one object.
 
         Foreground clicks outside the box enlarge the region; background clicks outside the region have no
-        effect here. Without a box the first two foreground clicks are opposite corners of one: they make the
-        region and are not shown to the network. A mask in the prompts takes the place of the first round.
+        effect here. Without a box that of the mask counts, without either the first two foreground clicks
+        are opposite corners of one: they make the region and are not shown to the network. A mask in the
+        prompts takes the place of the first round.
         Everything runs with a batch of one, so that the answer does not depend on what else was asked.
 
         Args:
@@ -105,7 +107,7 @@ class GlobalExpert:
             One prediction.
 
         Raises:
-            PromptError: without a box and with fewer than two foreground clicks.
+            PromptError: without box and mask, and with fewer than two foreground clicks.
             UserError: for an unknown intensity choice.
         """
         stages = Stages() if stages is None else stages
@@ -185,7 +187,9 @@ class GlobalExpert:
 
 
 def _boxed(prompts: Prompts) -> Prompts:
-    """The prompts with a box, which two clicks may stand for; then these are no clicks any more."""
+    """The prompts with a box: the one given, else the mask's, else the one that two clicks stand for."""
+    if prompts.box is None and prompts.mask is not None and prompts.mask.any():
+        return replace(prompts, box=Box.of_mask(prompts.mask))
     boxed = prompts.with_corner_box()
     if boxed.box is None:
         count = len(prompts.foreground)

@@ -6,8 +6,7 @@ Clients send voxel indices (i, j, k) of the image as it is stored; the dialects 
 * ``{"foreground": [...], "background": [...], "label": "liver"}`` (OHIF, 3D Slicer and MITK, deepgrow);
 * ``{"points": [...], "point_labels": [1, 0, ...], "label_prompt": [1]}`` (VISTA-3D);
 * ``{"roi": [i0, i1, j0, j1, k0, k1], "label": "liver"}``: a box (3D Slicer);
-* with ``"clicks": "corners"``, the first two foreground clicks of a label: a box, for clients that have none;
-  likewise where the global expert is asked for, which needs a box.
+* with ``"clicks": "corners"``, the first two foreground clicks of a label: a box, for clients that have none.
 
 One request may mix them. Lists may come as JSON in a string. Missing, null and empty values mean nothing.
 """
@@ -60,7 +59,7 @@ class RawPrompts:
 
 
 def read_prompts(
-    request: Mapping[str, Any], labels: LabelMap, correct: bool = False, corners: bool = False
+    request: Mapping[str, Any], labels: LabelMap, correct: bool = False
 ) -> dict[str, RawPrompts]:
     """The prompts of a request, by label in the server's order; labels without any are left out.
 
@@ -72,7 +71,6 @@ def read_prompts(
         labels: the task's labels. A task with one label needs no naming of it.
         correct: whether an existing segmentation is corrected. Background clicks alone are prompts then: for
             ``label``, or else for every label, because which of them they lie in is not known here.
-        corners: whether every label needs a box, so that ``clicks`` is ``corners`` whatever the request says.
 
     Raises:
         PromptError: a value is not what its key needs, a label is unknown or missing, a box lacks its second
@@ -84,7 +82,7 @@ def read_prompts(
     reader.read_foreground()
     reader.read_points()
     reader.read_box()
-    if choice(request, wire.CLICKS, CLICKS) == CLICKS[1] or corners:
+    if choice(request, wire.CLICKS, CLICKS) == CLICKS[1]:
         reader.take_corners()
     return reader.result(correct)
 

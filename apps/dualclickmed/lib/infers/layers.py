@@ -53,6 +53,7 @@ class Layers:
         overlap: one of `OVERLAPS`.
         order: labels in the order in which the request names them.
         locked: finished labels: they keep their voxels against all others, the first ones first.
+        corners: whether the expert needs a box, which two clicks stand for where a label is not there yet.
     """
 
     labels: LabelMap = field(default_factory=lambda: LabelMap(()))
@@ -63,6 +64,7 @@ class Layers:
     overlap: str = OVERLAPS[0]
     order: tuple[str, ...] = ()
     locked: tuple[str, ...] = ()
+    corners: bool = False
 
     def read(self, volume: Volume) -> NamedLabels:
         """The existing segmentation, without any label if there is none.
@@ -121,7 +123,10 @@ def layered(segment: Segment, volume: Volume, prompts: Mapping[str, Prompts], la
     known = {name for names in existing.names for name in names.values()}
     wanted: dict[str, Prompts] = {}
     for label, given in prompts.items():
-        started = _started(given, existing.mask(label) if correct and label in known else None)
+        before_it = existing.mask(label) if correct and label in known else None
+        # The corners lie beside the object: no click has to hold there.
+        asked = given.with_corner_box() if layers.corners and before_it is None else given
+        started = _started(asked, before_it)
         if started is not None:
             wanted[label] = started
     if not wanted:

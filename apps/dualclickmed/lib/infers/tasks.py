@@ -85,12 +85,11 @@ class ClickTask(InferTask):
 
     def _segmented(self, request: Mapping[str, Any], labels: LabelMap) -> Answer:
         """Segment what the request's clicks and boxes mean."""
-        layers = _layers(request, labels)
         strategy = choice(request, wire.STRATEGY, self._config[wire.STRATEGY])
-        correct = layers.existing == EXISTING[2]
+        layers = _layers(request, labels, corners=strategy == GLOBAL)
         return self._segmenter.segment(
             image=Path(request[wire.IMAGE]),
-            prompts=read_prompts(request, labels, correct, corners=strategy == GLOBAL),
+            prompts=read_prompts(request, labels, correct=layers.existing == EXISTING[2]),
             strategy=strategy,
             ct_window=choice(request, wire.CT_WINDOW, self._config[wire.CT_WINDOW]),
             device=self._segmenter.options.device_for(word(request, wire.DEVICE, None)),
@@ -150,8 +149,8 @@ class ObjectTask(ClickTask):
         return LabelMap((name.strip(),))
 
 
-def _layers(request: Mapping[str, Any], labels: LabelMap) -> Layers:
-    """What the request says about an existing segmentation and about overlaps."""
+def _layers(request: Mapping[str, Any], labels: LabelMap, corners: bool) -> Layers:
+    """What the request says about an existing segmentation and about overlaps; for `corners` see `Layers`."""
     uploaded = bool(request.get(wire.UPLOADED))
     # Who sends a segmentation along wants it to be corrected, unless something else is said.
     existing = EXISTING[2] if uploaded and word(request, wire.EXISTING, None) is None else None
@@ -165,6 +164,7 @@ def _layers(request: Mapping[str, Any], labels: LabelMap) -> Layers:
         overlap=choice(request, wire.OVERLAP, OVERLAPS),
         order=named_order(request, labels),
         locked=locked_labels(request, labels),
+        corners=corners,
     )
 
 
