@@ -135,10 +135,12 @@ def test_checked_prompts_fit_and_stay(given_clicks: list[Click]) -> None:
 def test_two_clicks_are_corners_of_a_box_and_no_clicks_any_more() -> None:
     mask = np.ones((9, 9, 9))
     further = (Click((4, 4, 4)), Click((0, 0, 0), False))
-    given_prompts = Prompts((Click((5, 1, 7)), further[1], Click((2, 6, 3)), further[0]), mask=mask)
+    corners = Click((5, 1, 7)), Click((2, 6, 3))
+    given_prompts = Prompts((corners[0], further[1], corners[1], further[0], corners[0]), mask=mask)
     boxed = given_prompts.with_corner_box()
     assert boxed.box == Box((2, 1, 3), (6, 7, 8))
-    assert boxed.clicks == (further[1], further[0])
+    # A corner that is clicked once more lies in the object.
+    assert boxed.clicks == (further[1], further[0], corners[0])
     assert boxed.mask is mask
     assert boxed.with_corner_box() is boxed
 

@@ -54,14 +54,15 @@ class Prompts:
     def with_corner_box(self) -> Prompts:
         """The same prompts with a box: the first two foreground clicks are opposite corners of it.
 
-        Corners are no clicks any more: they lie beside the object, not in it. Prompts that have a box, or
-        fewer than two foreground clicks, stay as they are.
+        Corners are no clicks any more: they lie beside the object, not in it, unless clicked once more.
+        Prompts that have a box, or fewer than two foreground clicks, stay as they are.
         """
-        corners = self.foreground[:2]
+        corners = [at for at, click in enumerate(self.clicks) if click.positive][:2]
         if self.box is not None or len(corners) < 2:
             return self
-        clicks = tuple(click for click in self.clicks if click.index not in corners)
-        return replace(self, clicks=clicks, box=Box.around(corners))
+        box = Box.around([self.clicks[at].index for at in corners])
+        clicks = tuple(click for at, click in enumerate(self.clicks) if at not in corners)
+        return replace(self, clicks=clicks, box=box)
 
     def enclosing_box(self) -> Box:
         """The smallest box that holds the given box and every foreground click (section 2.2).
