@@ -1,4 +1,4 @@
-"""The commands ``weights import``, ``use``, ``export``, ``download`` and ``probe``; `cli.py` mounts them.
+"""The commands on weights from ``weights import`` to ``weights probe``; `cli.py` mounts them.
 
 As there, nothing heavy is imported before a command needs it.
 """
@@ -112,6 +112,25 @@ def export_command(
     from .weights import named_path
 
     say(Console(), f"Wrote {export_expert(named_path(name, model_dir), to)}")
+
+
+@commands.command("average")
+def average_command(
+    names: Annotated[
+        list[str], typer.Argument(help="Two or more names of weights in the folder, or .safetensors files.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new file: .safetensors.")],
+    model_dir: ModelDir = None,
+) -> None:
+    """Write the mean of the parameters of weights that were trained from the same first ones."""
+    from .averaging import average
+    from .weights import named_path
+
+    folder = [] if model_dir is None else ["--model-dir", str(model_dir)]
+    command = shlex.join(["python", "main.py", "weights", "average", *names, "--out", str(out), *folder])
+    average([named_path(name, model_dir) for name in names], out, command)
+    count = len(names)
+    say(Console(), f"Wrote {out} and its card: the mean of {count} files. Nothing is measured on it yet.")
 
 
 @commands.command("download")
