@@ -197,6 +197,9 @@ def test_after_any_request_every_click_holds(fakes, request_):
         result = dual.segment(volume, prompts, strategy)
     except PromptError:
         return
+    if strategy == "global":
+        # Two foreground clicks without a box are corners of one, which lie beside the object.
+        prompts = {label: given_prompts.with_corner_box() for label, given_prompts in prompts.items()}
     for label, given_prompts in prompts.items():
         for click in given_prompts.clicks:
             assert result.mask(label)[click.index] == click.positive

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -71,7 +69,7 @@ def test_only_fused_knows_how_unsure_it_is(fakes, volume):
     assert result.suggestions() == {}
 
 
-@pytest.mark.parametrize("modality", ["pt", "microscopy"])
+@pytest.mark.parametrize("modality", ["pt"])
 @pytest.mark.parametrize("prompts", [Prompts((INSIDE, OUTSIDE), BOX), Prompts((INSIDE,))])
 def test_some_modalities_keep_the_expert_s_own_answer(fakes, volume, prompts, modality):
     image = from_array(volume.array, modality=modality)
@@ -103,14 +101,60 @@ def test_a_second_answer_is_the_first_one(fakes, volume):
 
 
 @pytest.mark.parametrize("box", [None, BOX])
-def test_the_order_of_clicks_plays_no_part(fakes, volume, box):
+def test_how_the_two_kinds_of_clicks_are_interleaved_plays_no_part(fakes, volume, box):
     expert = dual_of(fakes)
-    clicks = (INSIDE, OUTSIDE, Click((6, 15, 18), False))
+    fore = (INSIDE, Click((12, 20, 18)))
+    back = (OUTSIDE, Click((6, 15, 18), False), Click((12, 22, 18), False))
+    mixed = (back[0], fore[0], back[1], back[2], fore[1])
     found = [
         expert.segment(volume, {"a": Prompts(order, box)}, "fused").labels.tobytes()
-        for order in itertools.permutations(clicks)
+        for order in ((*fore, *back), (*back, *fore), mixed)
     ]
     assert len(set(found)) == 1
+
+
+def test_each_click_corrects_the_mask_that_its_user_saw(fakes, volume):
+    expert = dual_of(fakes)
+    clicks = (Click((12, 21, 18), False), Click((12, 9, 18), False), Click((17, 15, 18), False))
+    for count in range(len(clicks) + 1):
+        expert.segment(volume, {"a": Prompts(clicks[:count], BOX)}, "fused")
+        # The box alone, then one answer for each click with the mask before it.
+        assert len(expert.global_expert.network.decoded) == 1 + count
+    again = dual_of(fakes)
+    whole = again.segment(volume, {"a": Prompts(clicks, BOX)}, "fused")
+    assert [len(points[0]) for points, _, _ in again.global_expert.network.decoded] == [1, 2, 3, 4]
+    np.testing.assert_array_equal(
+        whole.labels, expert.segment(volume, {"a": Prompts(clicks, BOX)}, "fused").labels
+    )
+
+
+def test_undoing_a_click_gives_the_mask_before_it(fakes, volume):
+    expert = dual_of(fakes)
+    clicks = (Click((12, 21, 18), False), Click((12, 9, 18), False))
+    before = expert.segment(volume, {"a": Prompts(clicks[:1], BOX)}, "fused").labels.copy()
+    expert.segment(volume, {"a": Prompts(clicks, BOX)}, "fused")
+    undone = expert.segment(volume, {"a": Prompts(clicks[:1], BOX)}, "fused")
+    np.testing.assert_array_equal(undone.labels, before)
+
+
+@pytest.mark.parametrize(("clicks", "rounds"), [(1, 1), (16, 16), (17, 9), (40, 10), (300, 10)])
+def test_many_clicks_are_heard_in_few_steps(fakes, volume, clicks, rounds):
+    expert = dual_of(fakes)
+    voxels = np.argwhere(~BALL)[:: (~BALL).sum() // clicks][:clicks]
+    given = tuple(Click((int(z), int(y), int(x)), False) for z, y, x in voxels)
+    found = expert.segment(volume, {"a": Prompts(given, BOX)}, "fused").mask("a")
+    assert len(expert.global_expert.network.decoded) == 1 + rounds
+    assert not found[tuple(voxels.T)].any()
+
+
+def test_another_mask_to_correct_is_another_answer(fakes, volume):
+    expert = dual_of(fakes)
+    shifted = np.roll(BALL, 3, axis=2)
+    clicks = (Click((12, 15, 25)),)
+    cold = dual_of(fakes).segment(volume, {"a": Prompts(clicks, BOX, shifted)}, "fused").labels
+    expert.segment(volume, {"a": Prompts(clicks, BOX, BALL)}, "fused")
+    warm = expert.segment(volume, {"a": Prompts(clicks, BOX, shifted)}, "fused").labels
+    np.testing.assert_array_equal(warm, cold)
 
 
 def test_a_given_mask_stays_as_it_is_away_from_clicks(fakes, volume):

@@ -27,9 +27,9 @@ STRATEGIES = ("paper", "global", "local", "fused")
 """What a user may ask for."""
 SERVED = "fused"
 """What the server does where nothing is asked for: it measured better than the paper's rule."""
-UNREFINED = ("pt", "microscopy")
-"""Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide, and
-packed cells look like their neighbours. On the few volumes there were, the expert alone ended higher."""
+UNREFINED = ("pt",)
+"""Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide. On the
+few volumes there were, the expert alone ended higher."""
 MAX_LABELS = 255
 
 
@@ -135,6 +135,8 @@ class DualExpert:
             try:
                 given = prompts[label].checked(volume.shape)
                 strategies[label] = _route(given, strategy)
+                if strategies[label] == "global" and given.mask is None:
+                    given = given.with_corner_box()
                 expert = self._expert(strategies[label]).answering(volume, given)
                 if strategy == "fused" and volume.modality not in UNREFINED:
                     refined[label] = self._fusion.predict(expert, volume, given, intensity, stages)

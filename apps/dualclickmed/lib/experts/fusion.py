@@ -2,12 +2,21 @@
 
 The paper routes each object to one expert and leaves joining the two as future work (section 4.5). Here an
 expert says what the object may be, and `refinement` decides with the image and the clicks.
+
+Clicks are heard one after the other, each as a correction of the mask that its user saw: how far it reaches
+depends on that mask, and away from it that mask holds. A request lists foreground and background clicks apart
+and so does not say which came first. Both lists are in order, and users click where the mask is wrong: of
+the two next clicks, the one deeper in what it contradicts is taken for the earlier one. The answer is still a
+function of the request; what was found after the first clicks is kept, so that the next one costs one step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,18 +40,20 @@ from .prediction import (
     within,
 )
 from .refinement import NETWORK_LIMIT as LIMIT
-from .refinement import CellClick, Scene, refined, said
+from .refinement import CellClick, Said, Scene, depths, heard, refined, settled
 from .stages import Stages
 from .walk import Field
 
 SCENE_BYTES = 128 << 20
-"""Scenes and first masks that are kept between requests, in bytes."""
+"""Scenes, and what was found in them after each click, that are kept between requests, in bytes."""
+MOST_ROUNDS = 16
+"""Steps in which all clicks are heard at most; of more clicks several are heard at once."""
 SURROUNDINGS = 1.5
 """How much longer than what the local expert found the region of an object without a box is, on each axis."""
 LEAST_SIDE = 24.0
 """Shortest side of that region in voxels."""
 HEARD = 0.05
-"""What clicks must say about a voxel for a given mask to be reconsidered there (`refinement.said`)."""
+"""What clicks must say about a voxel for a given mask to be reconsidered there (`refinement.Said`)."""
 PROBED = 0.15
 """Width of the part that `Refined.where_next` looks at, as a part of the object's size."""
 _LEAST = 1e-4
@@ -88,6 +99,35 @@ class Refined:
         return z, y, x
 
 
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a user sees after some clicks: probabilities in a scene, and what the clicks so far say."""
+
+    scene: Scene
+    probability: Field
+    said: Said
+
+    @property
+    def nbytes(self) -> int:
+        return self.probability.nbytes + self.said.fore.nbytes + self.said.back.nbytes
+
+    def logits_on(self, roi: Roi) -> Tensor:
+        """The probabilities as logits on the grid of another region."""
+        limit = 1 / (1 + math.exp(-LIMIT))
+        inside = torch.from_numpy(self.probability).clamp(1 - limit, limit)
+        return resampled(torch.logit(inside), self.scene.roi, roi)
+
+    def moved(self, scene: Scene) -> _Seen:
+        """The same in another scene."""
+        if scene.roi == self.scene.roi:
+            return self
+        fields = (self.probability, self.said.fore, self.said.back)
+        probability, fore, back = (
+            resampled(torch.from_numpy(field), self.scene.roi, scene.roi).numpy() for field in fields
+        )
+        return _Seen(scene, probability, Said(fore, back))
+
+
 class Fusion:
     """Answers for one object at a time from what an expert says.
 
@@ -108,59 +148,168 @@ class Fusion:
     ) -> Refined:
         """Segment one object.
 
-        The global expert sees the box, the local one the clicks; corrections are the refinement's, which
-        changes the mask only where they say something. A mask in the prompts is what clicks correct: away
-        from them it stays as it is; without clicks the expert sees it.
+        The expert says what the box or the first click means, and with each further click what it makes of
+        all of them; the refinement lets each click change what is near. A mask in the prompts is what clicks
+        correct: away from them it stays as it is; without clicks the expert sees it.
 
         Args:
             expert: whose opinion is refined.
             volume: the image.
-            prompts: checked for this volume.
+            prompts: checked for this volume. Foreground and background clicks count in their own order; how
+                the two are interleaved plays no part.
             intensity: one of `intensity.CHOICES`.
             stages: receives seconds spent in crop, encode, decode, refine and paste.
 
         Raises:
             As the expert's `predict`.
         """
-        source, first, opinion = _asked(expert, volume, prompts, intensity, stages)
-        with stages.timed("refine"):
-            scene = self.scenes.get((volume.key, source.box), lambda: Scene.of(volume, source.box))
-            logits = resampled(opinion, source, scene.roi).numpy()
-            clicks = _cell_clicks(scene, prompts.clicks)
-            before = None
-            if clicks and prompts.mask is not None:
-                before = crop_to_grid(prompts.mask, scene.roi).numpy() >= 0.5
-                logits = (logits + np.where(before, np.float32(LIMIT), np.float32(-LIMIT))) / 2
-            elif clicks:
-                alone = resampled(first, source, scene.roi).numpy()
-                before = refined(scene, alone, prompts.box, (), None) > 0.5
-            probability = refined(scene, logits, prompts.box, clicks, before)
+        request = _Request(self.scenes, expert, volume, prompts, intensity, stages)
+        seen = request.seen()
+        scene, probability = seen.scene, seen.probability
         with stages.timed("paste"):
             sure = torch.logit(torch.from_numpy(probability).clamp(_LEAST, 1 - _LEAST))
             found = [paste_object(sure, scene.roi, volume.shape)]
-            if before is not None and prompts.mask is not None:
-                heard = torch.from_numpy(np.abs(said(scene, clicks, before, prompts.box)))
-                found = _kept(prompts.mask, sure, heard, scene.roi)
-        return Refined(found, scene.roi, probability, [c.cell for c in clicks])
+            if prompts.clicks and prompts.mask is not None:
+                heard_there = torch.from_numpy(np.abs(seen.said.balance))
+                found = _kept(prompts.mask, sure, heard_there, scene.roi)
+        cells = [c.cell for c in _cell_clicks(scene, prompts.clicks)]
+        return Refined(found, scene.roi, probability, cells)
 
 
-def _asked(
-    expert: GlobalExpert | LocalExpert, volume: Volume, prompts: Prompts, intensity: str, stages: Stages
-) -> tuple[Roi, Tensor, Tensor]:
-    """What an expert says: a region, its logits there before corrections, and the mean of these and of those
-    with corrections. Either pass may be wrong where the other is right; a mean moves less with each click.
-    """
-    if isinstance(expert, GlobalExpert):
-        seen = prompts.mask is not None and not prompts.clicks
-        source, first = expert.logits(volume, prompts, intensity, stages, corrected=seen)
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """One call of `Fusion.predict`."""
+
+    scenes: ByteCache
+    expert: GlobalExpert | LocalExpert
+    volume: Volume
+    prompts: Prompts
+    intensity: str
+    stages: Stages
+
+    def seen(self) -> _Seen:
+        """What the user sees after all clicks."""
+        clicks = self.prompts.clicks
+        queues = {kind: deque(c for c in clicks if c.positive == kind) for kind in (True, False)}
+        size = 1
+        while size * MOST_ROUNDS < len(clicks):
+            size *= 2
+        # What the local expert is asked first needs a click; a box alone is enough for the global one.
+        opening = () if isinstance(self.expert, GlobalExpert) else tuple(queues[True])[:1]
+        key = (
+            self.volume.key, self.expert.weights_key, self.prompts.box, self.intensity,
+            _content(self.prompts.mask), bool(clicks), size,
+        )  # fmt: skip
+        seen = self._kept((*key, opening, ()), lambda: self._begun(opening))
+        given: tuple[Click, ...] = ()
+        if opening:
+            given = (queues[True].popleft(),)
+            seen = self._after(seen, given, given, key)
+        while queues[True] or queues[False]:
+            new = _next_clicks(seen, queues, size, self.prompts.box)
+            given = (*given, *new)
+            seen = self._after(seen, new, given, key)
+        return seen
+
+    def _kept(self, key: Hashable, make: Callable[[], _Seen]) -> _Seen:
+        return self.scenes.get(key, make)
+
+    def _scene(self, box: Box) -> Scene:
+        return self.scenes.get((self.volume.key, box), lambda: Scene.of(self.volume, box))
+
+    def _begun(self, opening: tuple[Click, ...]) -> _Seen:
+        """What the user saw before the first correction."""
+        correcting = bool(self.prompts.clicks) and self.prompts.mask is not None
+        asked = replace(self.prompts, clicks=opening, mask=None if correcting else self.prompts.mask)
+        source, opinion = self._asked(asked, None)
+        with self.stages.timed("refine"):
+            scene = self._scene(source.box)
+            if correcting:
+                logits = self._mask_logits(scene)
+                probability = torch.sigmoid(torch.from_numpy(logits)).numpy()
+            else:
+                probability = refined(scene, resampled(opinion, source, scene.roi).numpy(), self.prompts.box)
+        return _Seen(scene, probability, Said.nothing(scene.roi.grid))
+
+    def _after(
+        self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...], key: tuple[Hashable, ...]
+    ) -> _Seen:
+        """What the user sees after some new clicks."""
+        return self._kept((*key, given, new), lambda: self._corrected(seen, new, given))
+
+    def _corrected(self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...]) -> _Seen:
+        box = self.prompts.box
+        source, opinion = self._asked(replace(self.prompts, clicks=given, mask=None), seen)
+        with self.stages.timed("refine"):
+            scene = self._scene(source.box)
+            seen = seen.moved(scene)
+            logits = resampled(opinion, source, scene.roi).numpy()
+            if self.prompts.mask is not None:
+                logits = (logits + self._mask_logits(scene)) / 2
+            clicks = _cell_clicks(scene, given)
+            fresh = [c for c in _cell_clicks(scene, new) if c in clicks]
+            deep = depths(scene, seen.probability > 0.5, box)
+            said, reaches = heard(scene, fresh, clicks, deep, seen.said)
+            found = refined(scene, logits, box, clicks, said)
+            return _Seen(scene, settled(scene, found, seen.probability, reaches), said)
+
+    def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
+        """What the expert says: a region and logits there.
+
+        With clicks it is the mean of what the global expert says without and with them: either may be wrong
+        where the other is right, and a mean moves less with each click.
+        """
+        volume, intensity, stages = self.volume, self.intensity, self.stages
+        if isinstance(self.expert, LocalExpert):
+            found = self.expert.predict(volume, prompts, intensity, stages)
+            return _in_one_region(found, prompts.enclosing_box(), volume.shape)
+        source, first = self.expert.logits(volume, prompts, intensity, stages, corrected=seen is None)
         first = first.clamp(-LIMIT, LIMIT)
-        if not prompts.clicks:
-            return source, first, first
-        _, second = expert.logits(volume, prompts, intensity, stages)
-        return source, first, (first + second.clamp(-LIMIT, LIMIT)) / 2
-    found = expert.predict(volume, Prompts(prompts.clicks, prompts.box), intensity, stages)
-    source, logits = _in_one_region(found, prompts.enclosing_box(), volume.shape)
-    return source, logits, logits
+        if seen is None:
+            return source, first
+        _, second = self.expert.logits(volume, prompts, intensity, stages, before=seen.logits_on)
+        return source, (first + second.clamp(-LIMIT, LIMIT)) / 2
+
+    def _mask_logits(self, scene: Scene) -> Field:
+        assert self.prompts.mask is not None
+        inside = crop_to_grid(self.prompts.mask, scene.roi).numpy() >= 0.5
+        return np.where(inside, np.float32(LIMIT), np.float32(-LIMIT))
+
+
+def _next_clicks(
+    seen: _Seen, queues: Mapping[bool, deque[Click]], size: int, box: Box | None
+) -> tuple[Click, ...]:
+    """Take the clicks that were given next, at most `size`: of the two kinds' first ones the deeper one."""
+    if size >= len(queues[True]) + len(queues[False]) or not (queues[True] and queues[False]):
+        ready = (*queues[True], *queues[False])[:size]
+        for click in ready:
+            queues[click.positive].popleft()
+        return ready
+    deep = depths(seen.scene, seen.probability > 0.5, box)
+
+    def depth(kind: bool) -> float:
+        click = queues[kind][0]
+        if not seen.scene.roi.box.contains(click.index):
+            return -1.0
+        return float(deep[kind][seen.scene.cell(click.index)])
+
+    taken: list[Click] = []
+    while len(taken) < size and (queues[True] or queues[False]):
+        kinds = [kind for kind in (True, False) if queues[kind]]
+        taken.append(queues[max(kinds, key=depth)].popleft())
+    return tuple(taken)
+
+
+def _content(mask: npt.NDArray[np.generic] | None) -> Hashable:
+    """Stands for a mask: where it is and what is there."""
+    if mask is None:
+        return None
+    region = filled_region(mask)
+    inside = np.packbits(np.ascontiguousarray(mask[region] != 0))
+    return (
+        tuple((s.start, s.stop) for s in region),
+        hashlib.blake2b(inside.tobytes(), digest_size=16).digest(),
+    )
 
 
 def resampled(values: Tensor, source: Roi, target: Roi) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -78,8 +78,8 @@ class GlobalExpert:
         self.network = network.to(self.device).eval()
         self._cache = cache
         self._autocast = chosen_precision(self.network, self.device, precision)
-        # Stands for these weights in the keys of a shared cache.
-        self._weights_key = object()
+        self.weights_key = object()
+        """Stands for these weights in the keys of a shared cache."""
 
     def answering(self, volume: Volume, prompts: Prompts) -> GlobalExpert:
         """Who answers these prompts; see `taught` for experts that pass some of them on."""
@@ -117,13 +117,21 @@ class GlobalExpert:
 
     @torch.inference_mode()
     def logits(
-        self, volume: Volume, prompts: Prompts, intensity: str, stages: Stages, corrected: bool = True
+        self,
+        volume: Volume,
+        prompts: Prompts,
+        intensity: str,
+        stages: Stages,
+        corrected: bool = True,
+        before: Callable[[Roi], Tensor] | None = None,
     ) -> tuple[Roi, Tensor]:
         """The network's own answer, on the grid of its region.
 
         Args:
             volume, prompts, intensity, stages: as for `predict`.
             corrected: whether clicks and mask count, or only the region that they and the box make.
+            before: gives the mask that the clicks correct, as logits on the grid of a region; it takes the
+                place of the one in the prompts.
 
         Returns:
             The region and float32 logits (M, M, M) on the CPU.
@@ -136,11 +144,16 @@ class GlobalExpert:
         size = self.network.config.image_size
         roi = global_roi(prompts.enclosing_box(), grid=(size, size, size))
         intensity_map = map_in_box(volume, prompts.box, intensity)
-        key = (volume.key, self._weights_key, roi, intensity_map)
+        key = (volume.key, self.weights_key, roi, intensity_map)
         features = self._encoded(key, volume, roi, intensity_map, stages)
         points, labels = point_prompts(roi, prompts.clicks if corrected else ())
         with stages.timed("crop"):
-            mask = self._mask_logits(prompts.mask, roi) if corrected and prompts.mask is not None else None
+            mask = None
+            if before is not None:
+                side = self.network.config.mask_size
+                mask = before(Roi(roi.box, (side, side, side)))[None, None].to(self.device)
+            elif corrected and prompts.mask is not None:
+                mask = self._mask_logits(prompts.mask, roi)
         with stages.timed("decode"), self._precision():
             given = mask is not None
             if mask is None:

@@ -110,7 +110,10 @@ ClickedT = TypeVar("ClickedT", bound=Clicked)
 
 
 def speaking(
-    clicks: Sequence[ClickedT], step: Sequence[float], limit: int = MAX_CLICKS
+    clicks: Sequence[ClickedT],
+    step: Sequence[float],
+    limit: int = MAX_CLICKS,
+    others: Sequence[Clicked] = (),
 ) -> list[tuple[ClickedT, float]]:
     """The clicks that speak for their surroundings, and how far each is from the other kind.
 
@@ -121,15 +124,17 @@ def speaking(
         clicks: at most one for each cell.
         step: millimetres of a cell along (z, y, x).
         limit: most clicks of a kind.
+        others: further clicks, which only count as being of the other kind.
 
     Returns:
         Clicks, and the millimetres to the nearest of all clicks of the other kind; infinity without one.
     """
     size = np.asarray(step, dtype=np.float64)
+    everyone: list[Clicked] = [*clicks, *others]
     found = []
     for kind in (True, False):
         own = {click.cell: click for click in clicks if click.positive == kind}
-        rivals = np.asarray([click.cell for click in clicks if click.positive != kind]).reshape(-1, 3)
+        rivals = np.asarray([c.cell for c in everyone if c.positive != kind]).reshape(-1, 3)
         cells = thinned(list(own), limit)
         if not len(rivals) or not cells:
             found += [(own[cell], math.inf) for cell in cells]

@@ -119,8 +119,8 @@ class LocalExpert:
         self.window = window
         self._cache = cache
         self._autocast = chosen_precision(self.network, self.device, precision)
-        # Stands for these weights in the keys of a shared cache.
-        self._weights_key = object()
+        self.weights_key = object()
+        """Stands for these weights in the keys of a shared cache."""
 
     def answering(self, volume: Volume, prompts: Prompts) -> LocalExpert:
         """Who answers these prompts; see `taught` for experts that pass some of them on."""
@@ -196,7 +196,7 @@ class LocalExpert:
             with stages.timed("encode"), self._precision():
                 return self.network.encode(image)
 
-        return self._cache.get((volume.key, self._weights_key, window, intensity_map), encode)
+        return self._cache.get((volume.key, self.weights_key, window, intensity_map), encode)
 
     def _precision(self) -> AbstractContextManager[object]:
         if self._autocast is None:

@@ -6,17 +6,17 @@ and that the object lies in its box. Together they are the prior of a random wal
 border to edges of the image and takes clicks for certain.
 
 A click speaks for the cells that are near and look alike. How far it reaches follows from where it is: users
-correct what is most wrong, and click into the middle of it, so a click that contradicts the mask without
-corrections reaches about as far as that mask's border, and never beyond half way to a click of the other
-kind. A click that agrees with the mask reaches hardly beyond itself. Far from all clicks nothing changes,
-which is why a correction rarely harms. The answer depends on the set of clicks, not on their order.
+correct what is most wrong, and click into the middle of it, so a click that contradicts the mask that they
+saw reaches about as far as that mask's border, and never beyond half way to a click of the other kind. A
+click that agrees with the mask reaches hardly beyond itself. Far from a new click what was there before it
+holds (`settled`), which is why a correction rarely harms.
 
-Every constant was chosen on one half of a set of real objects and confirmed on the other (docs/fusion.md).
+Every constant was chosen on a part of a set of real objects (docs/fusion.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import edt
@@ -27,6 +27,7 @@ from scipy import ndimage
 
 from ..geometry import Box, Index, Roi, crop_to_grid
 from ..volume import Volume
+from .inputs import speaking
 from .walk import Field, likeness, walked
 
 Mask = npt.NDArray[np.bool_]
@@ -45,12 +46,16 @@ CLICK_LOGIT = 6.0
 """What a click adds to its own cell."""
 CLICK_REACH = 1.3
 """How far a click reaches, as a multiple of its depth in what it contradicts."""
-LEAST_DEPTH = 1.5
+LEAST_DEPTH = 1.0
 """Depth of a click that contradicts nothing, in shortest sides of a cell."""
 RIVAL_SHARE = 0.5
 """Part of the way to the nearest click of the other kind that a click may reach."""
-CLICK_WIDTH = 0.1
+CLICK_WIDTH = 0.07
 """Difference of rank at which a cell no longer looks like the clicked one (one standard deviation)."""
+HELD = 0.1
+"""Logit by which the mask before a click holds against it, away from the click."""
+HELD_FROM = 2.0
+"""Multiple of a click's reach from which on that counts in full."""
 CONTRAST, LEAST_LINK = 1.0, 1e-3
 """An edge, as a multiple of the median difference between neighbours; what no edge can cut."""
 TRUST = 0.1
@@ -132,8 +137,33 @@ class CellClick:
     positive: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What clicks say about every cell of a scene.
+
+    Attributes:
+        fore, back: of each kind of click, in [0, 1]: 1 at a click, 0 where none reaches.
+    """
+
+    fore: Field
+    back: Field
+
+    @classmethod
+    def nothing(cls, shape: Index) -> Said:
+        return cls(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+
+    @property
+    def balance(self) -> Field:
+        """1 at a foreground click, -1 at one of the background."""
+        return self.fore - self.back
+
+
 def refined(
-    scene: Scene, opinion: Field, box: Box | None, clicks: Sequence[CellClick], before: Mask | None
+    scene: Scene,
+    opinion: Field,
+    box: Box | None,
+    clicks: Sequence[CellClick] = (),
+    said: Said | None = None,
 ) -> Field:
     """The probability of the object at every cell.
 
@@ -141,8 +171,8 @@ def refined(
         scene: of the region.
         opinion: the network's logits at the cells.
         box: around the object, if the user drew one, in voxel edges.
-        clicks: those in the region, in any order.
-        before: the mask that the user saw before the first click; needed where there are clicks.
+        clicks: those in the region, which are certain; in any order.
+        said: what they say about their surroundings.
 
     Returns:
         float32 of the scene's grid, at most rounding outside [0, 1].
@@ -150,9 +180,8 @@ def refined(
     logits = NETWORK_WEIGHT * np.clip(opinion, -NETWORK_LIMIT, NETWORK_LIMIT)
     outside = np.zeros_like(logits) if box is None else beyond(scene.roi, box)
     logits -= np.minimum(BOX_SLOPE * outside, BOX_LIMIT)
-    if clicks:
-        assert before is not None
-        logits += CLICK_LOGIT * said(scene, clicks, before, box)
+    if said is not None:
+        logits += CLICK_LOGIT * said.balance
     share = _sigmoid(logits)
     logits += INTENSITY_WEIGHT * _intensity_ratio(scene.kind, share * (outside < NEAR_BOX - 1), 1 - share)
     prior = _sigmoid(logits)
@@ -160,6 +189,27 @@ def refined(
     links = scene.links if box is None else _shortened(scene, box)
     found = walked(links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
     return _unshrunk(found, prior)
+
+
+def settled(scene: Scene, found: Field, before: Field, heard: Sequence[tuple[CellClick, float]]) -> Field:
+    """Probabilities after some new clicks, with the mask before them where the new ones leave it in doubt.
+
+    Args:
+        scene: of the region.
+        found: the probabilities that all clicks give.
+        before: those that the user saw before the new clicks.
+        heard: the new clicks and how far each reaches, in mm.
+
+    Returns:
+        As `found` near the new clicks; elsewhere the mask changes only where `found` says so by more than
+        `HELD`. As `before` where no click is new.
+    """
+    if not heard:
+        return before
+    near = np.zeros_like(found)
+    for click, reach in heard:
+        np.maximum(near, _around(scene, click.cell, HELD_FROM * reach), out=near)
+    return _sigmoid(_logit(found) + HELD * (1 - near) * np.where(before > 0.5, np.float32(1), np.float32(-1)))
 
 
 def _shortened(scene: Scene, box: Box) -> list[Field]:
@@ -178,8 +228,7 @@ def _unshrunk(found: Field, prior: Field) -> Field:
     border = float(np.partition(found, found.size - volume, axis=None)[found.size - volume])
     share = (border - SHRUNK_FAR) / (SHRUNK - SHRUNK_FAR)
     border = 0.5 - (0.5 - min(border, 0.5)) * min(max(share, 0.0), 1.0)
-    inside = np.clip(found, _LEAST, 1 - _LEAST)
-    return _sigmoid(np.log(inside / (1 - inside)) - np.float32(np.log(border / (1 - border))))
+    return _sigmoid(_logit(found) - np.float32(np.log(border / (1 - border))))
 
 
 def beyond(roi: Roi, box: Box) -> Field:
@@ -193,36 +242,58 @@ def beyond(roi: Roi, box: Box) -> Field:
     return found
 
 
-def said(scene: Scene, clicks: Sequence[CellClick], before: Mask, box: Box | None) -> Field:
-    """What the clicks say about every cell: 1 at a foreground click, -1 at one of the background.
+def depths(scene: Scene, before: Mask, box: Box | None) -> dict[bool, Field]:
+    """How deep in what it contradicts a click of either kind is at each cell, in mm; 0 where it agrees.
 
     Args:
         scene: of the region.
-        clicks: in any order; of each kind the one that says most about a cell counts.
-        before: the mask that the first click corrected.
+        before: the mask that the user saw.
         box: around the object, if the user drew one.
     """
     # A foreground click contradicts what is not in the mask but in the box, and no more than that.
     missing = ~before if box is None else ~before & (beyond(scene.roi, box) <= 0)
-    step = np.asarray(scene.step)
-    found = {True: np.zeros(scene.roi.grid, np.float32), False: np.zeros(scene.roi.grid, np.float32)}
-    depths: dict[bool, Field] = {}
-    for click in clicks:
-        kind = click.positive
-        if kind not in depths:
-            wrong = missing if kind else before
-            depths[kind] = edt.edt(np.ascontiguousarray(wrong), anisotropy=scene.step, black_border=True)
-        least = LEAST_DEPTH * step.min()
-        reach = CLICK_REACH * max(float(depths[kind][click.cell]), least)
-        here = np.asarray(click.cell)
-        rivals = [np.linalg.norm((here - c.cell) * step) for c in clicks if c.positive != kind]
-        reach = max(min([reach, *(RIVAL_SHARE * float(r) for r in rivals)]), least)
-        distance = _squared_distance(scene, click.cell, reach)
+    return {
+        kind: edt.edt(np.ascontiguousarray(wrong), anisotropy=scene.step, black_border=True)
+        for kind, wrong in ((True, missing), (False, before))
+    }
+
+
+def heard(
+    scene: Scene,
+    new: Sequence[CellClick],
+    clicks: Sequence[CellClick],
+    deep: Mapping[bool, Field],
+    earlier: Said,
+) -> tuple[Said, list[tuple[CellClick, float]]]:
+    """What clicks say after some new ones, and how far each new one reaches.
+
+    Args:
+        scene: of the region.
+        new: clicks that were given since; of a scribble a part speaks for the rest (`inputs.speaking`).
+        clicks: all so far, the new ones among them; those of the other kind bound how far a click reaches.
+        deep: of `depths`, for the mask that the user saw before the new clicks.
+        earlier: what the clicks before them said.
+
+    Returns:
+        Of each kind what the click says that says most; and the new clicks with their reach in mm.
+    """
+    least = LEAST_DEPTH * min(scene.step)
+    found = {True: earlier.fore.copy(), False: earlier.back.copy()}
+    reaches = []
+    for click, rival in speaking(new, scene.step, others=clicks):
+        reach = CLICK_REACH * max(float(deep[click.positive][click.cell]), least)
+        reach = max(min(reach, RIVAL_SHARE * rival), least)
         unlike = (scene.rank - scene.rank[click.cell]) / CLICK_WIDTH
         # Flat in the middle and steep at its reach: a Gaussian would leak into what was right.
-        near = np.exp(-0.5 * (np.square(distance) + np.square(unlike)))
-        np.maximum(found[kind], near, out=found[kind])
-    return found[True] - found[False]
+        near = _around(scene, click.cell, reach) * np.exp(-0.5 * np.square(unlike))
+        np.maximum(found[click.positive], near, out=found[click.positive])
+        reaches.append((click, reach))
+    return Said(found[True], found[False]), reaches
+
+
+def _around(scene: Scene, cell: Index, reach: float) -> Field:
+    """1 at a cell and about it, falling with the fourth power of the distance, 0.6 at `reach` mm."""
+    return np.exp(-0.5 * np.square(_squared_distance(scene, cell, reach)))
 
 
 def _squared_distance(scene: Scene, cell: Index, unit: float) -> Field:
@@ -261,6 +332,11 @@ def _intensity_ratio(kind: npt.NDArray[np.int16], inside: Field, outside: Field)
     ratio = np.log(((1 - FLOOR) * histogram(inside) + usual) / ((1 - FLOOR) * histogram(outside) + usual))
     table = np.clip(ratio, -INTENSITY_LIMIT, INTENSITY_LIMIT).astype(np.float32)
     return table.ravel()[kind]
+
+
+def _logit(probability: Field) -> Field:
+    inside = np.clip(probability, _LEAST, 1 - _LEAST)
+    return np.asarray(np.log(inside / (1 - inside)), dtype=np.float32)
 
 
 def _sigmoid(logits: Field) -> Field:
