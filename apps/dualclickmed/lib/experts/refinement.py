@@ -52,7 +52,7 @@ RIVAL_SHARE = 0.5
 """Part of the way to the nearest click of the other kind that a click may reach."""
 CLICK_WIDTH = 0.07
 """Difference of rank at which a cell no longer looks like the clicked one (one standard deviation)."""
-HELD = 0.1
+HELD = 0.15
 """Logit by which the mask before a click holds against it, away from the click."""
 HELD_FROM = 2.0
 """Multiple of a click's reach from which on that counts in full."""
