@@ -25,9 +25,9 @@ from rich.table import Table
 from ..configs.options import resolved_device
 from ..errors import UserError
 from ..experts import STRATEGIES, DualExpert
-from . import cost, report
+from . import calibration, cost, report
 from .cases import Case, find_cases
-from .methods import DEFAULT, Settings, known
+from .methods import DEFAULT, Settings, known, our_expert
 from .protocol import TIME_LIMIT
 from .run import Plan, run
 from .statistics import Summary
@@ -75,6 +75,12 @@ def evaluate(
     costs: Annotated[
         bool, typer.Option("--cost", help="Measure size, speed and memory of our networks.")
     ] = False,
+    calibrated: Annotated[
+        bool,
+        typer.Option(
+            "--calibration", help="Measure whether the probabilities of 'fused' mean what they say."
+        ),
+    ] = False,
     strategy: Annotated[
         str | None, typer.Option(help=f"Short for --method: {', '.join(STRATEGIES)}.")
     ] = None,
@@ -110,9 +116,22 @@ def evaluate(
         lambda case: case.task(wanted, smallest, most),
     )  # fmt: skip
     Console(width=WIDTH).print(_table(summaries, start))
+    if calibrated:
+        found_bins = calibration.measure(
+            our_expert(settings), _part(found, shard), lambda case: case.task(wanted, smallest, most), clicks
+        )
+        calibration.write(out, found_bins)
+        Console(width=WIDTH).print(_calibration_table(found_bins))
     Console(stderr=True).print(
         f"Report -> {out / report.HTML}", markup=False, highlight=False, soft_wrap=True
     )
+
+
+def _calibration_table(found: calibration.Reliabilities) -> Table:
+    table = Table("group", "clicks", "calibration error", "of cells from 0.1 to 0.9", title="Calibration")
+    for row in calibration.rows(found):
+        table.add_row(*row)
+    return table
 
 
 def _part(cases: list[Case], shard: str | None) -> list[Case]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..experts import STRATEGIES
+from ..experts import STRATEGIES, DualExpert
 from ..predictor import Predictor
 from ..weights import KINDS, card_path, default_path
 from . import classical
@@ -151,6 +151,15 @@ def from_file(path: Path) -> Method:
     if not callable(found):
         raise UserError(f"'{path}' must define segment(volume, prompts) or make(), but it has neither.")
     return found
+
+
+def our_expert(settings: Settings) -> DualExpert:
+    """Both experts of the weights that an evaluation uses.
+
+    Raises:
+        WeightsError: weights are missing or do not fit.
+    """
+    return _predictor(settings).expert
 
 
 def _predictor(settings: Settings) -> Predictor:

@@ -1,0 +1,127 @@
+"""Whether probabilities mean what they say: of the cells that are 0.7 likely, are 70 % inside the object?"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..experts import DualExpert
+from ..geometry import crop_to_grid
+from ..prompts import Click, Prompts
+from .cases import Case, Task
+from .metrics import next_click
+
+BINS = 10
+FILE = "calibration.csv"
+_COLUMNS = ("group", "clicks", "from", "to", "cells", "mean_probability", "share_inside")
+
+
+@dataclass
+class Reliability:
+    """Cells by how likely they were, in `BINS` even bins of [0, 1].
+
+    Attributes:
+        cells: how many in each bin.
+        probability: sum of their probabilities.
+        inside: sum of the parts of them that are inside the object.
+    """
+
+    cells: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
+    probability: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
+    inside: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
+
+    def add(self, probability: npt.NDArray[np.floating], inside: npt.NDArray[np.floating]) -> None:
+        """Count cells.
+
+        Args:
+            probability: of the object; what rounding leaves outside [0, 1] is cut.
+            inside: the part of each cell, in [0, 1], that is inside; of the same shape.
+        """
+        likely = np.clip(probability.ravel().astype(np.float64), 0, 1)
+        at = np.minimum((likely * BINS).astype(np.intp), BINS - 1)
+        self.cells += np.bincount(at, minlength=BINS)
+        self.probability += np.bincount(at, likely, BINS)
+        self.inside += np.bincount(at, inside.ravel().astype(np.float64), BINS)
+
+    def error(self, ends: bool = True) -> float:
+        """Expected calibration error: the mean over cells of |probability - share inside| of their bin.
+
+        Args:
+            ends: whether the first and the last bin count. Nearly all cells of a region are in them.
+        """
+        part = slice(None) if ends else slice(1, BINS - 1)
+        total = float(self.cells[part].sum())
+        return float(np.abs(self.probability - self.inside)[part].sum()) / total if total else 0.0
+
+
+Reliabilities = dict[tuple[str, int], Reliability]
+"""By group and number of clicks."""
+
+
+def measure(
+    expert: DualExpert,
+    cases: Iterable[Case],
+    task_of: Callable[[Case], Task],
+    clicks: int,
+    strategy: str = "fused",
+) -> Reliabilities:
+    """Reliability of every object's probabilities in its region, from the box and after all clicks.
+
+    Each object is asked about on its own. Modalities that ``fused`` does not refine have no probabilities.
+
+    Args:
+        expert: answers.
+        cases: with boxes or exact ones.
+        task_of: what is asked of a case.
+        clicks: in the largest error, after the box.
+        strategy: one that gives probabilities.
+    """
+    found: Reliabilities = {}
+    for case in cases:
+        task = task_of(case)
+        for value in task.values if task.boxes is not None else ():
+            truth = task.labels == value
+            given: list[Click] = []
+            for step in range(clicks + 1):
+                prompts = {"object": Prompts(tuple(given), (task.boxes or {})[value])}
+                result = expert.segment(task.volume, prompts, strategy=strategy)
+                click = next_click(result.labels > 0, truth)
+                last = step == clicks or click is None or click in given
+                # An answer without errors gets no more clicks and stands for the last one.
+                counted = {*([0] if step == 0 else []), *([clicks] if last else [])}
+                if counted and "object" in result.refined:
+                    part = result.refined["object"]
+                    share = crop_to_grid(truth.astype(np.uint8), part.roi).numpy()
+                    for at in counted:
+                        found.setdefault((case.group, at), Reliability()).add(part.probability, share)
+                if last or click is None:
+                    break
+                given.append(click)
+    return found
+
+
+def write(out: Path, found: Reliabilities) -> Path:
+    """Write every bin that has cells as a line of `FILE` in the folder `out`."""
+    path = out / FILE
+    with path.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(_COLUMNS)
+        for (group, clicks), one in sorted(found.items()):
+            for at in np.flatnonzero(one.cells):
+                mean, share = one.probability[at] / one.cells[at], one.inside[at] / one.cells[at]
+                edges = (f"{at / BINS:.1f}", f"{(at + 1) / BINS:.1f}")
+                lines.writerow([group, clicks, *edges, int(one.cells[at]), f"{mean:.4f}", f"{share:.4f}"])
+    return path
+
+
+def rows(found: Reliabilities) -> Sequence[tuple[str, str, str, str]]:
+    """Cells of a table: group, clicks, calibration error of all cells and of those between 0.1 and 0.9."""
+    return [
+        (group, str(clicks), f"{one.error():.3f}", f"{one.error(ends=False):.3f}")
+        for (group, clicks), one in sorted(found.items())
+    ]
