@@ -153,6 +153,20 @@ def test_no_error_no_click_and_the_same_click_each_time() -> None:
     assert next_click(np.zeros_like(truth), truth) == next_click(np.zeros_like(truth), truth)
 
 
+@pytest.mark.parametrize("line", [(1, 0, 1), (1, 0, 1, 0, 1), (1, 0, 1, 1, 0), (1, 0, 1, 1, 0, 1)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_errors_in_a_line_with_gaps_get_their_click(line: tuple[int, ...], axis: int) -> None:
+    shape = [1, 1, 1]
+    shape[axis] = len(line)
+    truth = np.asarray(line, dtype=bool).reshape(shape)
+    click = next_click(np.zeros_like(truth), truth)
+    assert click is not None
+    assert click.positive
+    assert truth[click.index]
+    if len(line) > 3 and line[2:4] == (1, 1):
+        assert click.index[axis] in (2, 3)
+
+
 def test_ellipsoid_touches_its_box_and_has_its_volume() -> None:
     mask = ellipsoid_in_box((40, 50, 60), (5.0, 10.0, 12.0), (35.0, 40.0, 52.0))
     where = np.argwhere(mask)

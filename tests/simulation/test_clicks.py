@@ -164,3 +164,10 @@ def test_realistic_clicks_scatter_about_the_middle_of_the_largest_error() -> Non
     # A third of the depth of about ten voxels along each axis, cut off by the piece's surface.
     assert abs(float(away.mean())) < 0.5
     assert 2.0 < float(away.std()) < 4.0
+
+
+def test_realistic_clicks_know_the_pieces_of_a_line_with_gaps() -> None:
+    truth = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool).reshape(1, 1, 1, 6)
+    found = realistic(torch.full(truth.shape, -1.0), truth, torch.ones_like(truth), 50, seeded(3))
+    assert set(found.points[0, :, 2].tolist()) <= {2, 3}
+    assert set(found.labels[0].tolist()) == {1}

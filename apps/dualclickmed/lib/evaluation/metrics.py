@@ -103,7 +103,8 @@ def next_click(mask: Mask, truth: Mask, seed: int = SEED) -> Click | None:
     if not wrong.any():
         return None
     region = Box.of_mask(wrong).voxels(wrong.shape)
-    components = cc3d.connected_components(np.ascontiguousarray(wrong[region]), connectivity=26)
+    # As bytes: of some boolean lines, such as 1 0 1, cc3d 4.1 counts the pieces wrongly and raises.
+    components = cc3d.connected_components(wrong[region].astype(np.uint8), connectivity=26)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
     largest = components == int(sizes.argmax())

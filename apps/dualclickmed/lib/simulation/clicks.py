@@ -173,7 +173,8 @@ def realistic(logits: Tensor, truth: Tensor, valid: Tensor, count: int, draws: D
 
 def _near_the_middle(error: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """(count, 3) voxels of the largest piece of an error, off its deepest one by `offsets` x the scatter."""
-    pieces, number = cc3d.connected_components(error, connectivity=26, return_N=True)
+    # As bytes: of some boolean lines cc3d 4.1 counts the pieces wrongly and raises.
+    pieces, number = cc3d.connected_components(error.astype(np.uint8), connectivity=26, return_N=True)
     if number > 1:
         error = pieces == 1 + int(np.argmax(np.bincount(pieces.reshape(-1))[1:]))
     place = ndimage.find_objects(error.astype(np.uint8))[0]
