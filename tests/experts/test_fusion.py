@@ -137,7 +137,7 @@ def test_undoing_a_click_gives_the_mask_before_it(fakes, volume):
     np.testing.assert_array_equal(undone.labels, before)
 
 
-@pytest.mark.parametrize(("clicks", "rounds"), [(1, 1), (16, 16), (17, 9), (40, 10), (300, 10)])
+@pytest.mark.parametrize(("clicks", "rounds"), [(1, 1), (16, 16), (17, 9), (40, 10), (300, 1)])
 def test_many_clicks_are_heard_in_few_steps(fakes, volume, clicks, rounds):
     expert = dual_of(fakes)
     voxels = np.argwhere(~BALL)[:: (~BALL).sum() // clicks][:clicks]

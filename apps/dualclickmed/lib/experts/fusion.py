@@ -29,6 +29,7 @@ from ..prompts import Click, Prompts
 from ..volume import Volume
 from .cache import ByteCache
 from .global_expert import GlobalExpert
+from .inputs import MAX_CLICKS
 from .local_expert import OUTSIDE_LOGIT, LocalExpert
 from .prediction import (
     NOWHERE,
@@ -47,7 +48,8 @@ from .walk import Field
 SCENE_BYTES = 128 << 20
 """Scenes, and what was found in them after each click, that are kept between requests, in bytes."""
 MOST_ROUNDS = 16
-"""Steps in which all clicks are heard at most; of more clicks several are heard at once."""
+"""Steps in which all clicks are heard at most; of more clicks several are heard at once.
+A scribble, more clicks than `inputs.MAX_CLICKS`, is one gesture and heard in one step."""
 SURROUNDINGS = 1.5
 """How much longer than what the local expert found the region of an object without a box is, on each axis."""
 LEAST_SIDE = 24.0
@@ -191,18 +193,22 @@ class _Request:
         """What the user sees after all clicks."""
         clicks = self.prompts.clicks
         queues = {kind: deque(c for c in clicks if c.positive == kind) for kind in (True, False)}
-        size = 1
+        scribble = len(clicks) > MAX_CLICKS
+        size = len(clicks) if scribble else 1
         while size * MOST_ROUNDS < len(clicks):
             size *= 2
         # What the local expert is asked first needs a click; a box alone is enough for the global one.
-        opening = () if isinstance(self.expert, GlobalExpert) else tuple(queues[True])[:1]
+        # With a scribble it is asked about all of it, so that the windows of both questions are the same.
+        opening: tuple[Click, ...] = ()
+        if isinstance(self.expert, LocalExpert):
+            opening = tuple(queues[True]) if scribble else tuple(queues[True])[:1]
         key = (
             self.volume.key, self.expert.weights_key, self.prompts.box, self.intensity,
             _content(self.prompts.mask), bool(clicks), size,
         )  # fmt: skip
         seen = self._kept((*key, opening, ()), lambda: self._begun(opening))
         given: tuple[Click, ...] = ()
-        if opening:
+        if opening and not scribble:
             given = (queues[True].popleft(),)
             seen = self._after(seen, given, given, key)
         while queues[True] or queues[False]:
