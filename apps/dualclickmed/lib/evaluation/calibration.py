@@ -84,11 +84,13 @@ def measure(
     found: Reliabilities = {}
     for case in cases:
         task = task_of(case)
-        for value in task.values if task.boxes is not None else ():
+        if task.boxes is None:
+            continue
+        for value in task.values:
             truth = task.labels == value
             given: list[Click] = []
             for step in range(clicks + 1):
-                prompts = {"object": Prompts(tuple(given), (task.boxes or {})[value])}
+                prompts = {"object": Prompts(tuple(given), task.boxes[value])}
                 result = expert.segment(task.volume, prompts, strategy=strategy)
                 click = next_click(result.labels > 0, truth)
                 last = step == clicks or click is None or click in given

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -206,7 +206,7 @@ class _Request:
             self.volume.key, self.expert.weights_key, self.prompts.box, self.intensity,
             _content(self.prompts.mask), bool(clicks), size,
         )  # fmt: skip
-        seen = self._kept((*key, opening, ()), lambda: self._begun(opening))
+        seen = self.scenes.get((*key, opening, ()), lambda: self._begun(opening))
         given: tuple[Click, ...] = ()
         if opening and not scribble:
             given = (queues[True].popleft(),)
@@ -216,9 +216,6 @@ class _Request:
             given = (*given, *new)
             seen = self._after(seen, new, given, key)
         return seen
-
-    def _kept(self, key: Hashable, make: Callable[[], _Seen]) -> _Seen:
-        return self.scenes.get(key, make)
 
     def _scene(self, box: Box) -> Scene:
         return self.scenes.get((self.volume.key, box), lambda: Scene.of(self.volume, box))
@@ -241,7 +238,7 @@ class _Request:
         self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...], key: tuple[Hashable, ...]
     ) -> _Seen:
         """What the user sees after some new clicks."""
-        return self._kept((*key, given, new), lambda: self._corrected(seen, new, given))
+        return self.scenes.get((*key, given, new), lambda: self._corrected(seen, new, given))
 
     def _corrected(self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...]) -> _Seen:
         box = self.prompts.box
