@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from dualclickmed.experts import refinement
-from dualclickmed.experts.refinement import CellClick, Said, Scene, beyond, depths, heard, refined, settled
+from dualclickmed.experts.refinement import CellClick, Depths, Said, Scene, beyond, heard, refined, settled
 from dualclickmed.geometry import Box, Roi
 from dualclickmed.volume import from_array
 from scipy import ndimage
@@ -30,13 +30,13 @@ def ball_logits(centre, radius) -> np.ndarray:
 
 def said(scene, clicks, before, box) -> np.ndarray:
     """What clicks say that were given at once."""
-    deep = depths(scene, before, box)
+    deep = Depths.of(scene, before, box)
     return heard(scene, clicks, clicks, deep, Said.nothing(scene.roi.grid))[0].balance
 
 
 def corrected(scene, opinion, box, clicks, before) -> np.ndarray:
     """Probabilities after clicks that were given at once, before what was there is held."""
-    told, _ = heard(scene, clicks, clicks, depths(scene, before, box), Said.nothing(scene.roi.grid))
+    told, _ = heard(scene, clicks, clicks, Depths.of(scene, before, box), Said.nothing(scene.roi.grid))
     return refined(scene, opinion, box, clicks, told)
 
 
@@ -125,7 +125,7 @@ def test_earlier_clicks_keep_what_they_said_and_their_kind_bounds_later_ones(sce
     flat = Scene(scene.roi, scene.step, scene.links, np.zeros_like(scene.rank), scene.kind)
     mask = ball_logits((15, 15, 15), 10) > 0
     first, second = CellClick((15, 15, 15), False), CellClick((15, 15, 23), True)
-    deep = depths(flat, mask, None)
+    deep = Depths.of(flat, mask, None)
     one, reaches = heard(flat, [first], [first], deep, Said.nothing(scene.roi.grid))
     assert reaches == [(first, pytest.approx(refinement.CLICK_REACH * 10, abs=1))]
     both, reaches = heard(flat, [second], [first, second], deep, one)

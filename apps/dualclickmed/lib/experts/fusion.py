@@ -17,6 +17,7 @@ import math
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ from .prediction import (
     within,
 )
 from .refinement import NETWORK_LIMIT as LIMIT
-from .refinement import CellClick, Said, Scene, depths, heard, refined, settled
+from .refinement import CellClick, Depths, Said, Scene, heard, refined, settled
 from .stages import Stages
 from .walk import Field
 
@@ -108,10 +109,17 @@ class _Seen:
     scene: Scene
     probability: Field
     said: Said
+    box: Box | None
+
+    @cached_property
+    def depths(self) -> Depths:
+        """Those of the next clicks. Which one came first and how far it reaches ask for the same."""
+        return Depths.of(self.scene, self.probability > 0.5, self.box)
 
     @property
     def nbytes(self) -> int:
-        return self.probability.nbytes + self.said.fore.nbytes + self.said.back.nbytes
+        # The depths count before they are asked for: a cache asks for this once.
+        return 5 * self.probability.nbytes
 
     def logits_on(self, roi: Roi) -> Tensor:
         """The probabilities as logits on the grid of another region."""
@@ -127,7 +135,7 @@ class _Seen:
         probability, fore, back = (
             resampled(torch.from_numpy(field), self.scene.roi, scene.roi).numpy() for field in fields
         )
-        return _Seen(scene, probability, Said(fore, back))
+        return _Seen(scene, probability, Said(fore, back), self.box)
 
 
 class Fusion:
@@ -212,7 +220,7 @@ class _Request:
             given = (queues[True].popleft(),)
             seen = self._after(seen, given, given, key)
         while queues[True] or queues[False]:
-            new = _next_clicks(seen, queues, size, self.prompts.box)
+            new = _next_clicks(seen, queues, size)
             given = (*given, *new)
             seen = self._after(seen, new, given, key)
         return seen
@@ -232,7 +240,7 @@ class _Request:
                 probability = torch.sigmoid(torch.from_numpy(logits)).numpy()
             else:
                 probability = refined(scene, resampled(opinion, source, scene.roi).numpy(), self.prompts.box)
-        return _Seen(scene, probability, Said.nothing(scene.roi.grid))
+        return _Seen(scene, probability, Said.nothing(scene.roi.grid), self.prompts.box)
 
     def _after(
         self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...], key: tuple[Hashable, ...]
@@ -241,7 +249,6 @@ class _Request:
         return self.scenes.get((*key, given, new), lambda: self._corrected(seen, new, given))
 
     def _corrected(self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...]) -> _Seen:
-        box = self.prompts.box
         source, opinion = self._asked(replace(self.prompts, clicks=given, mask=None), seen)
         with self.stages.timed("refine"):
             scene = self._scene(source.box)
@@ -251,10 +258,9 @@ class _Request:
                 logits = (logits + self._mask_logits(scene)) / 2
             clicks = _cell_clicks(scene, given)
             fresh = [c for c in _cell_clicks(scene, new) if c in clicks]
-            deep = depths(scene, seen.probability > 0.5, box)
-            said, reaches = heard(scene, fresh, clicks, deep, seen.said)
-            found = refined(scene, logits, box, clicks, said)
-            return _Seen(scene, settled(scene, found, seen.probability, reaches), said)
+            said, reaches = heard(scene, fresh, clicks, seen.depths, seen.said)
+            found = refined(scene, logits, self.prompts.box, clicks, said)
+            return _Seen(scene, settled(scene, found, seen.probability, reaches), said, self.prompts.box)
 
     def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
         """What the expert says: a region and logits there.
@@ -279,22 +285,19 @@ class _Request:
         return np.where(inside, np.float32(LIMIT), np.float32(-LIMIT))
 
 
-def _next_clicks(
-    seen: _Seen, queues: Mapping[bool, deque[Click]], size: int, box: Box | None
-) -> tuple[Click, ...]:
+def _next_clicks(seen: _Seen, queues: Mapping[bool, deque[Click]], size: int) -> tuple[Click, ...]:
     """Take the clicks that were given next, at most `size`: of the two kinds' first ones the deeper one."""
     if size >= len(queues[True]) + len(queues[False]) or not (queues[True] and queues[False]):
         ready = (*queues[True], *queues[False])[:size]
         for click in ready:
             queues[click.positive].popleft()
         return ready
-    deep = depths(seen.scene, seen.probability > 0.5, box)
 
     def depth(kind: bool) -> float:
         click = queues[kind][0]
         if not seen.scene.roi.box.contains(click.index):
             return -1.0
-        return float(deep[kind][seen.scene.cell(click.index)])
+        return seen.depths.at(CellClick(seen.scene.cell(click.index), kind))
 
     taken: list[Click] = []
     while len(taken) < size and (queues[True] or queues[False]):

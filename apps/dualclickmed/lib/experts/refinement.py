@@ -16,7 +16,7 @@ Every constant was chosen on a part of a set of real objects (docs/fusion.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import edt
@@ -158,6 +158,39 @@ class Said:
         return self.fore - self.back
 
 
+@dataclass(frozen=True, eq=False)
+class Depths:
+    """How deep in what it contradicts a click is at each cell, in mm; 0 where it agrees.
+
+    Attributes:
+        fore, back: of each kind of click.
+    """
+
+    fore: Field
+    back: Field
+
+    @classmethod
+    def of(cls, scene: Scene, before: Mask, box: Box | None) -> Depths:
+        """Those of clicks that correct a mask.
+
+        Args:
+            scene: of the region.
+            before: the mask that the user saw.
+            box: around the object, if the user drew one.
+        """
+        # A foreground click contradicts what is not in the mask but in the box, and no more than that.
+        missing = ~before if box is None else ~before & (beyond(scene.roi, box) <= 0)
+        fore, back = (
+            edt.edt(np.ascontiguousarray(wrong), anisotropy=scene.step, black_border=True)
+            for wrong in (missing, before)
+        )
+        return cls(fore, back)
+
+    def at(self, click: CellClick) -> float:
+        """The depth of one click."""
+        return float((self.fore if click.positive else self.back)[click.cell])
+
+
 def refined(
     scene: Scene,
     opinion: Field,
@@ -242,27 +275,11 @@ def beyond(roi: Roi, box: Box) -> Field:
     return found
 
 
-def depths(scene: Scene, before: Mask, box: Box | None) -> dict[bool, Field]:
-    """How deep in what it contradicts a click of either kind is at each cell, in mm; 0 where it agrees.
-
-    Args:
-        scene: of the region.
-        before: the mask that the user saw.
-        box: around the object, if the user drew one.
-    """
-    # A foreground click contradicts what is not in the mask but in the box, and no more than that.
-    missing = ~before if box is None else ~before & (beyond(scene.roi, box) <= 0)
-    return {
-        kind: edt.edt(np.ascontiguousarray(wrong), anisotropy=scene.step, black_border=True)
-        for kind, wrong in ((True, missing), (False, before))
-    }
-
-
 def heard(
     scene: Scene,
     new: Sequence[CellClick],
     clicks: Sequence[CellClick],
-    deep: Mapping[bool, Field],
+    deep: Depths,
     earlier: Said,
 ) -> tuple[Said, list[tuple[CellClick, float]]]:
     """What clicks say after some new ones, and how far each new one reaches.
@@ -271,7 +288,7 @@ def heard(
         scene: of the region.
         new: clicks that were given since; of a scribble a part speaks for the rest (`inputs.speaking`).
         clicks: all so far, the new ones among them; those of the other kind bound how far a click reaches.
-        deep: of `depths`, for the mask that the user saw before the new clicks.
+        deep: for the mask that the user saw before the new clicks.
         earlier: what the clicks before them said.
 
     Returns:
@@ -281,7 +298,7 @@ def heard(
     found = {True: earlier.fore.copy(), False: earlier.back.copy()}
     reaches = []
     for click, rival in speaking(new, scene.step, others=clicks):
-        reach = CLICK_REACH * max(float(deep[click.positive][click.cell]), least)
+        reach = CLICK_REACH * max(deep.at(click), least)
         reach = max(min(reach, RIVAL_SHARE * rival), least)
         unlike = (scene.rank - scene.rank[click.cell]) / CLICK_WIDTH
         # Flat in the middle and steep at its reach: a Gaussian would leak into what was right.
