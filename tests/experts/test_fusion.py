@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
-from dualclickmed.experts.fusion import Refined, resampled
-from dualclickmed.geometry import Box, Roi
+from dualclickmed.experts.fusion import Refined, calibrated, proposed_box, resampled
+from dualclickmed.experts.inputs import global_input, map_in_box
+from dualclickmed.geometry import Box, Roi, global_roi, paste_from_grid
 from dualclickmed.prompts import Click, Prompts
 from dualclickmed.volume import Volume, from_array
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ def dual_of(fakes) -> DualExpert:
     cache = ByteCache(1 << 28)
     return DualExpert(
         GlobalExpert(fakes.Network(fakes.image), "cpu", cache),
-        LocalExpert(fakes.Network(fakes.balls(3.0)), "cpu", cache, window=(16, 16, 16)),
+        LocalExpert(fakes.Network(fakes.balls(5.0)), "cpu", cache, window=(16, 16, 16)),
     )
 
 
@@ -61,6 +62,16 @@ def test_uncertainty_is_a_map_of_the_volume_and_highest_at_the_border(fakes, vol
     assert found[np.abs(depth - 7) < 1].mean() > 2 * found[depth < 4].mean()
     assert found.min() >= 0 and found.max() <= 1
     assert not found[0, 0, 0]
+
+
+def test_probabilities_are_made_as_sure_as_they_are_right(fakes, volume):
+    cautious = np.array([-0.001, 0, 0.25, 0.4, 0.5, 0.75, 1, 1.001], np.float32)
+    meant = [0, 0, 1 / 10, 16 / 52, 0.5, 9 / 10, 1, 1]
+    np.testing.assert_allclose(calibrated(cautious), meant, atol=1e-6)
+    result = dual_of(fakes).segment(volume, {"a": Prompts((), BOX)}, "fused")
+    part = result.refined["a"]
+    region, found = paste_from_grid(torch.from_numpy(part.probability), part.roi, SHAPE)
+    assert ((found.numpy() > 0.5) == result.mask("a")[region]).mean() > 0.999
 
 
 def test_only_fused_knows_how_unsure_it_is(fakes, volume):
@@ -217,3 +228,56 @@ def test_beyond_its_source_the_edge_value_holds():
     source = Roi(Box((2, 2, 2), (4, 4, 4)), (2, 2, 2))
     found = resampled(torch.arange(8.0).reshape(2, 2, 2), source, Roi(Box((0, 0, 0), (6, 6, 6)), (6, 6, 6)))
     assert (found[0, 0, 0], found[5, 5, 5], found[0, 5, 0]) == (0, 7, 2)
+
+
+ROI = Roi(Box((10, 20, 30), (30, 30, 40)), (10, 10, 10))
+PARTS = np.zeros((10, 10, 10), bool)
+PARTS[1:4, 2:4, 3:5] = True
+PARTS[6:8, 6:9, 7] = True
+
+
+@pytest.mark.parametrize(
+    ("clicked", "expected"),
+    [
+        ([(12, 22, 33)], Box((12, 22, 33), (18, 24, 35))),
+        ([(23, 27, 37), (0, 0, 0)], Box((22, 26, 37), (26, 29, 38))),
+        ([(12, 22, 33), (25, 28, 37)], Box((12, 22, 33), (26, 29, 38))),
+        ([(10, 20, 30)], Box((12, 22, 33), (18, 24, 35))),
+        ([], Box((12, 22, 33), (18, 24, 35))),
+    ],
+    ids=["first", "second", "both", "beside both: the larger", "none: the larger"],
+)
+def test_the_clicked_parts_of_a_mask_propose_a_box(clicked, expected):
+    assert proposed_box(PARTS, ROI, clicked) == expected
+
+
+def test_an_empty_mask_proposes_nothing():
+    assert proposed_box(np.zeros((10, 10, 10), bool), ROI, [(12, 22, 33)]) is None
+
+
+def test_points_alone_are_shown_to_the_global_expert_in_the_box_of_what_was_found(fakes, volume):
+    expert = dual_of(fakes)
+    result = expert.segment(volume, {"a": Prompts((INSIDE, OUTSIDE))}, "fused")
+    assert result.strategies == {"a": "local"}
+    network = expert.global_expert.network
+    # Around the ball of radius 5 that the local network finds; voxels are 1.8 * 11 / 64 apart.
+    first = network.encoded[0][0, 0]
+    box = Box((7, 10, 13), (18, 21, 24))
+    expected = global_input(volume, global_roi(box), map_in_box(volume, box, "auto"))
+    torch.testing.assert_close(first, expected[0, 0])
+    # Without and with the click inside, then with the mask that it gave.
+    assert [len(points[0]) for points, _, _ in network.decoded][:2] == [1, 2]
+    assert network.decoded[0][2] is None
+    assert network.decoded[-1][2] is not None
+
+
+def test_without_the_global_expert_points_are_answered_by_the_local_one(fakes, volume):
+    local = DualExpert(None, dual_of(fakes).local_expert)
+    found = local.segment(volume, {"a": Prompts((INSIDE, OUTSIDE))}, "fused").mask("a")
+    assert 2 * (found & BALL).sum() / (found.sum() + BALL.sum()) > 0.6
+
+
+def test_a_box_needs_no_second_expert(fakes, volume):
+    expert = dual_of(fakes)
+    expert.segment(volume, {"a": Prompts((OUTSIDE,), BOX)}, "fused")
+    assert expert.local_expert.network.encoded == []

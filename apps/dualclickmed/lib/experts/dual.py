@@ -139,7 +139,8 @@ class DualExpert:
                     given = given.with_corner_box()
                 expert = self._expert(strategies[label]).answering(volume, given)
                 if strategy == "fused" and volume.modality not in UNREFINED:
-                    refined[label] = self._fusion.predict(expert, volume, given, intensity, stages)
+                    other = self.global_expert if strategies[label] == "local" else None
+                    refined[label] = self._fusion.predict(expert, volume, given, intensity, stages, other)
                     parts = refined[label].predictions
                 else:
                     parts = expert.predict(volume, given, intensity, stages)

@@ -42,7 +42,7 @@ from .prediction import (
     within,
 )
 from .refinement import NETWORK_LIMIT as LIMIT
-from .refinement import CellClick, Depths, Said, Scene, heard, refined, settled
+from .refinement import CellClick, Depths, Mask, Said, Scene, heard, refined, settled
 from .stages import Stages
 from .walk import Field
 
@@ -59,6 +59,8 @@ HEARD = 0.05
 """What clicks must say about a voxel for a given mask to be reconsidered there (`refinement.Said`)."""
 PROBED = 0.15
 """Width of the part that `Refined.where_next` looks at, as a part of the object's size."""
+SHARPNESS = 2.0
+"""Factor on the logits of what is seen that makes them meant (docs/fusion.md): walks draw them towards 0."""
 _LEAST = 1e-4
 
 
@@ -69,7 +71,7 @@ class Refined:
     Attributes:
         predictions: of the object, as an expert gives them.
         roi: the region that was refined.
-        probability: float32 of the region's grid.
+        probability: float32 of the region's grid, in [0, 1]; above 0.5 inside.
         clicked: the cells that were clicked.
     """
 
@@ -81,7 +83,7 @@ class Refined:
     @property
     def uncertainty(self) -> Field:
         """Of each cell, in [0, 1]: 1 where the object is as likely as not, 0 where the answer is certain."""
-        return 1 - np.abs(2 * np.clip(self.probability, 0, 1) - 1)
+        return 1 - np.abs(2 * self.probability - 1)
 
     def where_next(self) -> Index | None:
         """The voxel whose click would tell most: where a wide part of the object's surroundings is unsure.
@@ -155,6 +157,7 @@ class Fusion:
         prompts: Prompts,
         intensity: str,
         stages: Stages,
+        other: GlobalExpert | None = None,
     ) -> Refined:
         """Segment one object.
 
@@ -169,11 +172,13 @@ class Fusion:
                 the two are interleaved plays no part.
             intensity: one of `intensity.CHOICES`.
             stages: receives seconds spent in crop, encode, decode, refine and paste.
+            other: for an object without a box: what is found proposes one to this expert, whose opinion
+                then counts as much as that of the local one, which sees no more than its windows.
 
         Raises:
             As the expert's `predict`.
         """
-        request = _Request(self.scenes, expert, volume, prompts, intensity, stages)
+        request = _Request(self.scenes, expert, other, volume, prompts, intensity, stages)
         seen = request.seen()
         scene, probability = seen.scene, seen.probability
         with stages.timed("paste"):
@@ -183,7 +188,7 @@ class Fusion:
                 heard_there = torch.from_numpy(np.abs(seen.said.balance))
                 found = _kept(prompts.mask, sure, heard_there, scene.roi)
         cells = [c.cell for c in _cell_clicks(scene, prompts.clicks)]
-        return Refined(found, scene.roi, probability, cells)
+        return Refined(found, scene.roi, calibrated(probability), cells)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +197,7 @@ class _Request:
 
     scenes: ByteCache
     expert: GlobalExpert | LocalExpert
+    other: GlobalExpert | None
     volume: Volume
     prompts: Prompts
     intensity: str
@@ -211,8 +217,8 @@ class _Request:
         if isinstance(self.expert, LocalExpert):
             opening = tuple(queues[True]) if scribble else tuple(queues[True])[:1]
         key = (
-            self.volume.key, self.expert.weights_key, self.prompts.box, self.intensity,
-            _content(self.prompts.mask), bool(clicks), size,
+            self.volume.key, self.expert.weights_key, self.other and self.other.weights_key,
+            self.prompts.box, self.intensity, _content(self.prompts.mask), bool(clicks), size,
         )  # fmt: skip
         seen = self.scenes.get((*key, opening, ()), lambda: self._begun(opening))
         given: tuple[Click, ...] = ()
@@ -263,20 +269,37 @@ class _Request:
             return _Seen(scene, settled(scene, found, seen.probability, reaches), said, self.prompts.box)
 
     def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
-        """What the expert says: a region and logits there.
+        """What the experts say: a region and logits there."""
+        if isinstance(self.expert, GlobalExpert):
+            return self._global(self.expert, prompts, seen)
+        found = self.expert.predict(self.volume, prompts, self.intensity, self.stages)
+        source, local = _in_one_region(found, prompts.enclosing_box(), self.volume.shape)
+        if self.other is None:
+            return source, local
+        if seen is None:
+            box = proposed_box((local > 0).numpy(), source, prompts.foreground)
+        else:
+            box = proposed_box(seen.probability > 0.5, seen.scene.roi, prompts.foreground)
+        if box is None:
+            return source, local
+        boxed = replace(prompts, box=box, mask=None)
+        roi, whole = self._global(self.other.answering(self.volume, boxed), boxed, seen)
+        return source, (local.clamp(-LIMIT, LIMIT) + resampled(whole, roi, source)) / 2
 
-        With clicks it is the mean of what the global expert says without and with them: either may be wrong
-        where the other is right, and a mean moves less with each click.
+    def _global(self, expert: GlobalExpert, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
+        """What the global expert says.
+
+        With clicks it is the mean of what it says without and with them: either may be wrong where the other
+        is right, and a mean moves less with each click.
         """
         volume, intensity, stages = self.volume, self.intensity, self.stages
-        if isinstance(self.expert, LocalExpert):
-            found = self.expert.predict(volume, prompts, intensity, stages)
-            return _in_one_region(found, prompts.enclosing_box(), volume.shape)
-        source, first = self.expert.logits(volume, prompts, intensity, stages, corrected=seen is None)
+        clicked = bool(prompts.clicks)
+        source, first = expert.logits(volume, prompts, intensity, stages, corrected=not clicked)
         first = first.clamp(-LIMIT, LIMIT)
-        if seen is None:
+        if not clicked:
             return source, first
-        _, second = self.expert.logits(volume, prompts, intensity, stages, before=seen.logits_on)
+        before = None if seen is None else seen.logits_on
+        _, second = expert.logits(volume, prompts, intensity, stages, before=before)
         return source, (first + second.clamp(-LIMIT, LIMIT)) / 2
 
     def _mask_logits(self, scene: Scene) -> Field:
@@ -345,6 +368,36 @@ def _in_one_region(parts: Sequence[Prediction], clicked: Box, shape: Index) -> t
             logits[within(shared, voxels)] = part.logits[within(shared, part.region)]
     depth, height, width = logits.shape
     return Roi(_box(voxels), (depth, height, width)), torch.from_numpy(logits)
+
+
+def calibrated(probability: Field) -> Field:
+    """Probabilities that are as often right as they say; above 0.5 where they were."""
+    inside = torch.from_numpy(probability).clamp(0, 1)
+    return torch.sigmoid(SHARPNESS * torch.logit(inside)).numpy()
+
+
+def proposed_box(found: Mask, roi: Roi, clicked: Sequence[Index]) -> Box | None:
+    """The box around those parts of a mask that were clicked, or around the largest if none was.
+
+    Args:
+        found: mask on the grid of a region.
+        roi: the region.
+        clicked: foreground clicks, in voxels of the image.
+
+    Returns:
+        In voxel edges of the image; None for an empty mask.
+    """
+    parts, count = ndimage.label(found)
+    if count == 0:
+        return None
+    inside = [index for index in clicked if roi.box.contains(index)]
+    cells = np.clip(np.rint(roi.to_grid(inside)), 0, np.asarray(roi.grid) - 1).astype(np.intp)
+    wanted = set(parts[tuple(cells.T)].tolist()) - {0}
+    if not wanted:
+        wanted = {int(np.bincount(parts.ravel())[1:].argmax()) + 1}
+    around = Box.of_mask(np.isin(parts, list(wanted)))
+    lo, hi = (roi.to_voxel(np.asarray([corner]) - 0.5)[0] + 0.5 for corner in (around.lo, around.hi))
+    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
 
 
 def _cell_clicks(scene: Scene, clicks: Sequence[Click]) -> list[CellClick]:
