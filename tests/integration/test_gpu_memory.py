@@ -41,18 +41,21 @@ def test_a_click_that_does_not_fit_is_answered_by_the_cpu_and_the_next_one_too(
     monkeypatch.setattr(local.network, "decode", full)
     monkeypatch.setattr(made, "_expert", experts.__getitem__)
 
-    def click(device: str) -> npt.NDArray[np.uint8]:
-        return made.segment(
-            image, {"liver": RawPrompts([(12, 10, 8)])}, "fused", "auto", device
-        ).result.labels
+    def click(device: str) -> tuple[npt.NDArray[np.uint8], list[str]]:
+        answer = made.segment(image, {"liver": RawPrompts([(12, 10, 8)])}, "fused", "auto", device)
+        return answer.result.labels, list(answer.notes)
 
-    expected = click("cpu")
-    assert expected[8, 10, 12] == 1
-    np.testing.assert_array_equal(click("cuda:0"), expected)
-    assert "The memory of cuda:0 does not suffice: computing on the CPU" in caplog.text
+    expected, notes = click("cpu")
+    assert (expected[8, 10, 12], notes) == (1, [])
+    labels, notes = click("cuda:0")
+    np.testing.assert_array_equal(labels, expected)
+    assert notes == ["The memory of cuda:0 does not suffice: computed on the CPU, which takes longer."]
+    assert notes[0] in caplog.text
     caplog.clear()
     # The next request fails once and succeeds with emptied caches, the one after that at once.
     assert left == [1]
     for _ in range(2):
-        np.testing.assert_array_equal(click("cuda:0"), expected)
+        labels, notes = click("cuda:0")
+        np.testing.assert_array_equal(labels, expected)
+        assert notes == []
     assert (left, caplog.text) == ([0], "")

@@ -26,7 +26,8 @@ def segmenter(monkeypatch: pytest.MonkeyPatch) -> Segmenter:
 def fails(times: int, asked: list[str]) -> Any:
     """Work that does not fit into a GPU's memory the first `times` times."""
 
-    def work(device: str) -> str:
+    def work(expert: str, device: str) -> str:
+        assert expert == device
         asked.append(device)
         if device != "cpu" and len(asked) <= times:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -50,7 +51,7 @@ def test_then_the_cpu_computes_and_a_warning_says_so(
     with caplog.at_level(logging.WARNING):
         assert segmenter._computed(fails(9, asked), "cuda:0") == "done on cpu"
     assert asked == ["cuda:0", "cuda:0", "cpu"]
-    assert "The memory of cuda:0 does not suffice: computing on the CPU" in caplog.text
+    assert "The memory of cuda:0 does not suffice: computed on the CPU" in caplog.text
 
 
 def test_the_next_request_tries_the_gpu_again(segmenter: Segmenter) -> None:
@@ -59,7 +60,7 @@ def test_the_next_request_tries_the_gpu_again(segmenter: Segmenter) -> None:
 
 
 def test_other_errors_stay_what_they_are(segmenter: Segmenter) -> None:
-    def work(device: str) -> None:
+    def work(expert: str, device: str) -> None:
         raise RuntimeError("CUDA error: device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side assert"):

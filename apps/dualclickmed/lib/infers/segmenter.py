@@ -46,7 +46,7 @@ class Answer:
         result: what the experts found, in canonical order, and what was taken over.
         stages: seconds by part, loading the image included.
         before: the existing label map (D, H, W) with the result's values; None if there was none.
-        notes: sentences about the existing segmentation.
+        notes: sentences about the existing segmentation, and about a GPU that could not answer.
     """
 
     volume: Volume
@@ -145,7 +145,7 @@ class Segmenter:
         volume = self._volumes.get(image, modality)
         loaded = time.perf_counter() - start
 
-        def answer(expert: DualExpert) -> Answer:
+        def answer(expert: DualExpert, used: str) -> Answer:
             stopping.check()
             begun = time.perf_counter()
             prompts = find(volume, expert)
@@ -156,7 +156,8 @@ class Segmenter:
 
             settled = layered(segment, volume, prompts, layers or Layers())
             stages = {"load": loaded, "find": found, **settled.result.stages}
-            return Answer(volume, settled.result, stages, settled.before, settled.notes)
+            notes = settled.notes if used == device else [*settled.notes, _fallen_back(device)]
+            return Answer(volume, settled.result, stages, settled.before, notes)
 
         return self._computed(answer, device)
 
@@ -170,7 +171,7 @@ class Segmenter:
         volume = from_array(np.arange(side**3, dtype=np.int16).reshape(side, side, side))
         corners = Prompts((Click((8, 8, 8)), Click((24, 24, 24))))
 
-        def click(expert: DualExpert) -> None:
+        def click(expert: DualExpert, used: str) -> None:
             for strategy in ("local", "global"):
                 expert.segment(volume, {"warm-up": corners}, strategy)
 
@@ -179,23 +180,23 @@ class Segmenter:
         self._warm.set()
         logger.info("Warmed up in %.2f s", time.perf_counter() - start)
 
-    def _computed(self, work: Callable[[DualExpert], T], device: str) -> T:
-        """What `work` gives on the one thread that computes."""
+    def _computed(self, work: Callable[[DualExpert, str], T], device: str) -> T:
+        """What `work` gives on the one thread that computes, from the experts and the device they are on."""
         return self._computing.submit(copy_context().run, self._with_memory, work, device).result()
 
-    def _with_memory(self, work: Callable[[DualExpert], T], device: str) -> T:
+    def _with_memory(self, work: Callable[[DualExpert, str], T], device: str) -> T:
         """`work` on a device; where its memory does not suffice, with caches emptied, then on the CPU."""
         for _ in range(2):
             try:
-                return work(self._expert(device))
+                return work(self._expert(device), device)
             except torch.OutOfMemoryError:
                 if device == "cpu":
                     raise
             # Not in the handler, where the traceback still holds the tensors.
             self._embeddings.clear()
             torch.cuda.empty_cache()
-        logger.warning("The memory of %s does not suffice: computing on the CPU, which takes longer", device)
-        return work(self._expert("cpu"))
+        logger.warning(_fallen_back(device))
+        return work(self._expert("cpu"), "cpu")
 
     def _expert(self, device: str) -> DualExpert:
         signature, problem = self._status()
@@ -232,6 +233,10 @@ class Segmenter:
             if self._checked is None or self._checked[0] != signature:
                 self._checked = signature, _problem(paths)
             return self._checked
+
+
+def _fallen_back(device: str) -> str:
+    return f"The memory of {device} does not suffice: computed on the CPU, which takes longer."
 
 
 def _problem(paths: _Paths) -> str | None:
