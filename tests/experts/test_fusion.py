@@ -5,8 +5,7 @@ import pytest
 import torch
 from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
 from dualclickmed.experts.fusion import Refined, calibrated, proposed_box, resampled
-from dualclickmed.experts.inputs import global_input, map_in_box
-from dualclickmed.geometry import Box, Roi, global_roi, paste_from_grid
+from dualclickmed.geometry import Box, Roi, paste_from_grid
 from dualclickmed.prompts import Click, Prompts
 from dualclickmed.volume import Volume, from_array
 from hypothesis import given, settings
@@ -257,18 +256,19 @@ def test_an_empty_mask_proposes_nothing():
 
 def test_points_alone_are_shown_to_the_global_expert_in_the_box_of_what_was_found(fakes, volume):
     expert = dual_of(fakes)
-    result = expert.segment(volume, {"a": Prompts((INSIDE, OUTSIDE))}, "fused")
+    result = expert.segment(volume, {"a": Prompts((INSIDE,))}, "fused")
     assert result.strategies == {"a": "local"}
     network = expert.global_expert.network
-    # Around the ball of radius 5 that the local network finds; voxels are 1.8 * 11 / 64 apart.
-    first = network.encoded[0][0, 0]
-    box = Box((7, 10, 13), (18, 21, 24))
-    expected = global_input(volume, global_roi(box), map_in_box(volume, box, "auto"))
-    torch.testing.assert_close(first, expected[0, 0])
-    # Without and with the click inside, then with the mask that it gave.
-    assert [len(points[0]) for points, _, _ in network.decoded][:2] == [1, 2]
-    assert network.decoded[0][2] is None
-    assert network.decoded[-1][2] is not None
+    # Without the click, then with it and the mask that it gave.
+    assert len(network.encoded) == 1
+    (_, _, none), (points, labels, mask) = network.decoded
+    assert none is None
+    assert labels.tolist() == [[2, 1]]
+    # A ball about the click, in a box of which the region is 1.8 times as long.
+    np.testing.assert_allclose(points[0, 1], 31.5, atol=4)
+    inside = (mask[0, 0] > 0).float()
+    assert inside[24:40, 24:40, 24:40].all()
+    assert inside.mean() == pytest.approx(np.pi / 6 / 1.8**3, rel=0.3)
 
 
 def test_without_the_global_expert_points_are_answered_by_the_local_one(fakes, volume):

@@ -172,7 +172,7 @@ class Fusion:
                 the two are interleaved plays no part.
             intensity: one of `intensity.CHOICES`.
             stages: receives seconds spent in crop, encode, decode, refine and paste.
-            other: for an object without a box: what is found proposes one to this expert, whose opinion
+            other: for an object without a box: what was seen last proposes one to this expert, whose opinion
                 then counts as much as that of the local one, which sees no more than its windows.
 
         Raises:
@@ -269,17 +269,18 @@ class _Request:
             return _Seen(scene, settled(scene, found, seen.probability, reaches), said, self.prompts.box)
 
     def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
-        """What the experts say: a region and logits there."""
+        """What the experts say: a region and logits there.
+
+        Without a box it is the mean of what the local expert says and what the global one says for the box
+        of what was seen last.
+        """
         if isinstance(self.expert, GlobalExpert):
             return self._global(self.expert, prompts, seen)
         found = self.expert.predict(self.volume, prompts, self.intensity, self.stages)
         source, local = _in_one_region(found, prompts.enclosing_box(), self.volume.shape)
-        if self.other is None:
+        if self.other is None or seen is None:
             return source, local
-        if seen is None:
-            box = proposed_box((local > 0).numpy(), source, prompts.foreground)
-        else:
-            box = proposed_box(seen.probability > 0.5, seen.scene.roi, prompts.foreground)
+        box = proposed_box(seen.probability > 0.5, seen.scene.roi, prompts.foreground)
         if box is None:
             return source, local
         boxed = replace(prompts, box=box, mask=None)
