@@ -286,6 +286,14 @@ class TestLocalWindows:
     def test_centres(self, points: list[Index], centres: list[Index]) -> None:
         assert local_windows(points) == [window_at(centre) for centre in centres]
 
+    def test_centres_of_clicks_in_order(self) -> None:
+        points = [(0, 0, 15), (0, 0, 30), (0, 0, 0), (0, 0, 31), (0, 0, 15)]
+        centres = [(0, 0, 15), (0, 0, 31)]
+        assert local_windows(points, in_order=True) == [window_at(centre) for centre in centres]
+        for count in range(1, 5):
+            found = local_windows(points[:count], in_order=True)
+            assert local_windows(points, in_order=True)[: len(found)] == found
+
     def test_a_window_is_a_copy_about_its_click(self) -> None:
         roi = window_at((50, 60, 70))
         assert roi == Roi(Box((-14, -4, 6), (114, 124, 134)), LOCAL_WINDOW)

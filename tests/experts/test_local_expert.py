@@ -9,7 +9,7 @@ import torch
 from dualclickmed.errors import PromptError
 from dualclickmed.experts import ByteCache, LocalExpert, Prediction
 from dualclickmed.experts.inputs import MAX_CLICKS
-from dualclickmed.experts.local_expert import LOGIT_LIMIT, MAX_WINDOWS, click_windows
+from dualclickmed.experts.local_expert import LOGIT_LIMIT, MAX_WINDOWS, click_windows, windows_in_order
 from dualclickmed.experts.stages import Stages
 from dualclickmed.geometry import Box, Index, window_at
 from dualclickmed.prompts import Click, Prompts
@@ -177,6 +177,48 @@ def test_windows_are_few_hold_foreground_and_do_not_depend_on_the_order(fg, bg, 
     shuffled = list(fg)
     random.shuffle(shuffled)
     assert click_windows(shuffled, bg[::-1], (128, 128, 128)) == windows
+
+
+@given(st.lists(st.tuples(INDICES, st.booleans()), min_size=1, max_size=20, unique_by=lambda click: click[0]))
+def test_windows_of_clicks_in_order_stay_where_they_are(given_clicks):
+    came = [Click(index, positive) for index, positive in given_clicks]
+    size = (128, 128, 128)
+    windows = windows_in_order(came, size)
+    assert len(windows) <= MAX_WINDOWS
+    for click in came:
+        if click.positive:
+            assert any(w.box.contains(click.index) for w in windows)
+    if len(windows_in_order([*came, Click((200, 200, 200), True)], size)) < MAX_WINDOWS:
+        assert set(windows) <= set(windows_in_order([*came, Click((200, 200, 200), True)], size))
+
+
+@pytest.mark.parametrize(
+    ("second", "centres"),
+    [
+        (Click((97, 60, 70), True), [(50, 60, 70)]),
+        (Click((98, 60, 70), True), [(50, 60, 70), (98, 60, 70)]),
+        (Click((2, 60, 70), True), [(50, 60, 70), (2, 60, 70)]),
+        (Click((98, 60, 70), False), [(50, 60, 70), (98, 60, 70)]),
+        (Click((150, 60, 70), False), [(50, 60, 70)]),
+    ],
+    ids=[
+        "shares",
+        "opens",
+        "opens, and the first stays",
+        "background sees foreground",
+        "background does not",
+    ],
+)
+def test_a_further_click_opens_a_window_where_it_is_near_the_edge_of_each(second, centres):
+    first = Click((50, 60, 70), True)
+    expected = [window_at(centre) for centre in centres]
+    assert windows_in_order([first, second], (128, 128, 128)) == expected
+
+
+def test_a_scribble_has_the_same_windows_in_any_order():
+    scribble = [(100 + n // 10, 100 + n % 10, 100) for n in range(100)]
+    came = [Click(index, True) for index in scribble[::-1]]
+    assert windows_in_order(came, (128, 128, 128)) == click_windows(scribble, [], (128, 128, 128))
 
 
 def test_one_click_is_the_papers_window():

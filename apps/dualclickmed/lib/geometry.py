@@ -227,17 +227,21 @@ def window_at(centre: Index, size: Index = LOCAL_WINDOW) -> Roi:
 
 
 def local_windows(
-    points: Sequence[Index], size: Index = LOCAL_WINDOW, merge: int = MERGE_DISTANCE
+    points: Sequence[Index],
+    size: Index = LOCAL_WINDOW,
+    merge: int = MERGE_DISTANCE,
+    in_order: bool = False,
 ) -> list[Roi]:
     """The local expert's regions: `window_at` each click, unless an earlier window's centre is close.
 
     The paper crops about the last click (section 2.2). A request does not say which click is the last, so
     every click gets a window, and a click nearer than `merge` voxels along every axis to a window's centre
     shares that window. Clicks are taken in sorted order: the result does not depend on the order in which
-    they came.
+    they came, unless they are `in_order`; a further click then moves no window.
     """
     centres: list[Index] = []
-    for point in sorted({_three_ints(point) for point in points}):
+    voxels = dict.fromkeys(_three_ints(point) for point in points)
+    for point in voxels if in_order else sorted(voxels):
         if all(max(abs(p - c) for p, c in zip(point, centre, strict=True)) >= merge for centre in centres):
             centres.append(point)
     return [window_at(centre, size) for centre in centres]

@@ -276,7 +276,7 @@ class _Request:
         """
         if isinstance(self.expert, GlobalExpert):
             return self._global(self.expert, prompts, seen)
-        found = self.expert.predict(self.volume, prompts, self.intensity, self.stages)
+        found = self.expert.predict(self.volume, prompts, self.intensity, self.stages, in_order=True)
         source, local = _in_one_region(found, prompts.enclosing_box(), self.volume.shape)
         if self.other is None or seen is None:
             return source, local

@@ -65,6 +65,23 @@ def click_windows(foreground: Sequence[Index], background: Sequence[Index], size
     return [windows[i] for i in sorted(kept)]
 
 
+def windows_in_order(clicks: Sequence[Click], size: Index) -> list[Roi]:
+    """The windows of clicks that came one after the other: those of the first ones stay where they are.
+
+    So a further click finds its windows encoded, unless it is less than an eighth of a window's side from the
+    edge of each (and then opens one), where it would see too little around it. Scribbles, and clicks that
+    would open more than `MAX_WINDOWS`, have those of `click_windows`.
+    """
+    foreground = [c.index for c in clicks if c.positive]
+    background = [c.index for c in clicks if not c.positive]
+    if len(clicks) <= MAX_CLICKS:
+        found = local_windows([c.index for c in clicks], size, max(1, min(size) * 3 // 8), in_order=True)
+        windows = [w for w in found if any(w.box.contains(p) for p in foreground)]
+        if len(windows) <= MAX_WINDOWS:
+            return windows
+    return click_windows(foreground, background, size)
+
+
 def _scribble_windows(foreground: Sequence[Index], size: Index) -> list[Roi]:
     """Few windows that hold every foreground click at least an eighth of their side away from their edge.
 
@@ -128,7 +145,12 @@ class LocalExpert:
 
     @torch.inference_mode()
     def predict(
-        self, volume: Volume, prompts: Prompts, intensity: str = "auto", stages: Stages | None = None
+        self,
+        volume: Volume,
+        prompts: Prompts,
+        intensity: str = "auto",
+        stages: Stages | None = None,
+        in_order: bool = False,
     ) -> list[Prediction]:
         """Segment one object.
 
@@ -146,6 +168,8 @@ class LocalExpert:
             prompts: checked for this volume.
             intensity: one of `intensity.CHOICES`.
             stages: receives seconds spent in crop, encode, decode and paste.
+            in_order: whether the clicks are in the order in which they came, so that a further one moves no
+                window (`windows_in_order`).
 
         Returns:
             One prediction for each set of windows that hang together, and one for the previous mask.
@@ -157,7 +181,10 @@ class LocalExpert:
         stages = Stages() if stages is None else stages
         clicks = _with_foreground(prompts, volume.shape)
         foreground = [c.index for c in clicks if c.positive]
-        windows = click_windows(foreground, prompts.background, self.window)
+        if in_order:
+            windows = windows_in_order(clicks, self.window)
+        else:
+            windows = click_windows(foreground, prompts.background, self.window)
         intensity_map = map_at_points(volume, thinned(foreground, _MAX_CENTRES), intensity)
 
         found = []
