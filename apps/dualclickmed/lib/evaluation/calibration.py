@@ -11,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..experts import DualExpert
+from ..experts.fusion import Refined
 from ..geometry import crop_to_grid
-from ..prompts import Click, Prompts
+from ..prompts import Prompts
+from ..volume import Volume
 from .cases import Case, Task
-from .metrics import next_click
+from .metrics import Mask
+from .protocol import run_task
 
 BINS = 10
 FILE = "calibration.csv"
@@ -63,6 +66,19 @@ Reliabilities = dict[tuple[str, int], Reliability]
 """By group and number of clicks."""
 
 
+class _Remembering:
+    """Our experts as a method for one object, which keeps what they know besides each mask."""
+
+    def __init__(self, expert: DualExpert, strategy: str) -> None:
+        self.expert, self.strategy = expert, strategy
+        self.answers: list[Refined | None] = []
+
+    def __call__(self, volume: Volume, prompts: Prompts) -> Mask:
+        result = self.expert.segment(volume, {"object": prompts}, strategy=self.strategy)
+        self.answers.append(result.refined.get("object"))
+        return result.labels > 0
+
+
 def measure(
     expert: DualExpert,
     cases: Iterable[Case],
@@ -87,23 +103,15 @@ def measure(
         if task.boxes is None:
             continue
         for value in task.values:
-            truth = task.labels == value
-            given: list[Click] = []
-            for step in range(clicks + 1):
-                prompts = {"object": Prompts(tuple(given), task.boxes[value])}
-                result = expert.segment(task.volume, prompts, strategy=strategy)
-                click = next_click(result.labels > 0, truth)
-                last = step == clicks or click is None or click in given
-                # An answer without errors gets no more clicks and stands for the last one.
-                counted = {*([0] if step == 0 else []), *([clicks] if last else [])}
-                if counted and "object" in result.refined:
-                    part = result.refined["object"]
-                    share = crop_to_grid(truth.astype(np.uint8), part.roi).numpy()
-                    for at in counted:
-                        found.setdefault((case.group, at), Reliability()).add(part.probability, share)
-                if last or click is None:
-                    break
-                given.append(click)
+            truth = (task.labels == value).astype(np.uint8)
+            alone = Task(task.volume, truth, (1,), {1: task.boxes[value]}, task.spacing)
+            method = _Remembering(expert, strategy)
+            run_task(method, alone, clicks, limit=0, surfaces=False, strict=True)
+            # An answer without errors gets no more clicks and stands for the last one.
+            for at, part in {0: method.answers[0], clicks: method.answers[-1]}.items():
+                if part is not None:
+                    share = crop_to_grid(truth, part.roi).numpy()
+                    found.setdefault((case.group, at), Reliability()).add(part.probability, share)
     return found
 
 
