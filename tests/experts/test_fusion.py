@@ -5,6 +5,7 @@ import pytest
 import torch
 from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
 from dualclickmed.experts.fusion import Refined, calibrated, proposed_box, resampled
+from dualclickmed.experts.refinement import Scene
 from dualclickmed.geometry import Box, Roi, paste_from_grid
 from dualclickmed.prompts import Click, Prompts
 from dualclickmed.volume import Volume, from_array
@@ -229,10 +230,17 @@ def test_beyond_its_source_the_edge_value_holds():
     assert (found[0, 0, 0], found[5, 5, 5], found[0, 5, 0]) == (0, 7, 2)
 
 
-ROI = Roi(Box((10, 20, 30), (30, 30, 40)), (10, 10, 10))
 PARTS = np.zeros((10, 10, 10), bool)
 PARTS[1:4, 2:4, 3:5] = True
 PARTS[6:8, 6:9, 7] = True
+
+
+@pytest.fixture
+def two_to_a_cell() -> Scene:
+    """A scene whose cells are two voxels long along the first axis."""
+    roi = Roi(Box((10, 20, 30), (30, 30, 40)), (10, 10, 10))
+    empty = np.zeros(roi.grid, np.float32)
+    return Scene(roi, (2.0, 1.0, 1.0), (empty, empty, empty), empty, empty.astype(np.int16))
 
 
 @pytest.mark.parametrize(
@@ -246,12 +254,12 @@ PARTS[6:8, 6:9, 7] = True
     ],
     ids=["first", "second", "both", "beside both: the larger", "none: the larger"],
 )
-def test_the_clicked_parts_of_a_mask_propose_a_box(clicked, expected):
-    assert proposed_box(PARTS, ROI, clicked) == expected
+def test_the_clicked_parts_of_a_mask_propose_a_box(two_to_a_cell, clicked, expected):
+    assert proposed_box(PARTS, two_to_a_cell, clicked) == expected
 
 
-def test_an_empty_mask_proposes_nothing():
-    assert proposed_box(np.zeros((10, 10, 10), bool), ROI, [(12, 22, 33)]) is None
+def test_an_empty_mask_proposes_nothing(two_to_a_cell):
+    assert proposed_box(np.zeros((10, 10, 10), bool), two_to_a_cell, [(12, 22, 33)]) is None
 
 
 def test_points_alone_are_shown_to_the_global_expert_in_the_box_of_what_was_found(fakes, volume):

@@ -42,7 +42,7 @@ from .prediction import (
     within,
 )
 from .refinement import NETWORK_LIMIT as LIMIT
-from .refinement import CellClick, Depths, Mask, Said, Scene, heard, refined, settled
+from .refinement import CellClick, Depths, Mask, Said, Scene, heard, refined, settled, sigmoid
 from .stages import Stages
 from .walk import Field
 
@@ -243,7 +243,7 @@ class _Request:
             scene = self._scene(source.box)
             if correcting:
                 logits = self._mask_logits(scene)
-                probability = torch.sigmoid(torch.from_numpy(logits)).numpy()
+                probability = sigmoid(logits)
             else:
                 probability = refined(scene, resampled(opinion, source, scene.roi).numpy(), self.prompts.box)
         return _Seen(scene, probability, Said.nothing(scene.roi.grid), self.prompts.box)
@@ -280,7 +280,7 @@ class _Request:
         source, local = _in_one_region(found, prompts.enclosing_box(), self.volume.shape)
         if self.other is None or seen is None:
             return source, local
-        box = proposed_box(seen.probability > 0.5, seen.scene.roi, prompts.foreground)
+        box = proposed_box(seen.probability > 0.5, seen.scene, prompts.foreground)
         if box is None:
             return source, local
         boxed = replace(prompts, box=box, mask=None)
@@ -377,12 +377,12 @@ def calibrated(probability: Field) -> Field:
     return torch.sigmoid(SHARPNESS * torch.logit(inside)).numpy()
 
 
-def proposed_box(found: Mask, roi: Roi, clicked: Sequence[Index]) -> Box | None:
+def proposed_box(found: Mask, scene: Scene, clicked: Sequence[Index]) -> Box | None:
     """The box around those parts of a mask that were clicked, or around the largest if none was.
 
     Args:
-        found: mask on the grid of a region.
-        roi: the region.
+        found: mask on the grid of the scene.
+        scene: of the region.
         clicked: foreground clicks, in voxels of the image.
 
     Returns:
@@ -391,9 +391,8 @@ def proposed_box(found: Mask, roi: Roi, clicked: Sequence[Index]) -> Box | None:
     parts, count = ndimage.label(found)
     if count == 0:
         return None
-    inside = [index for index in clicked if roi.box.contains(index)]
-    cells = np.clip(np.rint(roi.to_grid(inside)), 0, np.asarray(roi.grid) - 1).astype(np.intp)
-    wanted = set(parts[tuple(cells.T)].tolist()) - {0}
+    roi = scene.roi
+    wanted = {int(parts[scene.cell(index)]) for index in clicked if roi.box.contains(index)} - {0}
     if not wanted:
         wanted = {int(np.bincount(parts.ravel())[1:].argmax()) + 1}
     around = Box.of_mask(np.isin(parts, list(wanted)))

@@ -50,8 +50,8 @@ def click_windows(foreground: Sequence[Index], background: Sequence[Index], size
     centres = thinned([*foreground, *background], _MAX_CENTRES)
     windows: list[Roi] = []
     for eighths in (1, 2, 3):
-        found = local_windows(centres, size, max(1, min(size) * eighths // 8))
-        windows = [w for w in found if any(w.box.contains(p) for p in foreground)]
+        merge = max(1, min(size) * eighths // 8)
+        windows = _with_any(foreground, local_windows(centres, size, merge))
         if len(windows) <= MAX_WINDOWS:
             return windows
     logger.warning("%d windows are needed for the clicks; %d are computed", len(windows), MAX_WINDOWS)
@@ -75,11 +75,16 @@ def windows_in_order(clicks: Sequence[Click], size: Index) -> list[Roi]:
     foreground = [c.index for c in clicks if c.positive]
     background = [c.index for c in clicks if not c.positive]
     if len(clicks) <= MAX_CLICKS:
-        found = local_windows([c.index for c in clicks], size, max(1, min(size) * 3 // 8), in_order=True)
-        windows = [w for w in found if any(w.box.contains(p) for p in foreground)]
+        merge = max(1, min(size) * 3 // 8)
+        windows = _with_any(foreground, local_windows([c.index for c in clicks], size, merge, in_order=True))
         if len(windows) <= MAX_WINDOWS:
             return windows
     return click_windows(foreground, background, size)
+
+
+def _with_any(clicked: Sequence[Index], windows: Sequence[Roi]) -> list[Roi]:
+    """The windows that hold one of the clicks."""
+    return [window for window in windows if any(window.box.contains(index) for index in clicked)]
 
 
 def _scribble_windows(foreground: Sequence[Index], size: Index) -> list[Roi]:

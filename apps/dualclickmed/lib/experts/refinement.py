@@ -215,9 +215,9 @@ def refined(
     logits -= np.minimum(BOX_SLOPE * outside, BOX_LIMIT)
     if said is not None:
         logits += CLICK_LOGIT * said.balance
-    share = _sigmoid(logits)
+    share = sigmoid(logits)
     logits += INTENSITY_WEIGHT * _intensity_ratio(scene.kind, share * (outside < NEAR_BOX - 1), 1 - share)
-    prior = _sigmoid(logits)
+    prior = sigmoid(logits)
     trust = TRUST * (UNSURE + (1 - UNSURE) * np.abs(2 * prior - 1))
     links = scene.links if box is None else _shortened(scene, box)
     found = walked(links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
@@ -242,7 +242,7 @@ def settled(scene: Scene, found: Field, before: Field, heard: Sequence[tuple[Cel
     near = np.zeros_like(found)
     for click, reach in heard:
         np.maximum(near, _around(scene, click.cell, HELD_FROM * reach), out=near)
-    return _sigmoid(_logit(found) + HELD * (1 - near) * np.where(before > 0.5, np.float32(1), np.float32(-1)))
+    return sigmoid(_logit(found) + HELD * (1 - near) * np.where(before > 0.5, np.float32(1), np.float32(-1)))
 
 
 def _shortened(scene: Scene, box: Box) -> list[Field]:
@@ -261,7 +261,7 @@ def _unshrunk(found: Field, prior: Field) -> Field:
     border = float(np.partition(found, found.size - volume, axis=None)[found.size - volume])
     share = (border - SHRUNK_FAR) / (SHRUNK - SHRUNK_FAR)
     border = 0.5 - (0.5 - min(border, 0.5)) * min(max(share, 0.0), 1.0)
-    return _sigmoid(_logit(found) - np.float32(np.log(border / (1 - border))))
+    return sigmoid(_logit(found) - np.float32(np.log(border / (1 - border))))
 
 
 def beyond(roi: Roi, box: Box) -> Field:
@@ -356,5 +356,6 @@ def _logit(probability: Field) -> Field:
     return np.asarray(np.log(inside / (1 - inside)), dtype=np.float32)
 
 
-def _sigmoid(logits: Field) -> Field:
+def sigmoid(logits: Field) -> Field:
+    """Logits as probabilities."""
     return torch.sigmoid(torch.from_numpy(logits)).numpy()
