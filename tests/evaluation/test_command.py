@@ -35,6 +35,18 @@ def segment(volume, prompts):
 """
 
 
+KILLED = """
+import os
+import signal
+from pathlib import Path
+
+def segment(volume, prompts):
+    if Path({flag!r}).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return volume.array > 100
+"""
+
+
 def truth() -> np.ndarray:
     labels = np.zeros(SHAPE, np.uint8)
     labels[3:9, 4:12, 3:10], labels[5:12, 9:17, 13:22], labels[0, 0, 0] = 2, 7, 5
@@ -184,6 +196,18 @@ def test_a_stopped_run_goes_on_and_parts_make_the_whole(folder: Path, tmp_path: 
         return {tuple(r[k] for k in ("case", "method", "label", "step", "dice", "nsd")) for r in written(out)}
 
     assert scores(parts) == scores(whole)
+
+
+def test_a_worker_that_is_killed_ends_the_run_and_the_next_one_goes_on(folder: Path, tmp_path: Path) -> None:
+    out, own, flag = tmp_path / "out", tmp_path / "own.py", tmp_path / "flag"
+    own.write_text(KILLED.format(flag=str(flag)))
+    common = ("--cases", folder, "--out", out, "--method", f"own={own}", "--clicks", 1, "--workers", 2)
+    flag.touch()
+    assert "again to go on, with fewer --workers" in refused(*common)
+    assert list((out / "cases").rglob("*.csv")) == []
+    flag.unlink()
+    evaluate(*common)
+    assert {r["case"] for r in written(out)} == {"CT_one_1", "CT_one_2", "US_other_1"}
 
 
 def test_scores_of_another_protocol_or_other_weights_are_not_mixed(folder: Path, tmp_path: Path) -> None:
