@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from dualclickmed.errors import PromptError, UserError, WeightsError
 from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from dualclickmed.experts.prediction import Prediction
 from dualclickmed.geometry import Box, Index
 from dualclickmed.prompts import Click, Prompts
 from dualclickmed.volume import Volume, from_array
@@ -148,6 +150,26 @@ def test_overlaps_go_to_the_surer_label_in_any_order(volume, fakes):
         np.testing.assert_array_equal(masks, seen[0])
 
 
+@pytest.mark.parametrize("names", [("large", "small"), ("small", "a large one")])
+@pytest.mark.parametrize(("surer", "winner"), [(0.89, "small"), (0.92, "large")])
+def test_fused_wants_a_larger_object_to_be_surer(volume, fakes, names, surer, winner):
+    """1000 against 27 voxels: a quarter of their log ratio is 0.903."""
+    large, small = sorted(names, key=lambda name: "large" not in name)
+    parts = {large: (Box((2, 2, 2), (12, 12, 12)), 1 + surer), small: (Box((5, 5, 5), (8, 8, 8)), 1.0)}
+
+    def predict(expert, volume, given, *args):
+        box, logit = next(part for part in parts.values() if part[0] == given.box)
+        region = box.voxels(volume.shape)
+        logits = np.full([s.stop - s.start for s in region], logit, np.float32)
+        return SimpleNamespace(predictions=[Prediction(region, logits)])
+
+    dual = dual_of(fakes.Network(fakes.image), fakes.Network(fakes.image))
+    dual._fusion.predict = predict
+    result = dual.segment(volume, {name: Prompts((), parts[name][0]) for name in names}, "fused")
+    assert result.mask(small).sum() == (27 if winner == "small" else 0)
+    assert result.mask(large).sum() == (973 if winner == "small" else 1000)
+
+
 def test_a_label_keeps_its_click_though_another_is_surer(volume, fakes):
     """Background clicks of a label exclude it; another label may be there."""
 
@@ -177,7 +199,7 @@ def requests(draw):
         boxed = draw(st.booleans())
         if boxed or fg:
             prompts[label] = Prompts(clicks, Box((0, 0, 0), shape) if boxed else None)
-    strategy = draw(st.sampled_from(["paper", "global", "local"]))
+    strategy = draw(st.sampled_from(["paper", "global", "local", "fused"]))
     return shape, prompts, strategy, draw(st.integers(0, 2**31 - 1))
 
 

@@ -139,6 +139,56 @@ def test_each_click_corrects_the_mask_that_its_user_saw(fakes, volume):
     )
 
 
+def test_another_labels_click_in_a_mask_is_a_background_click_that_came_last(fakes, volume):
+    there = (12, 20, 18)
+    others = Prompts((Click(there),), Box((10, 18, 16), (15, 23, 21)))
+    own = Prompts((Click((17, 15, 18), False),), BOX)
+    expert = dual_of(fakes)
+    assert expert.segment(volume, {"own": own}, "fused").mask("own")[there]
+    told = Prompts((*own.clicks, Click(there, False)), BOX)
+    as_told = expert.segment(volume, {"own": told}, "fused").mask("own")
+    seen = []
+    for order in (("own", "other"), ("other", "own")):
+        given = {label: {"own": own, "other": others}[label] for label in order}
+        result = dual_of(fakes).segment(volume, given, "fused")
+        np.testing.assert_array_equal(result.mask("own"), as_told & ~result.mask("other"))
+        assert result.mask("other")[there]
+        seen.append(result.mask("own"))
+    np.testing.assert_array_equal(*seen)
+    # What hangs together with the click goes as well, also where the other label does not reach.
+    alone = expert.segment(volume, {"own": own}, "fused").mask("own")
+    assert (alone & ~seen[0] & ~result.mask("other")).any()
+
+
+def test_another_labels_click_beside_a_mask_changes_nothing_in_it(fakes, volume):
+    expert = dual_of(fakes)
+    alone = expert.segment(volume, {"own": Prompts((), BOX)}, "fused").mask("own")
+    asked = len(expert.global_expert.network.decoded)
+    beside = Prompts((Click((12, 15, 33)),))
+    with_other = expert.segment(volume, {"own": Prompts((), BOX), "other": beside}, "fused")
+    np.testing.assert_array_equal(with_other.mask("own"), alone & ~with_other.mask("other"))
+    boxes_asked = expert.global_expert.network.decoded[asked:]
+    assert not any((labels[0] == 0).any() for _, labels, _ in boxes_asked)
+
+
+def test_a_cell_that_was_clicked_for_the_object_is_not_taken_by_another_click_in_it(fakes):
+    shape = (12, 12, 300)
+    grid = np.stack(np.mgrid[:12, :12, :300], axis=-1)
+    bright = (abs(grid - (6, 6, 150)) < (4, 4, 100)).all(axis=-1)
+    wide = from_array((60 + 90 * bright).astype(np.uint8))
+    box = Box((2, 2, 50), (11, 11, 251))
+    mine = (6, 6, 150)
+    expert = dual_of(fakes)
+    first = expert.segment(wide, {"own": Prompts((Click(mine),), box)}, "fused")
+    scene = Scene.of(wide, first.refined["own"].roi.box)
+    same = next(i for i in ((6, 6, 149), (6, 6, 151)) if scene.cell(i) == scene.cell(mine))
+    both = expert.segment(
+        wide, {"own": Prompts((Click(mine),), box), "other": Prompts((Click(same),))}, "fused"
+    )
+    np.testing.assert_array_equal(both.refined["own"].probability, first.refined["own"].probability)
+    assert both.mask("own")[mine] and both.mask("other")[same] and scene.roi.grid[2] < shape[2]
+
+
 def test_undoing_a_click_gives_the_mask_before_it(fakes, volume):
     expert = dual_of(fakes)
     clicks = (Click((12, 21, 18), False), Click((12, 9, 18), False))

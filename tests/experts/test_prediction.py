@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -98,6 +99,23 @@ def test_a_voxel_takes_the_object_with_the_highest_logit(seed, count, levels):
     assert labels.dtype == np.uint8
     points = np.argwhere(np.ones(SHAPE, bool))
     np.testing.assert_array_equal(settle(points, predictions), expected.reshape(-1))
+
+
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 4), levels=st.sampled_from([0, 2]))
+def test_handicaps_decide_between_objects_and_never_whether_there_is_one(seed, count, levels):
+    rng = np.random.default_rng(seed)
+    predictions = [
+        (value + 1, replace(random_prediction(rng, levels), handicap=float(rng.choice([0, 0.3, 1, 9]))))
+        for value in range(count)
+    ]
+    logits = np.stack([full(p) for _, p in predictions])
+    handicaps = np.asarray([p.handicap for _, p in predictions], np.float32)
+    claims = np.where(logits > 0, logits - handicaps[:, None, None, None], -np.inf)
+    expected = np.where((logits > 0).any(axis=0), claims.argmax(axis=0) + 1, 0)
+    np.testing.assert_array_equal(merge(SHAPE, predictions), expected)
+    points = np.argwhere(np.ones(SHAPE, bool))
+    np.testing.assert_array_equal(settle(points, predictions), expected.reshape(-1))
+    assert all(p.trimmed().handicap == p.handicap for _, p in predictions)
 
 
 def test_overlaps_do_not_depend_on_the_order():

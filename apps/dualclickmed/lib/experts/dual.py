@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,9 @@ SERVED = "fused"
 UNREFINED = ("pt",)
 """Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide. On the
 few volumes there were, the expert alone ended higher."""
+SIZE_WEIGHT = 0.25
+"""How much surer, in logits for each unit of log size, ``fused`` wants the larger of two objects to be of a
+voxel that both claim: one that spreads too far covers many small ones, and the reverse is impossible."""
 MAX_LABELS = 255
 
 
@@ -105,8 +110,10 @@ class DualExpert:
         ``paper`` sends objects with a box to the global expert and those with points only to the local one;
         ``global`` and ``local`` name the expert; ``fused`` chooses it as ``paper`` does and refines what it
         says by the image's edges and the clicks (`fusion`), but for `UNREFINED`. Where objects overlap, the
-        higher foreground probability wins, whatever the order of the labels. Every click holds afterwards
-        (`enforce_clicks`). The answer is a function of the arguments and the weights alone.
+        higher foreground probability wins, whatever the order of the labels; with ``fused`` large objects
+        have a handicap (`SIZE_WEIGHT`), and a foreground click takes from the masks of all other labels what
+        it is in. Every click holds afterwards (`enforce_clicks`). The answer is a function of the arguments
+        and the weights alone.
 
         Args:
             volume: the image.
@@ -127,37 +134,45 @@ class DualExpert:
         stages = Stages()
         values = {label: at + 1 for at, label in enumerate(prompts)}
         strategies: dict[str, str] = {}
-        refined: dict[str, Refined] = {}
-        checked: dict[int, Prompts] = {}
-        predictions: list[tuple[int, Prediction]] = []
+        experts: dict[str, GlobalExpert | LocalExpert] = {}
+        checked: dict[str, Prompts] = {}
         # By name, so that even equal probabilities are settled alike however the labels are ordered.
         for label in sorted(prompts):
-            try:
+            with _naming(label, prompts):
                 given = prompts[label].checked(volume.shape)
                 strategies[label] = _route(given, strategy)
                 if strategies[label] == "global" and given.mask is None:
                     given = given.with_corner_box()
-                expert = self._expert(strategies[label]).answering(volume, given)
+                checked[label] = given
+                experts[label] = self._expert(strategies[label]).answering(volume, given)
+        _reject_shared_clicks(checked)
+
+        refined: dict[str, Refined] = {}
+        predictions: list[tuple[int, Prediction]] = []
+        for label, given in checked.items():
+            expert = experts[label]
+            with _naming(label, prompts):
                 if strategy == "fused" and volume.modality not in UNREFINED:
                     other = self.global_expert if strategies[label] == "local" else None
-                    refined[label] = self._fusion.predict(expert, volume, given, intensity, stages, other)
-                    parts = refined[label].predictions
+                    theirs = [i for name, its in checked.items() if name != label for i in its.foreground]
+                    refined[label] = self._fusion.predict(
+                        expert, volume, given, intensity, stages, other, theirs
+                    )
+                    parts = _handicapped(refined[label].predictions)
                 else:
                     parts = expert.predict(volume, given, intensity, stages)
-            except PromptError as error:
-                raise error if len(prompts) == 1 else PromptError(f"Label {label!r}: {error}") from error
-            checked[values[label]] = given
             predictions += [(values[label], part) for part in parts]
-        _reject_shared_clicks(checked, {value: label for label, value in values.items()})
 
         with stages.timed("merge"):
             labels = merge(volume.shape, predictions)
         with stages.timed("enforce"):
-            enforced = enforce_clicks(labels, volume, checked, predictions)
+            by_value = {values[label]: given for label, given in checked.items()}
+            enforced = enforce_clicks(labels, volume, by_value, predictions)
         if enforced:
             logger.info("The networks had to be overruled at %d clicks", len(enforced))
-        experts = {label: strategies[label] for label in prompts}
-        return Result(labels, values, experts, enforced, dict(stages), refined)
+        return Result(
+            labels, values, {label: strategies[label] for label in prompts}, enforced, dict(stages), refined
+        )
 
     def _expert(self, name: str) -> GlobalExpert | LocalExpert:
         expert = self.global_expert if name == "global" else self.local_expert
@@ -176,13 +191,28 @@ def _route(prompts: Prompts, strategy: str) -> str:
     return "local" if prompts.box is None else "global"
 
 
-def _reject_shared_clicks(checked: Mapping[int, Prompts], names: Mapping[int, str]) -> None:
-    owner: dict[Index, int] = {}
-    for value, given in checked.items():
+def _handicapped(parts: Sequence[Prediction]) -> list[Prediction]:
+    """An object's predictions with the handicap of its size."""
+    size = sum(int(np.count_nonzero(part.logits > 0)) for part in parts)
+    return [replace(part, handicap=SIZE_WEIGHT * math.log(max(size, 1))) for part in parts]
+
+
+@contextmanager
+def _naming(label: str, labels: Collection[str]) -> Iterator[None]:
+    """Errors about prompts say which label's they are, if there are several."""
+    try:
+        yield
+    except PromptError as error:
+        raise error if len(labels) == 1 else PromptError(f"Label {label!r}: {error}") from error
+
+
+def _reject_shared_clicks(checked: Mapping[str, Prompts]) -> None:
+    owner: dict[Index, str] = {}
+    for label, given in checked.items():
         for index in given.foreground:
-            other = owner.setdefault(index, value)
-            if other != value:
+            other = owner.setdefault(index, label)
+            if other != label:
                 raise PromptError(
                     f"A voxel belongs to one label, but {index} was clicked as foreground of "
-                    f"{names[other]!r} and of {names[value]!r}."
+                    f"{other!r} and of {label!r}."
                 )

@@ -8,6 +8,9 @@ depends on that mask, and away from it that mask holds. A request lists foregrou
 and so does not say which came first. Both lists are in order, and users click where the mask is wrong: of
 the two next clicks, the one deeper in what it contradicts is taken for the earlier one. The answer is still a
 function of the request; what was found after the first clicks is kept, so that the next one costs one step.
+
+Objects of one request share the image: a voxel that was clicked for one of them does not belong to another.
+Where it lies in another's mask it is heard there, last of all, as a background click.
 """
 
 from __future__ import annotations
@@ -158,6 +161,7 @@ class Fusion:
         intensity: str,
         stages: Stages,
         other: GlobalExpert | None = None,
+        elsewhere: Sequence[Index] = (),
     ) -> Refined:
         """Segment one object.
 
@@ -174,11 +178,13 @@ class Fusion:
             stages: receives seconds spent in crop, encode, decode, refine and paste.
             other: for an object without a box: what was seen last proposes one to this expert, whose opinion
                 then counts as much as that of the local one, which sees no more than its windows.
+            elsewhere: voxels that belong to other objects. Those in the mask after all clicks are heard as
+                background clicks that came last; others change nothing.
 
         Raises:
             As the expert's `predict`.
         """
-        request = _Request(self.scenes, expert, other, volume, prompts, intensity, stages)
+        request = _Request(self.scenes, expert, other, volume, prompts, intensity, stages, elsewhere)
         seen = request.seen()
         scene, probability = seen.scene, seen.probability
         with stages.timed("paste"):
@@ -202,6 +208,7 @@ class _Request:
     prompts: Prompts
     intensity: str
     stages: Stages
+    elsewhere: Sequence[Index]
 
     def seen(self) -> _Seen:
         """What the user sees after all clicks."""
@@ -229,7 +236,20 @@ class _Request:
             new = _next_clicks(seen, queues, size)
             given = (*given, *new)
             seen = self._after(seen, new, given, key)
-        return seen
+        denied = self._denied(seen)
+        return self._after(seen, denied, (*given, *denied), key) if denied else seen
+
+    def _denied(self, seen: _Seen) -> tuple[Click, ...]:
+        """Other objects' voxels in the mask, as background clicks; not in a cell that has a click already."""
+        scene = seen.scene
+        mine = {click.cell for click in _cell_clicks(scene, self.prompts.clicks)}
+        inside = (index for index in self.elsewhere if scene.roi.box.contains(index))
+        cells = {index: scene.cell(index) for index in inside}
+        return tuple(
+            Click(index, False)
+            for index, cell in cells.items()
+            if cell not in mine and seen.probability[cell] > 0.5
+        )
 
     def _scene(self, box: Box) -> Scene:
         return self.scenes.get((self.volume.key, box), lambda: Scene.of(self.volume, box))

@@ -21,14 +21,20 @@ class Prediction:
     Attributes:
         region: which voxels (z, y, x), as slices; possibly none.
         logits: float32, as large as the region; the object is where they are above 0.
+        handicap: what its logits are lowered by where they are compared with those of another object.
     """
 
     region: Region
     logits: npt.NDArray[np.float32]
+    handicap: float = 0.0
 
     @property
     def nbytes(self) -> int:
         return self.logits.nbytes
+
+    def claims(self, part: Region) -> npt.NDArray[np.float32]:
+        """Logits as they are compared with those of other objects, in a part of the region."""
+        return self.logits[part] - np.float32(self.handicap)
 
     def trimmed(self) -> Prediction:
         """The same object in the smallest region that holds all of it."""
@@ -37,7 +43,7 @@ class Prediction:
             slice(whole.start + s.start, whole.start + s.stop)
             for whole, s in zip(self.region, part, strict=True)
         )
-        return Prediction((z, y, x), np.ascontiguousarray(self.logits[part]))
+        return Prediction((z, y, x), np.ascontiguousarray(self.logits[part]), self.handicap)
 
     def at(self, points: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits at voxels (N, 3) of the volume; minus infinity outside the region."""
@@ -71,7 +77,8 @@ def paste_object(logits: Tensor, roi: Roi, shape: Sequence[int]) -> Prediction:
 
 
 def merge(shape: Sequence[int], predictions: Sequence[tuple[int, Prediction]]) -> npt.NDArray[np.uint8]:
-    """A label map: each voxel takes the value of the object with the highest logit above 0.
+    """A label map: of the objects whose logit is above 0, each voxel takes the value of the one with the
+    highest, after their handicaps.
 
     Args:
         shape: the volume's (D, H, W).
@@ -90,7 +97,7 @@ def merge(shape: Sequence[int], predictions: Sequence[tuple[int, Prediction]]) -
                 continue
             mine, theirs = within(shared, prediction.region), within(shared, other.region)
             held = labels[shared] == other_value
-            wins[mine] &= ~(held & (other.logits[theirs] >= prediction.logits[mine]))
+            wins[mine] &= ~(held & (other.claims(theirs) >= prediction.claims(mine)))
         labels[prediction.region][wins] = value
     return labels
 
@@ -99,12 +106,13 @@ def settle(
     points: npt.NDArray[np.int64], predictions: Sequence[tuple[int, Prediction]]
 ) -> npt.NDArray[np.uint8]:
     """What `merge` gives at voxels (N, 3)."""
-    best = np.zeros(len(points), dtype=np.float32)
+    best = np.full(len(points), -np.inf, dtype=np.float32)
     values = np.zeros(len(points), dtype=np.uint8)
     for value, prediction in predictions:
         logits = prediction.at(points)
-        values[logits > best] = value
-        best = np.maximum(best, logits)
+        claims = np.where(logits > 0, logits - np.float32(prediction.handicap), -np.inf)
+        values[claims > best] = value
+        best = np.maximum(best, claims)
     return values
 
 
