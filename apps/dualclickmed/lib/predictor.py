@@ -160,7 +160,7 @@ class Predictor:
     def predict_labels(
         self, prompts: Mapping[str, ObjectPrompts], strategy: str = "paper", intensity: str = "auto"
     ) -> npt.NDArray[np.uint8]:
-        """Segment several objects; overlaps go to the higher foreground probability.
+        """Segment several objects; overlaps go to the higher foreground probability (`DualExpert.segment`).
 
         Args:
             prompts: label to prompts.
