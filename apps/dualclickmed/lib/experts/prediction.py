@@ -34,7 +34,7 @@ class Prediction:
 
     def claims(self, part: Region) -> npt.NDArray[np.float32]:
         """Logits as they are compared with those of other objects, in a part of the region."""
-        return self.logits[part] - np.float32(self.handicap)
+        return self.logits[part] - np.float32(self.handicap) if self.handicap else self.logits[part]
 
     def trimmed(self) -> Prediction:
         """The same object in the smallest region that holds all of it."""
