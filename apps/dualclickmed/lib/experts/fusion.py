@@ -242,14 +242,12 @@ class _Request:
     def _denied(self, seen: _Seen) -> tuple[Click, ...]:
         """Other objects' voxels in the mask, as background clicks; not in a cell that has a click already."""
         scene = seen.scene
+        cells = {index: scene.cell(index) for index in self.elsewhere if scene.roi.box.contains(index)}
+        held = {index: cell for index, cell in cells.items() if seen.probability[cell] > 0.5}
+        if not held:
+            return ()
         mine = {click.cell for click in _cell_clicks(scene, self.prompts.clicks)}
-        inside = (index for index in self.elsewhere if scene.roi.box.contains(index))
-        cells = {index: scene.cell(index) for index in inside}
-        return tuple(
-            Click(index, False)
-            for index, cell in cells.items()
-            if cell not in mine and seen.probability[cell] > 0.5
-        )
+        return tuple(Click(index, False) for index, cell in held.items() if cell not in mine)
 
     def _scene(self, box: Box) -> Scene:
         return self.scenes.get((self.volume.key, box), lambda: Scene.of(self.volume, box))
