@@ -19,5 +19,9 @@ class VolumeError(UserError):
     """An image that cannot be read or is not a single 3D scalar volume."""
 
 
+class TooLargeError(VolumeError):
+    """A file that would take more memory than the server gives one image; status 413."""
+
+
 class WeightsError(UserError):
     """A checkpoint that is missing, damaged, or made for another network."""
