@@ -7,7 +7,12 @@ import torch
 from dualclickmed.configs.options import Options
 from dualclickmed.errors import UserError
 from dualclickmed.experts import precision
-from dualclickmed.experts.precision import MOST_DIFFERENT, chosen_precision, mask_difference
+from dualclickmed.experts.precision import (
+    MOST_DIFFERENT,
+    chosen_precision,
+    mask_difference,
+    training_precision,
+)
 from dualclickmed.networks.build import GlobalConfig, LocalConfig, build_global, build_local
 
 GLOBAL = GlobalConfig(
@@ -43,17 +48,36 @@ def test_the_difference_is_that_of_the_masks_and_repeats(network) -> None:
 
 
 @pytest.mark.parametrize(
-    ("able", "different", "chosen"),
+    ("able", "pays", "different", "chosen"),
     [
-        (True, MOST_DIFFERENT, torch.bfloat16),
-        (True, MOST_DIFFERENT + 1e-6, None),
-        (False, 0.0, None),
+        (True, True, MOST_DIFFERENT, torch.bfloat16),
+        (True, True, MOST_DIFFERENT + 1e-6, None),
+        (False, True, 0.0, None),
+        (True, False, 0.0, None),
     ],
 )
-def test_auto_asks_the_processor_then_the_masks(network, monkeypatch, able, different, chosen) -> None:
+def test_auto_asks_the_processor_its_clock_and_the_masks(
+    network, monkeypatch, able, pays, different, chosen
+) -> None:
     monkeypatch.setattr(precision, "processor_has_bfloat16", lambda: able)
+    monkeypatch.setattr(precision, "bfloat16_pays", lambda: pays)
     monkeypatch.setattr(precision, "mask_difference", lambda *_: different)
     assert chosen_precision(network, "cpu") is chosen
+
+
+def test_products_are_timed_once_and_leave_the_random_state_alone(monkeypatch) -> None:
+    precision.seconds_of_products.cache_clear()
+    before = torch.get_rng_state()
+    first = precision.seconds_of_products(torch.bfloat16)
+    assert 0 < first == precision.seconds_of_products(torch.bfloat16)
+    assert precision.seconds_of_products.cache_info().misses == 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("bf16", "chosen"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_trains_in_the_type_that_it_computes_in(monkeypatch, bf16, chosen) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+    assert training_precision("cuda") is chosen
 
 
 def test_the_server_can_be_told() -> None:

@@ -7,11 +7,13 @@ import json
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from dualclickmed.errors import UserError
+from dualclickmed.experts import precision
 from dualclickmed.networks.build import (
     GlobalConfig,
     LocalConfig,
@@ -63,16 +65,10 @@ def small_start(kind: str, path: Path) -> Path:
     return path
 
 
-class StopAfter(threading.Event):
-    """Set when it has been asked that many times."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-
-    def is_set(self) -> bool:
-        self.steps -= 1
-        return self.steps < 0
+def stop_after(step: int) -> dict[str, Any]:
+    """Arguments of a training that is asked to end as soon as that many steps are done."""
+    stop = threading.Event()
+    return {"stop": stop, "progress": lambda now: stop.set() if now.step == step else None}
 
 
 # Resuming -------------------------------------------------------------------------------------------------
@@ -83,7 +79,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(kind, tmp_path: Path)
     recipe = dataclasses.replace(TINY[kind], accumulate=2 if kind == "global" else 1)
     data = [WeightedSource(folder_cases(decathlon(tmp_path / "set", 3))), WeightedSource("generated")]
     train(recipe, Options(tmp_path / "whole", half=False), data=data)
-    path = train(recipe, Options(tmp_path / "parts", half=False), data=data, stop=StopAfter(2))
+    path = train(recipe, Options(tmp_path / "parts", half=False), data=data, **stop_after(2))
     assert json.loads(path.with_suffix(".json").read_text())["steps"] == 2
     torch.manual_seed(99)
     train(recipe, Options(tmp_path / "parts", half=False), data=data)
@@ -97,8 +93,62 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(kind, tmp_path: Path)
     assert torch.equal(states[0]["random"]["cpu"], states[1]["random"]["cpu"])
 
 
+@pytest.mark.parametrize("mask", [1, 2])
+def test_a_run_stops_in_the_middle_of_a_step_and_loses_nothing_of_those_before(
+    mask: int, tmp_path: Path, monkeypatch
+) -> None:
+    recipe = dataclasses.replace(TINY["global"], interactions=2, points=3)
+    train(recipe, Options(tmp_path / "whole", half=False))
+    stop, seen = threading.Event(), []
+
+    def counted(*arguments):
+        seen.append(1)
+        if len(seen) == loop.masks_of(recipe) + mask:
+            stop.set()
+        return dice_focal(*arguments)
+
+    monkeypatch.setattr(loop, "dice_focal", counted)
+    path = train(recipe, Options(tmp_path / "parts", half=False), stop=stop)
+    # No mask more of the second step than the one it was in.
+    assert len(seen) == loop.masks_of(recipe) + mask
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["steps"] == 1 and card["measured"] == {}
+    train(recipe, Options(tmp_path / "parts", half=False))
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path: Path, monkeypatch) -> None:
+    recipe = dataclasses.replace(TINY["global"], steps=2)
+    validated: list[int] = []
+    stop = threading.Event()
+
+    def validate(self):
+        validated.append(self.step)
+        stop.set()
+        self._check()
+        return {"first prompt": 0.5}
+
+    monkeypatch.setattr(loop._Run, "validate", validate)
+    options = Options(tmp_path, half=False, validate_every=1)
+    train(recipe, options, stop=stop)
+    assert validated == [1] and torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 1
+    train(recipe, options)
+    assert validated == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("bfloat16", "expected"), [(1.0, None), (0.98, None), (0.5, torch.bfloat16)])
+def test_a_training_runs_in_16_bits_where_the_processor_s_clock_is_for_it(
+    bfloat16: float, expected: torch.dtype | None, tmp_path: Path, monkeypatch
+) -> None:
+    seconds = {torch.bfloat16: bfloat16, torch.float32: 1.0}
+    monkeypatch.setattr(precision, "seconds_of_products", seconds.__getitem__)
+    assert loop._Run(TINY["local"], Options(tmp_path)).dtype is expected
+    assert loop._Run(TINY["local"], Options(tmp_path, half=False)).dtype is None
+
+
 def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
-    train(TINY["global"], Options(tmp_path), stop=StopAfter(1))
+    train(TINY["global"], Options(tmp_path), **stop_after(1))
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     for key in ("config", "scaler", "best", "random", "steps"):
         del state[key]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
+from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..networks.global_network import GlobalNetwork
@@ -20,6 +22,9 @@ MOST_DIFFERENT = 0.005
 """Share of voxels whose mask may change with the precision for `auto` to choose the lower one."""
 CHECK_SIDE = 64
 """Side of the window that a local network is checked on, in voxels."""
+PAYS = 1.1
+"""How many times faster than float32 a CPU's bfloat16 has to be."""
+_TRIES, _CHANNELS, _SIDE, _TOKENS, _WIDTH = 3, 16, 16, 256, 256
 _NOISE, _CONTRAST = 0.05, 0.3
 _RADIUS = 0.5 / 1.8
 
@@ -34,8 +39,10 @@ def chosen_precision(
 ) -> torch.dtype | None:
     """The lower precision that a network is to run in, None for float32.
 
-    ``auto`` is a rule without a clock, so that a restart decides alike: bfloat16 if the device computes in it
-    and, on a made-up object, no more than `MOST_DIFFERENT` of the voxels change sides (`mask_difference`).
+    ``auto`` means bfloat16 if the device computes in it, and a CPU does so faster by its own clock
+    (`bfloat16_pays`; far from a tie either way where the processor has such products, so that a restart
+    decides alike), and, on a made-up object, no more than `MOST_DIFFERENT` of the voxels change sides
+    (`mask_difference`).
 
     Args:
         network: trained, on `device`, in evaluation mode.
@@ -52,7 +59,8 @@ def chosen_precision(
     if wanted == "bfloat16":
         return torch.bfloat16
     device = torch.device(device)
-    able = processor_has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    on_cpu = device.type == "cpu"
+    able = processor_has_bfloat16() and bfloat16_pays() if on_cpu else torch.cuda.is_bf16_supported()
     if not able:
         return None
     different = mask_difference(network, device, torch.bfloat16)
@@ -64,6 +72,48 @@ def chosen_precision(
         100 * different,
     )
     return torch.bfloat16 if accepted else None
+
+
+def training_precision(device: str | torch.device) -> torch.dtype | None:
+    """The lower precision that a training runs in, None for float32.
+
+    A CPU trains in bfloat16 if it does so faster by its own clock: processors and builds without such
+    products do the same work in single steps, which takes up to a hundred times as long. A GPU trains in
+    bfloat16, an older one in float16.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if able else torch.float16
+    return torch.bfloat16 if bfloat16_pays() else None
+
+
+def bfloat16_pays() -> bool:
+    """Whether the CPU computes in bfloat16 faster than in float32, by the clock."""
+    lower, single = seconds_of_products(torch.bfloat16), seconds_of_products(torch.float32)
+    logger.debug("Small products: %.1f ms in bfloat16, %.1f ms in float32", 1000 * lower, 1000 * single)
+    return lower * PAYS <= single
+
+
+@lru_cache(maxsize=2)
+def seconds_of_products(dtype: torch.dtype) -> float:
+    """Seconds of the CPU for a small convolution and a small layer with their gradients (least of some).
+
+    What a training step consists of, in a size that even a processor without `dtype` has done in a moment.
+    The random state is left as it is.
+    """
+    least = float("inf")
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        convolution = nn.Conv3d(_CHANNELS, _CHANNELS, 3, padding=1)
+        layer = nn.Linear(_WIDTH, _WIDTH)
+        image, tokens = torch.randn(1, _CHANNELS, _SIDE, _SIDE, _SIDE), torch.randn(_TOKENS, _WIDTH)
+        for _ in range(_TRIES):
+            begin = time.perf_counter()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+                total = convolution(image).float().sum() + layer(tokens).float().sum()
+            total.backward()
+            least = min(least, time.perf_counter() - begin)
+    return least
 
 
 @torch.inference_mode()

@@ -91,7 +91,7 @@ def train_expert(
         int | None, typer.Option(min=1, help="Processor threads (default: all cores).")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make samples beside the training.")] = 0,
-    half: Annotated[bool, typer.Option(help="Compute in 16 bits where that is safe.")] = True,
+    half: Annotated[bool, typer.Option(help="Compute in 16 bits where that is faster.")] = True,
     resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
     bad_share: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when more than this part of the cases is unusable.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import dataclasses
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
+from ..experts.precision import training_precision
 from ..networks.build import (
     GlobalConfig,
     GlobalNetwork,
@@ -63,7 +65,7 @@ class Options:
         resume: go on from the checkpoint in `out` if there is one.
         minutes: stop after this much time (None: after the recipe's steps); the schedule is fitted to it.
         device: torch device; under torchrun "cuda" means the GPU of the local rank.
-        half: train in 16 bits where autocast allows it.
+        half: train in 16 bits where that is faster (`experts.precision.training_precision`).
         workers: processes that make samples; 0 makes them in the training process.
         save_every: seconds between checkpoints.
         validate_every: steps between validations, 0 for the end only; the recipe may keep the best weights.
@@ -129,8 +131,8 @@ def train(
             labelled cases.
         start: weight file to begin from; a checkpoint in `options.out` goes before it.
         progress: called after every step.
-        stop: set it from another thread, and the run saves its checkpoint, writes the weights so far without
-            measuring them, and returns.
+        stop: set it from another thread, and the run lets go of the step that it is in, saves its checkpoint,
+            writes the weights so far without measuring them, and returns.
 
     Returns:
         The weight file, `<out>/<kind>-<preset>.safetensors`.
@@ -193,6 +195,13 @@ def steps_of(recipe: Recipe, data: Sequence[WeightedSource], world: int = 1) -> 
     return recipe.epochs * -(-cases // each)
 
 
+def masks_of(recipe: Recipe) -> int:
+    """Predictions for each object in a step."""
+    if recipe.kind == "local":
+        return recipe.interactions
+    return global_masks(recipe.interactions, recipe.points, recipe.together)
+
+
 @dataclass
 class _Recorder:
     """Remembers the clicks that a strategy gives, for pictures."""
@@ -203,6 +212,10 @@ class _Recorder:
     def __call__(self, *arguments: Any) -> Clicks:
         self.clicks.append(self.strategy(*arguments))
         return self.clicks[-1]
+
+
+class _Stopped(Exception):
+    """A run was asked to end in the middle of a step or a measurement."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +241,7 @@ class _Run:
         self.recipe, self.options, self.device = recipe, options, self.team.device
         self.data = with_replay(recipe, data)
         self.steps = steps_of(recipe, self.data, self.team.world)
-        self.dtype = _half_type(self.device) if options.half else None
+        self.dtype = _half_type(self.team) if options.half else None
         options.out.mkdir(parents=True, exist_ok=True)
         checkpoint = options.out / CHECKPOINT
         if checkpoint.exists() and not options.resume:
@@ -245,6 +258,8 @@ class _Run:
         self.step, self.samples, self.seconds = 0, 0, 0.0
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.bad: dict[str, str] = {}
+        self.stop = threading.Event()
+        self.validated = 0
         if state is not None:
             self._load(state)
 
@@ -284,14 +299,18 @@ class _Run:
             last_only=recipe.last_only,
         )
 
-    def _mask_count(self) -> int:
-        recipe = self.recipe
-        if recipe.kind == "local":
-            return recipe.interactions
-        return global_masks(recipe.interactions, recipe.points, recipe.together)
-
     def _generator(self, number: int, seed: int) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(seed * 1_000_003 + number)
+
+    def _check(self) -> None:
+        """End here if the run is to stop: a step may take minutes. Several processes end after a step only,
+        since none may leave the others waiting.
+
+        Raises:
+            _Stopped: it is to stop.
+        """
+        if self.team.world == 1 and self.stop.is_set():
+            raise _Stopped
 
     def gradients(self, batch: GlobalBatch | LocalBatch, number: int) -> _Outcome:
         """Add the gradients of one batch to the parameters': its mean loss over samples and masks.
@@ -311,11 +330,12 @@ class _Run:
             encoded = cast(Any, self.network).encode(batch.image)
         ends, leaves, features = _leaves(encoded)
         masks = self._masks(features, batch, draws, recorder)
-        count = self._mask_count()
+        count = masks_of(self.recipe)
         share = len(batch.truth) / total / count / self.recipe.accumulate
         # Numbers stay on the device until the end: reading one would wait for all that is queued there.
         losses, dice = [], []
         for _ in range(count):
+            self._check()
             with self._autocast():
                 output = next(masks)
             loss = dice_focal(output, batch.truth, self.recipe.focal)
@@ -375,21 +395,29 @@ class _Run:
     ) -> bool:
         """Train to the end; False if `stop` ended it."""
         options, recipe = self.options, self.recipe
+        self.stop = stop or self.stop
         begin, saved, earlier, first = time.monotonic(), time.monotonic(), self.seconds, self.step
         log = RunLog(options.out, self.steps, self.step, self.team.leads, options.tensorboard)
         if self.team.leads and (cases := labelled_cases(self.data)):
             logger.info("Training on %s, %d steps.", summary(cases), self.steps)
         loader = self._loader()
         finished, window = True, []
+        random: dict[str, Tensor] | None = None
         try:
             while True:
+                random = None
                 self.seconds = earlier + time.monotonic() - begin
                 timed = self.seconds / (60 * options.minutes) if options.minutes else 0.0
-                done, stopped = self._agree(max(self.step / self.steps, timed), stop)
-                if stopped or done >= 1:
-                    finished = not stopped
+                done, stopped = self._agree(max(self.step / self.steps, timed))
+                if stopped:
+                    raise _Stopped
+                # At the beginning of a turn, so that a resumed run makes up for one that was cut short.
+                if options.validate_every and self.step % options.validate_every == 0 < self.step:
+                    self._validated(log)
+                if done >= 1:
                     break
                 batches = [self._next(loader) for _ in range(recipe.accumulate)]
+                random = _random_states(self.device)
                 outcome = self.optimise(batches, done)
                 self.step += 1
                 self.samples += outcome.samples
@@ -409,13 +437,15 @@ class _Run:
                     window = []
                 if self.step % options.picture_every == 0:
                     log.picture(self.step, batches[-1], outcome.clicks, outcome.last)
-                if options.validate_every and self.step % options.validate_every == 0:
-                    self._validated(log)
                 if time.monotonic() - saved > options.save_every:
                     self.save()
                     saved = time.monotonic()
-            if finished and recipe.keep == "best":
+            if recipe.keep == "best":
                 self._validated(log)
+        except _Stopped:
+            finished = False
+            if random is not None:
+                _restore_random_states(random)
         finally:
             log.close()
         self.save()
@@ -479,14 +509,13 @@ class _Run:
         batch = loaded.batch
         return type(batch)(*(part.to(self.device, non_blocking=True) for part in batch))
 
-    def _agree(self, done: float, stop: threading.Event | None) -> tuple[float, bool]:
+    def _agree(self, done: float) -> tuple[float, bool]:
         """How far the run is and whether it stops, the same in every process.
 
         Raises:
             UserError: more of the cases than the options allow can't be used.
         """
-        stopped = stop is not None and stop.is_set()
-        known = self.team.gathered([done, float(stopped), float(len(self.bad))])
+        known = self.team.gathered([done, float(self.stop.is_set()), float(len(self.bad))])
         cases = len(labelled_cases(self.data))
         own_parts = cases >= self.recipe.scenes * self.team.world
         bad = int(known[:, 2].sum() if own_parts else known[:, 2].max())
@@ -515,6 +544,7 @@ class _Run:
             "random": _random_states(self.device),
             "step": self.step,
             "samples": self.samples,
+            "validated": self.validated,
             "seconds": self.seconds,
             "steps": self.steps,
         }
@@ -535,7 +565,7 @@ class _Run:
         # The checkpoints of earlier versions lack these, and those of other devices have no scale.
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        self.best = state.get("best")
+        self.best, self.validated = state.get("best"), state.get("validated", 0)
         _restore_random_states(state.get("random", {}))
         self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
         logger.info("Resumed at step %d after %d samples.", self.step, self.samples)
@@ -555,6 +585,7 @@ class _Run:
         totals: list[Tensor] = []
         with torch.inference_mode():
             for turn in range(number):
+                self._check()
                 batch = source[turn].batch
                 if batch is None:
                     raise UserError("None of the validation cases can be used.")
@@ -570,13 +601,14 @@ class _Run:
         return {name: round(mean, 4) for name, mean in zip(names, means, strict=True)}
 
     def _validated(self, log: RunLog) -> None:
-        """Measure, and remember the averaged weights if they are the best so far."""
-        if self.team.leads:
+        """Measure once a step, and remember the averaged weights if they are the best so far."""
+        if self.team.leads and self.validated != self.step:
             measured = self.validate()
             score = sum(measured.values()) / len(measured)
             log.validation(self.step, measured)
             if self.recipe.keep == "best" and (self.best is None or score > self.best[0]):
                 self.best = score, {k: v.clone() for k, v in self.average.state_dict().items()}
+            self.validated = self.step
         self.team.wait()
 
     def export(self, command: str, measure: bool = True) -> Path:
@@ -590,7 +622,7 @@ class _Run:
                 self.average.load_state_dict(self.best[1])
             cases = labelled_cases(self.data)
             where = "generated volumes" if self.options.validation is None else "validation cases"
-            card = {
+            card: dict[str, Any] = {
                 "command": command,
                 "steps": self.step,
                 "samples": self.samples,
@@ -599,17 +631,21 @@ class _Run:
                 "recipe": dataclasses.asdict(recipe),
                 "data": f"labelled: {summary(cases)}" if cases else "generated volumes only",
                 "left out": len(self.bad),
-                "measured": {f"dice on {where}": self.validate()} if measure else {},
+                "measured": {},
             }
+            if measure:
+                with contextlib.suppress(_Stopped):
+                    card["measured"] = {f"dice on {where}": self.validate()}
             save_expert(self.average, recipe.kind, path, card)
         self.team.wait()
         return path
 
 
-def _half_type(device: torch.device) -> torch.dtype:
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        return torch.float16
-    return torch.bfloat16
+def _half_type(team: Team) -> torch.dtype | None:
+    """The lower precision if it pays for every process: one that computes slower holds up all."""
+    found = training_precision(team.device)
+    agreed = bool(team.gathered([float(found is not None)]).all())
+    return found if agreed else None
 
 
 def _network(recipe: Recipe, state: dict[str, Any] | None, start: Path | None) -> nn.Module:
