@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from dualclickmed.simulation import clicks
 from dualclickmed.simulation.clicks import Draws, balanced, boundary_attenuated, realistic, uniform_error
+from dualclickmed.training.recipes import COMPACT
+from dualclickmed.training.samples import Samples
 from scipy import ndimage, stats
 
 STRATEGIES = (boundary_attenuated, balanced, uniform_error, realistic)
@@ -63,18 +67,84 @@ def test_boundary_attenuated_clicks_are_the_highest_of_the_filtered_error() -> N
     wrong = truth.numpy()
     filtered = ndimage.gaussian_filter(wrong.astype(np.float64), 1.0, mode="constant", truncate=12) * wrong
     lowest = np.sort(filtered.ravel())[-clicks.ATTENUATION_TOP]
-    found = boundary_attenuated(
-        torch.full((1, 24, 24, 24), -1.0),
-        truth[None],
-        torch.ones(1, 24, 24, 24, dtype=torch.bool),
-        5000,
-        seeded(),
-    )
-    z, y, x = found.points[0].T.numpy()
+    many = truth[None].expand(800, 24, 24, 24)
+    found = boundary_attenuated(torch.full(many.shape, -1.0), many, torch.ones_like(many), 6, seeded())
+    z, y, x = found.points.reshape(-1, 3).T.numpy()
     assert filtered[z, y, x].min() >= lowest - 1e-6
     hits = np.unique(np.ravel_multi_index((z, y, x), wrong.shape), return_counts=True)[1]
     assert len(hits) == clicks.ATTENUATION_TOP
     assert stats.chisquare(hits).pvalue > 1e-4
+
+
+CUBE = torch.zeros(64, 64, 64, dtype=torch.bool)
+CUBE[14:50, 14:50, 14:50] = True
+
+
+@pytest.mark.parametrize(
+    ("truth", "middle"), [(CUBE, 31.5), (ball(40, (19, 19, 19), 12), 19.0), (ball(24, (11, 11, 11), 5), 11.0)]
+)
+def test_boundary_attenuated_clicks_are_spread_about_the_middle_of_a_large_error(truth, middle) -> None:
+    rows, each = 300, 6
+    many = truth[None].expand(rows, *truth.shape)
+    found = boundary_attenuated(
+        torch.full((1, *truth.shape), -1.0).expand_as(many), many, torch.ones_like(many), each, seeded(2)
+    )
+    points = found.points.reshape(-1, 3).double()
+    spread = points.std(dim=0) / (rows * each) ** 0.5
+    assert ((points.mean(dim=0) - middle).abs() < 4 * spread + 1e-9).all()
+    filtered = ndimage.gaussian_filter(truth.double().numpy(), 1.0, mode="constant", truncate=12)
+    z, y, x = found.points.reshape(-1, 3).T.numpy()
+    highest = np.sort(filtered.ravel())[-clicks.ATTENUATION_TOP]
+    assert filtered[z, y, x].min() >= highest * (1 - 2 * clicks.ATTENUATION_EQUAL)
+    depth = ndimage.distance_transform_edt(np.pad(truth.numpy(), 1))[1:-1, 1:-1, 1:-1]
+    # Where the map is flat, every depth from there on is as good as another.
+    assert depth[z, y, x].min() >= min(4.5, 0.5 * depth.max())
+    deep = truth & torch.from_numpy(filtered >= highest * (1 - clicks.ATTENUATION_EQUAL))
+    assert depth[z, y, x].mean() == pytest.approx(depth[deep.numpy()].mean(), rel=0.05)
+
+
+def test_boundary_attenuated_clicks_on_generated_objects_have_no_favourite_side() -> None:
+    recipe = dataclasses.replace(COMPACT["global"], scenes=3)
+    batch = Samples(recipe, seed=5)[0].batch
+    assert batch is not None
+    wrong = batch.truth & batch.valid
+    rows = 60
+    for truth in wrong:
+        many = truth[None].expand(rows, *truth.shape)
+        nothing = torch.full((1, *truth.shape), -1.0).expand_as(many)
+        points = boundary_attenuated(nothing, many, torch.ones_like(many), 6, seeded(4)).points
+        filtered = ndimage.gaussian_filter(truth.double().numpy(), 1.0, mode="constant", truncate=12)
+        filtered *= truth.numpy()
+        top = np.sort(filtered.ravel())[-clicks.ATTENUATION_TOP] * (1 - clicks.ATTENUATION_EQUAL)
+        middle = np.argwhere((filtered >= top) & (filtered > 0)).mean(axis=0)
+        at = points.reshape(-1, 3).double().numpy()
+        assert (np.abs(at.mean(axis=0) - middle) < 4.5 * at.std(axis=0) / len(at) ** 0.5 + 0.01).all()
+
+
+@pytest.mark.parametrize("strategy", [boundary_attenuated, uniform_error])
+def test_clicks_of_one_draw_are_distinct_where_there_are_enough_voxels(strategy) -> None:
+    truth = torch.zeros(4, 12, 12, 12, dtype=torch.bool)
+    truth[0, 5, 5, 3:9] = True  # just six
+    truth[1, 5, 5, 3:7] = True  # too few
+    truth[2, 2:10, 2:10, 2:10] = True
+    truth[3, 4:6, 4:6, 4:6] = True
+    for seed in range(20):
+        found = strategy(torch.full(truth.shape, -1.0), truth, torch.ones_like(truth), 6, seeded(seed))
+        different = [len({tuple(p) for p in points.tolist()}) for points in found.points]
+        assert different[0] == different[2] == different[3] == 6 and different[1] <= 4
+        assert (found.labels == 1).all()
+
+
+def test_draws_without_putting_back_are_uniform() -> None:
+    rows, total = 20_000, 5
+    draw = torch.rand((rows, 3), generator=torch.Generator().manual_seed(3))
+    ranks = clicks._distinct(draw, torch.full((rows, 1), total, dtype=torch.int32))
+    assert int(ranks.min()) == 0 and int(ranks.max()) == total - 1
+    orders = (ranks * torch.tensor([25, 5, 1])).sum(dim=1).numpy()
+    counts = np.unique(orders, return_counts=True)[1]
+    # Every ordered choice of three of five, and no other.
+    assert len(counts) == 5 * 4 * 3
+    assert stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_boundary_attenuated_clicks_lie_deeper_than_uniform_ones() -> None:

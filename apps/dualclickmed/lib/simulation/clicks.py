@@ -22,6 +22,8 @@ PADDING_LABEL = -1
 # Paper, section 2.3: Gaussian filter of the false prediction map, and how many of its highest voxels count.
 ATTENUATION_SIGMA = 1.0
 ATTENUATION_TOP = 64
+# Deep inside an error the filtered map is flat but for rounding: so near to the 64th value is as high as it.
+ATTENUATION_EQUAL = 1e-5
 # Paper, section 2.3: shares of clicks from false positives, false negatives and the confused region.
 BALANCED_SHARES = (0.1, 0.5, 0.4)
 # The paper says "near the 0.5 decision threshold"; this is how near.
@@ -77,12 +79,15 @@ Strategy = Callable[[Tensor, Tensor, Tensor, int, Draws], Clicks]
 
 def _blur(values: Tensor, sigma: float) -> Tensor:
     """Gaussian filter of (B, D, H, W) with zeros outside, as products with one matrix per axis."""
-    for axis in (1, 2, 3):
-        n = values.shape[axis]
-        index = torch.arange(n, device=values.device, dtype=values.dtype)
-        kernel = torch.exp(-0.5 * ((index[:, None] - index[None]) / sigma) ** 2)
-        values = torch.tensordot(values, kernel, dims=([axis], [0])).movedim(-1, axis)
-    return values
+    batch, depth, height, width = values.shape
+    along_z, along_y, along_x = (_kernel(n, sigma, values) for n in (depth, height, width))
+    values = along_y @ (values @ along_x)
+    return (along_z @ values.reshape(batch, depth, height * width)).reshape(batch, depth, height, width)
+
+
+def _kernel(n: int, sigma: float, like: Tensor) -> Tensor:
+    index = torch.arange(n, device=like.device, dtype=like.dtype)
+    return torch.exp(-0.5 * ((index[:, None] - index[None]) / sigma) ** 2)
 
 
 def _indices(flat: Tensor, shape: torch.Size) -> Tensor:
@@ -100,8 +105,10 @@ def _labelled(flat: Tensor, truth: Tensor, found: Tensor) -> Clicks:
 def boundary_attenuated(logits: Tensor, truth: Tensor, valid: Tensor, count: int, draws: Draws) -> Clicks:
     """Clicks inside the errors, away from their surface (paper, section 2.3; the global expert's strategy).
 
-    The false prediction map is filtered by a Gaussian of sigma 1; clicks are drawn uniformly from its 64
-    highest voxels. Only false voxels count among the 64, so that a small error gets its click inside it.
+    The false prediction map is filtered by a Gaussian of sigma 1; clicks are drawn uniformly from the voxels
+    that are among its 64 highest values: all at or above the 64th one, since from about four voxels' depth on
+    the map is flat and thousands of voxels are equal. Only false voxels count, so that a small error gets its
+    click inside it. The clicks of a sample are distinct where it has enough such voxels.
 
     Args:
         logits: (B, D, H, W) prediction, foreground above 0.
@@ -112,16 +119,18 @@ def boundary_attenuated(logits: Tensor, truth: Tensor, valid: Tensor, count: int
     """
     wrong = ((logits > 0) != truth) & valid
     depth = (_blur(wrong.float(), ATTENUATION_SIGMA) * wrong).flatten(1)
-    top = torch.topk(depth, min(ATTENUATION_TOP, depth.shape[1]), dim=1)
-    usable = (top.values > 0).sum(dim=1, keepdim=True)
-    chosen = (draws.rand(len(logits), count) * usable).long().clamp_max(top.indices.shape[1] - 1)
-    return _labelled(torch.gather(top.indices, 1, chosen), truth, usable > 0)
+    top = torch.topk(depth, min(ATTENUATION_TOP, depth.shape[1]), dim=1).values
+    # Where fewer than 64 voxels are false, all of them; where none is, none.
+    least = (top[:, -1:] * (1 - ATTENUATION_EQUAL)).clamp_min(torch.finfo(depth.dtype).tiny)
+    return _drawn(depth >= least, truth, draws.rand(len(logits), count))
 
 
 def uniform_error(logits: Tensor, truth: Tensor, valid: Tensor, count: int, draws: Draws) -> Clicks:
-    """Clicks drawn uniformly from all false voxels: what SAM-Med3D and VISTA3D do, kept for comparison."""
+    """Distinct clicks drawn uniformly from all false voxels: what SAM-Med3D and VISTA3D do, kept for
+    comparison.
+    """
     wrong = (((logits > 0) != truth) & valid).flatten(1)
-    return _labelled(_draw(wrong, draws.rand(len(wrong), count)), truth, wrong.any(dim=1, keepdim=True))
+    return _drawn(wrong, truth, draws.rand(len(wrong), count))
 
 
 def balanced(logits: Tensor, truth: Tensor, valid: Tensor, count: int, draws: Draws) -> Clicks:
@@ -196,16 +205,46 @@ STRATEGIES: dict[str, Strategy] = {
 """Names in recipes. Random clicks of section 4.3's ablations are "uniform"."""
 
 
+def _drawn(region: Tensor, truth: Tensor, draw: Tensor) -> Clicks:
+    """Clicks in a boolean (B, V) region, distinct where it has enough voxels; `draw` as in `_draw`."""
+    running = region.cumsum(dim=1, dtype=torch.int32)
+    total = running[:, -1:]
+    ranks = torch.where(total < draw.shape[1], (draw * total).to(torch.int32), _distinct(draw, total))
+    return _labelled(_at_ranks(running, ranks), truth, total > 0)
+
+
 def _draw(region: Tensor, draw: Tensor) -> Tensor:
     """Flat positions (B, count) drawn uniformly from a boolean (B, V) region; position 0 where it is empty.
-
-    The r-th true voxel is found in the running count, which costs one pass however many voxels there are.
 
     Args:
         region: (B, V) bool.
         draw: (B, count) uniform numbers in [0, 1).
     """
     running = region.cumsum(dim=1, dtype=torch.int32)
-    total = running[:, -1:]
-    rank = (draw * total).to(torch.int32).minimum((total - 1).clamp_min(0)) + 1
-    return torch.searchsorted(running, rank).clamp_max(region.shape[1] - 1)
+    return _at_ranks(running, (draw * running[:, -1:]).to(torch.int32))
+
+
+def _at_ranks(running: Tensor, ranks: Tensor) -> Tensor:
+    """Flat positions of the true voxels of those ranks, from 0, found in their running count (B, V): one pass
+    however many voxels there are.
+    """
+    last = (running[:, -1:] - 1).clamp_min(0)
+    return torch.searchsorted(running, ranks.minimum(last) + 1).clamp_max(running.shape[1] - 1)
+
+
+def _distinct(draw: Tensor, total: Tensor) -> Tensor:
+    """Ranks (B, count) below `total` (B, 1), drawn without putting back: all sets alike likely.
+
+    The n-th number chooses among the ranks that are left, counted in ascending order.
+    """
+    ranks = torch.empty_like(draw, dtype=torch.int32)
+    taken = ranks[:, :0]
+    for turn in range(draw.shape[1]):
+        left = (total - turn).clamp_min(1)
+        rank = (draw[:, turn : turn + 1] * left).to(torch.int32).minimum(left - 1)
+        # Of the taken ones in ascending order, those that at most `rank` free ones precede.
+        before = taken - torch.arange(turn, device=taken.device, dtype=torch.int32)
+        rank = rank + (before <= rank).sum(dim=1, keepdim=True, dtype=torch.int32)
+        ranks[:, turn : turn + 1] = rank
+        taken = torch.cat([taken, rank], dim=1).sort(dim=1).values
+    return ranks
