@@ -156,7 +156,8 @@ def test_boundary_attenuated_clicks_lie_deeper_than_uniform_ones() -> None:
         z, y, x = strategy(nothing, truth, valid, 3000, seeded(1)).points[0].T
         return float(depth[z, y, x].mean())
 
-    assert mean_depth(boundary_attenuated) > 2.5 * mean_depth(uniform_error)
+    # From a depth of four of the nine voxels on, every voxel is as likely as another.
+    assert mean_depth(boundary_attenuated) > 2 * mean_depth(uniform_error)
 
 
 def test_a_small_error_gets_its_click_inside_it() -> None:

@@ -13,10 +13,11 @@ import torch
 from dualclickmed.errors import UserError
 from dualclickmed.geometry import Box
 from dualclickmed.training import prepare as module
+from dualclickmed.training.case_samples import global_crop
 from dualclickmed.training.opened import OpenedCases, open_case
 from dualclickmed.training.prepare import INDEX, Prepared, prepare, read_crop
 from dualclickmed.training.recipes import COMPACT
-from dualclickmed.training.samples import Samples, global_crop
+from dualclickmed.training.samples import Samples
 from dualclickmed.training.sources import WeightedSource, folder_cases
 
 from .cases import decathlon, volume_and_labels, write_nifti

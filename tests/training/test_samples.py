@@ -13,19 +13,13 @@ from dualclickmed.experts.inputs import global_input, local_input, map_at_points
 from dualclickmed.geometry import Box, global_roi, window_at
 from dualclickmed.intensity import normalise_global
 from dualclickmed.training.augment import global_augmentation
+from dualclickmed.training.case_samples import global_crop, local_case_sample
+from dualclickmed.training.first_prompts import extreme_points, first_box, simulated_box
 from dualclickmed.training.generated import Scene
 from dualclickmed.training.opened import OpenedCase, OpenedCases, find_objects, open_case
 from dualclickmed.training.recipes import COMPACT, Recipe
-from dualclickmed.training.samples import (
-    Samples,
-    extreme_points,
-    first_box,
-    global_crop,
-    global_samples,
-    local_case_sample,
-    part_of,
-    simulated_box,
-)
+from dualclickmed.training.samples import Samples
+from dualclickmed.training.scene_samples import global_samples, part_of
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
 from dualclickmed.volume import from_array
 

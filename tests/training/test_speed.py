@@ -14,9 +14,9 @@ import pytest
 import torch
 from dualclickmed.simulation import clicks
 from dualclickmed.training import loop
+from dualclickmed.training.batches import GlobalBatch, LocalBatch
 from dualclickmed.training.loop import Options
 from dualclickmed.training.recipes import COMPACT, Recipe, load_recipe
-from dualclickmed.training.samples import GlobalBatch, LocalBatch
 
 logger = logging.getLogger(__name__)
 

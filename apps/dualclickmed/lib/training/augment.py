@@ -26,7 +26,7 @@ from ..intensity import normalise_global
 from .recipes import Recipe
 
 if TYPE_CHECKING:
-    from .samples import GlobalSample
+    from .batches import GlobalSample
 
 IMAGE, TRUTH, VALID = "image", "truth", "valid"
 _KEYS = (IMAGE, TRUTH, VALID)

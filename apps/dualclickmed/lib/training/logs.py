@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..simulation.clicks import Clicks
 
 if TYPE_CHECKING:
-    from .samples import GlobalBatch, LocalBatch
+    from .batches import GlobalBatch, LocalBatch
 
 logger = logging.getLogger(__name__)
 

@@ -36,13 +36,14 @@ from ..networks.local_network import LocalFeatures
 from ..simulation.clicks import STRATEGIES, Clicks, Draws, Strategy
 from ..simulation.rounds import global_masks, global_rounds, local_rounds
 from ..weights import load_expert, save_expert
+from .batches import GlobalBatch, Loaded, LocalBatch
 from .logs import Entry, RunLog
 from .losses import dice_focal, hard_dice
 from .opened import CACHE_BYTES, OpenedCases
 from .parallel import Team
 from .prepare import Prepared
 from .recipes import Recipe
-from .samples import GENERATED, GlobalBatch, Loaded, LocalBatch, Samples
+from .samples import GENERATED, Samples
 from .schedules import rate_factor
 from .sources import LabelledCase, WeightedSource, summary
 

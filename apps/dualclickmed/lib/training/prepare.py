@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .batches import GlobalSample
+from .case_samples import drawn_box, global_crop
 from .opened import OpenedCase, open_case
 from .recipes import Recipe
-from .samples import GlobalSample, drawn_box, global_crop
 from .sources import LabelledCase
 
 logger = logging.getLogger(__name__)

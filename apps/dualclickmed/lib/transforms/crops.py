@@ -24,7 +24,7 @@ from ..geometry import (
     window_at,
 )
 from ..training.augment import plain
-from ..training.samples import interior_voxel, simulated_box
+from ..training.first_prompts import interior_voxel, simulated_box
 from .clicks import one_channel
 
 

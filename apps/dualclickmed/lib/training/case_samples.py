@@ -1,0 +1,98 @@
+"""Training samples cut from labelled cases, by the same geometry and intensities that serving uses."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..experts.inputs import local_input, map_at_points, map_in_box
+from ..geometry import GLOBAL_GRID, Box, Index, crop_to_grid, global_roi, window_at
+from .augment import local_augmentation
+from .batches import GlobalSample, LocalSample
+from .first_prompts import first_box, interior_voxel, surface_voxel
+from .opened import Found, OpenedCase
+from .recipes import Recipe
+from .regions import inside, jittered
+
+# An object that fills more of a window than this has nothing to find an edge by: the window moves to its
+# surface.
+WINDOW_FILLED = 0.9
+
+
+def global_crop(opened: OpenedCase, found: Found, box: Box) -> GlobalSample:
+    """One object of a case on the grid of the RoI about `box`: grey levels in [0, 255], truth and valid.
+
+    Its `normalise_global` is what the global expert computes for that box. An object so thin that no cell is
+    half filled is where it fills cells most.
+    """
+    volume = opened.volume
+    roi = global_roi(box, grid=GLOBAL_GRID)
+    grey_map = map_in_box(volume, box, "auto")
+    grey = crop_to_grid(volume.array, roi, lambda stored: grey_map(volume.to_real(stored)))
+    share = crop_to_grid(opened.labels, roi, lambda values: (values == found.value).float())
+    truth = share > 0.5
+    if not bool(truth.any()):
+        truth = share >= share.max() / 2
+    return GlobalSample(grey, truth, inside(volume.shape, roi))
+
+
+def case_crops(opened: OpenedCase, rng: np.random.Generator, recipe: Recipe) -> list[GlobalSample]:
+    """Crops of up to `recipe.targets` objects of a case, each object as likely as any other; grey levels."""
+    crops = []
+    for place in rng.permutation(len(opened.objects))[: recipe.targets]:
+        found = opened.objects[int(place)]
+        box, extreme = drawn_box(opened, found, recipe, rng)
+        crops.append(global_crop(opened, found, box)._replace(extreme=extreme))
+    return crops
+
+
+def drawn_box(opened: OpenedCase, found: Found, recipe: Recipe, rng: np.random.Generator) -> tuple[Box, bool]:
+    """`first_box` of an object of a case, in the volume's voxels."""
+    box, extreme = first_box(opened.mask(found), recipe, rng)
+    lo, hi = (
+        tuple(edge + s.start for edge, s in zip(edges, found.region, strict=True))
+        for edges in (box.lo, box.hi)
+    )
+    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])), extreme
+
+
+def local_case_sample(opened: OpenedCase, rng: np.random.Generator, recipe: Recipe) -> LocalSample:
+    """A window of a case about an object, each of them as likely as any other however large it is.
+
+    Other objects in the window are asked for on the same features, if a click in them leads to the same
+    intensities. An object larger than the window is cut by it.
+    """
+    size = (recipe.size,) * 3
+    objects = [opened.objects[int(i)] for i in rng.permutation(len(opened.objects))]
+    mask = torch.from_numpy(opened.mask(objects[0]))
+    at = _moved(interior_voxel(mask, rng), objects[0])
+    roi = window_at(jittered(at, rng), size)
+    labels = crop_to_grid(opened.labels, roi)
+    if float((labels == objects[0].value).float().mean()) > WINDOW_FILLED:
+        at = _moved(surface_voxel(mask, rng), objects[0])
+        roi = window_at(at, size)
+        labels = crop_to_grid(opened.labels, roi)
+    grey_map = map_at_points(opened.volume, [at], "auto")
+    image = local_input(opened.volume, roi, grey_map)[0, 0]
+    found = []
+    for each in objects:
+        truth = labels == each.value
+        if each is not objects[0]:
+            if int(truth.sum()) < recipe.smallest:
+                continue
+            voxel = roi.to_voxel([interior_voxel(truth, rng)])[0].round().astype(int)
+            place = (int(voxel[0]), int(voxel[1]), int(voxel[2]))
+            if map_at_points(opened.volume, [place], "auto") != grey_map:
+                continue
+        found.append(truth)
+        if len(found) == recipe.targets:
+            break
+    image, valid, truths = local_augmentation(recipe)(
+        image, inside(opened.volume.shape, roi), torch.stack(found), rng
+    )
+    return LocalSample(image, valid, [(truth, list(interior_voxel(truth, rng))) for truth in truths])
+
+
+def _moved(voxel: Index, found: Found) -> Index:
+    z, y, x = (v + s.start for v, s in zip(voxel, found.region, strict=True))
+    return z, y, x
