@@ -71,7 +71,7 @@ def extreme_points(truth: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def first_points(sample: GlobalSample, recipe: Recipe, rng: np.random.Generator) -> Tensor:
-    """First points besides the box's centre (4, 3), NaN where there are none; (0, 3) if no start shows one."""
+    """(4, 3) first points besides the box's centre, NaN where there are none; (0, 3) if no start has any."""
     if recipe.starts[1] == 0:
         return torch.zeros(0, 3)
     if sample.extreme:
