@@ -15,7 +15,7 @@ COPY requirements.txt constraints.txt ./
 RUN grep -vE '^(monailabel|pydicom|dcmqi|pynrrd|tensorboard|#)' requirements.txt > needed.txt \
     && pip install -c constraints.txt -r needed.txt
 
-COPY pyproject.toml README.md LICENSE main.py predict.sh ./
+COPY pyproject.toml setup.py README.md LICENSE main.py predict.sh ./
 COPY apps ./apps
 COPY model ./model
 RUN pip install --no-deps -e .

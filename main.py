@@ -24,6 +24,6 @@ def _use_this_repository() -> None:
 _use_this_repository()
 
 if __name__ == "__main__":
-    from dualclickmed.cli import main
+    from dualclickmed.cli.app import main
 
     main()

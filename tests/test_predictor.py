@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.errors import PromptError, UserError, WeightsError
-from dualclickmed.geometry import Box
+from dualclickmed.imaging.geometry import Box
+from dualclickmed.imaging.prompts import Click, Prompts
+from dualclickmed.imaging.volume import from_array, load_volume
 from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.predictor import ObjectPrompts, Predictor
-from dualclickmed.prompts import Click, Prompts
-from dualclickmed.volume import from_array, load_volume
-from dualclickmed.weights import save_expert
+from dualclickmed.weights.files import save_expert
 
 RAW_SHAPE = (30, 26, 22)
 

@@ -13,7 +13,7 @@ from lib.activelearning.scoring import ImageScores
 from lib.activelearning.strategies import strategies
 from lib.configs.options import Options
 from lib.errors import UserError
-from lib.infers import dicom_seg
+from lib.imaging import dicom_seg
 from lib.infers.auto import AutoTask
 from lib.infers.images import remove_uploads, with_image
 from lib.infers.segmenter import Segmenter
@@ -26,7 +26,7 @@ from lib.server.routes import install
 from lib.server.sessions import SafeSessions
 from lib.server.studies import Studies
 from lib.trainers.learning import Learning
-from lib.weights import model_dir
+from lib.weights.files import model_dir
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore

@@ -14,8 +14,10 @@ from dualclickmed.activelearning.scoring import ImageScores
 from dualclickmed.activelearning.strategies import strategies
 from dualclickmed.configs.options import Options
 from dualclickmed.experts import ByteCache
+from dualclickmed.experts.loading import load_experts
 from dualclickmed.experts.prediction import Prediction
-from dualclickmed.experts.taught import Example, load_experts
+from dualclickmed.experts.scope import Example
+from dualclickmed.imaging.volume import Volume, from_array
 from dualclickmed.learning.prior import Prior
 from dualclickmed.learning.record import Record
 from dualclickmed.learning.scoring import (
@@ -27,10 +29,10 @@ from dualclickmed.learning.scoring import (
     score_image,
     score_images,
 )
-from dualclickmed.volume import Volume, from_array
-from dualclickmed.weights import default_path
-from integration.live import make_weights
+from dualclickmed.weights.files import default_path
 from monailabel.datastore.local import LocalDatastore
+
+from tests.support.live import make_weights
 
 
 @pytest.fixture

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dualclickmed import cli
-from dualclickmed.benchmarks import command, measure
-from dualclickmed.benchmarks.command import VOLUMES, Section, run
+from dualclickmed.benchmarks import measure
 from dualclickmed.benchmarks.growth import server_memory, synthetic, write_server_files
 from dualclickmed.benchmarks.measure import in_process, least_seconds, operations
 from dualclickmed.benchmarks.networks import Case, Row, cases, ratios
-from dualclickmed.networks.build import PRESETS, GlobalConfig, LocalConfig
-from dualclickmed.volume import from_array
+from dualclickmed.cli import app as cli
+from dualclickmed.cli import bench as command
+from dualclickmed.cli.bench import VOLUMES, Section, run
+from dualclickmed.imaging.volume import from_array
+from dualclickmed.networks.configs import PRESETS, GlobalConfig, LocalConfig
 from rich.console import Console
 from typer.testing import CliRunner
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dualclickmed.sample import make_trunk
-from integration.dicoms import LAYOUTS, Archive, Series, orthanc, write_series
-from integration.live import Server, free_port, running
+from dualclickmed.demo.sample import make_trunk
+
+from tests.support.dicoms import LAYOUTS, Archive, Series, orthanc, write_series
+from tests.support.live import Server, free_port, running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext

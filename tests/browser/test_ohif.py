@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
+from dualclickmed.demo.sample import ORGANS
 from dualclickmed.evaluation.metrics import dice
-from dualclickmed.sample import ORGANS
-from integration.dicoms import LAYOUTS, Archive, Series
-from integration.live import Server
-from integration.test_server import read_nrrd
 from scipy import ndimage
 
-from .conftest import PICTURES, SPACING
-from .ohif import VIEWS, Run, Shown, Viewer
+from tests.browser.conftest import PICTURES, SPACING
+from tests.browser.ohif import VIEWS, Run, Shown, Viewer
+from tests.integration.test_server import read_nrrd
+from tests.support.dicoms import LAYOUTS, Archive, Series
+from tests.support.live import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dualclickmed.cli import app
+from dualclickmed.cli.app import app
 from dualclickmed.evaluation import ablation
 from dualclickmed.evaluation.ablation import ROWS, LastPrompt, generated_tasks
-from dualclickmed.geometry import Box
+from dualclickmed.imaging.geometry import Box
+from dualclickmed.imaging.prompts import Click, Prompts
 from dualclickmed.predictor import Predictor
-from dualclickmed.prompts import Click, Prompts
 from dualclickmed.training.recipes import Recipe
-from dualclickmed.weights import default_path
+from dualclickmed.weights.files import default_path
 from typer.testing import CliRunner
 
 

@@ -8,9 +8,9 @@ from dualclickmed.evaluation import calibration
 from dualclickmed.evaluation.calibration import BINS, Reliability
 from dualclickmed.evaluation.cases import Task
 from dualclickmed.experts.dual import Result
-from dualclickmed.experts.fusion import Refined
-from dualclickmed.geometry import Box, Roi
-from dualclickmed.volume import from_array
+from dualclickmed.experts.fused.strategy import Refined
+from dualclickmed.imaging.geometry import Box, Roi
+from dualclickmed.imaging.volume import from_array
 
 SHAPE = (8, 10, 12)
 TRUTH = np.zeros(SHAPE, np.uint8)

@@ -10,9 +10,9 @@ from dualclickmed.errors import PromptError
 from dualclickmed.evaluation import classical
 from dualclickmed.evaluation.metrics import dice
 from dualclickmed.evaluation.protocol import run_object
-from dualclickmed.geometry import Box
-from dualclickmed.prompts import Click, Prompts
-from dualclickmed.volume import Volume, from_array
+from dualclickmed.imaging.geometry import Box
+from dualclickmed.imaging.prompts import Click, Prompts
+from dualclickmed.imaging.volume import Volume, from_array
 from scipy import ndimage
 
 METHODS = [classical.graph_cut, classical.random_walker, classical.region_growing]

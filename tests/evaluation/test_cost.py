@@ -4,7 +4,7 @@ import json
 
 from dualclickmed.benchmarks.networks import Case, Row
 from dualclickmed.evaluation.cost import COLUMNS, cells
-from dualclickmed.networks.build import PRESETS
+from dualclickmed.networks.configs import PRESETS
 
 ROW = Row(
     case=Case("local", "compact", PRESETS["compact"][1]),

@@ -10,10 +10,10 @@ import pytest
 from dualclickmed.errors import UserError
 from dualclickmed.evaluation.methods import CLASSICAL, Settings, from_file, make, name_of
 from dualclickmed.experts import STRATEGIES
-from dualclickmed.geometry import Box
-from dualclickmed.prompts import Prompts
-from dualclickmed.volume import from_array
-from dualclickmed.weights import card_path, default_path
+from dualclickmed.imaging.geometry import Box
+from dualclickmed.imaging.prompts import Prompts
+from dualclickmed.imaging.volume import from_array
+from dualclickmed.weights.files import card_path, default_path
 
 VOLUME = from_array(np.random.default_rng(0).integers(0, 255, (12, 14, 16)).astype(np.uint8))
 OWN = """

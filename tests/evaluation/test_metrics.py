@@ -5,13 +5,7 @@ from __future__ import annotations
 import cc3d
 import numpy as np
 import pytest
-from dualclickmed.evaluation.metrics import (
-    area_under_curve,
-    dice,
-    ellipsoid_in_box,
-    next_click,
-    surface_dice,
-)
+from dualclickmed.evaluation.metrics import area_under_curve, dice, ellipsoid_in_box, next_click, surface_dice
 from monai.metrics.utils import create_table_neighbour_code_to_surface_area
 from scipy import integrate, ndimage
 

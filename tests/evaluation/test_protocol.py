@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 from dualclickmed.errors import UserError
 from dualclickmed.evaluation.cases import Task, find_cases
-from dualclickmed.evaluation.protocol import (
-    predict_together,
-    run_object,
-    run_task,
-)
+from dualclickmed.evaluation.protocol import predict_together, run_object, run_task
 from dualclickmed.evaluation.records import rows_of
-from dualclickmed.geometry import Box
-from dualclickmed.prompts import Prompts
-from dualclickmed.volume import from_array
+from dualclickmed.imaging.geometry import Box
+from dualclickmed.imaging.prompts import Prompts
+from dualclickmed.imaging.volume import from_array
 
 
 def block(shape: tuple[int, int, int], *sides: tuple[int, int]) -> np.ndarray:

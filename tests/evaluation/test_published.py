@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dualclickmed import checkpoints
 from dualclickmed.errors import WeightsError
 from dualclickmed.evaluation import published
 from dualclickmed.evaluation.methods import Settings, make
-from dualclickmed.geometry import Box
+from dualclickmed.imaging.geometry import Box
+from dualclickmed.imaging.prompts import Click, Prompts
+from dualclickmed.imaging.volume import from_array
 from dualclickmed.networks.reference import PublishedGlobal
-from dualclickmed.prompts import Click, Prompts
-from dualclickmed.volume import from_array
+from dualclickmed.weights import convert as checkpoints
 from monai.networks.nets.vista3d import vista3d132
 
-from tests.published import SMALL_GLOBAL, drawn, sam_med3d
+from tests.support.published import SMALL_GLOBAL, drawn, sam_med3d
 
 SPACING = (3.0, 1.5, 1.5)
 VOLUME = from_array(np.random.default_rng(0).integers(1, 255, (30, 60, 60)).astype(np.uint8), SPACING)

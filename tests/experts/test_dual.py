@@ -9,9 +9,9 @@ import torch
 from dualclickmed.errors import PromptError, UserError, WeightsError
 from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
 from dualclickmed.experts.prediction import Prediction
-from dualclickmed.geometry import Box, Index
-from dualclickmed.prompts import Click, Prompts
-from dualclickmed.volume import Volume, from_array
+from dualclickmed.imaging.geometry import Box, Index
+from dualclickmed.imaging.prompts import Click, Prompts
+from dualclickmed.imaging.volume import Volume, from_array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from dualclickmed.errors import PromptError, UserError
 from dualclickmed.experts import ByteCache, GlobalExpert, Prediction
-from dualclickmed.experts.stages import Stages
-from dualclickmed.geometry import Box, global_roi
-from dualclickmed.prompts import Click, Prompts
-from dualclickmed.volume import Volume, from_array
+from dualclickmed.experts.timing import Stages
+from dualclickmed.imaging.geometry import Box, global_roi
+from dualclickmed.imaging.prompts import Click, Prompts
+from dualclickmed.imaging.volume import Volume, from_array
 
 SHAPE = (24, 60, 40)
 BOXES = [

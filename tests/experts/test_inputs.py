@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from dualclickmed.experts.fused.refinement import CellClick
 from dualclickmed.experts.inputs import (
     MAX_CLICKS,
     global_input,
@@ -16,11 +17,10 @@ from dualclickmed.experts.inputs import (
     speaking,
     thinned,
 )
-from dualclickmed.experts.refinement import CellClick
-from dualclickmed.geometry import Box, Roi, crop_to_grid, window_at
-from dualclickmed.intensity import IntensityMap, normalise_global
-from dualclickmed.prompts import Click
-from dualclickmed.volume import from_array
+from dualclickmed.imaging.geometry import Box, Roi, crop_to_grid, window_at
+from dualclickmed.imaging.intensity import IntensityMap, normalise_global
+from dualclickmed.imaging.prompts import Click
+from dualclickmed.imaging.volume import from_array
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,10 +10,10 @@ from dualclickmed.errors import PromptError
 from dualclickmed.experts import ByteCache, LocalExpert, Prediction
 from dualclickmed.experts.inputs import MAX_CLICKS
 from dualclickmed.experts.local_expert import LOGIT_LIMIT, MAX_WINDOWS, click_windows, windows_in_order
-from dualclickmed.experts.stages import Stages
-from dualclickmed.geometry import Box, Index, window_at
-from dualclickmed.prompts import Click, Prompts
-from dualclickmed.volume import Volume, from_array
+from dualclickmed.experts.timing import Stages
+from dualclickmed.imaging.geometry import Box, Index, window_at
+from dualclickmed.imaging.prompts import Click, Prompts
+from dualclickmed.imaging.volume import Volume, from_array
 from hypothesis import given
 from hypothesis import strategies as st
 

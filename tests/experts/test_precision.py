@@ -13,7 +13,8 @@ from dualclickmed.experts.precision import (
     mask_difference,
     training_precision,
 )
-from dualclickmed.networks.build import GlobalConfig, LocalConfig, build_global, build_local
+from dualclickmed.networks.build import build_global, build_local
+from dualclickmed.networks.configs import GlobalConfig, LocalConfig
 
 GLOBAL = GlobalConfig(
     image_size=32, patch=8, embed_dim=24, depth=1, heads=2, window=6, prompt_dim=24, decoder_heads=2,

@@ -5,15 +5,8 @@ from itertools import permutations
 
 import numpy as np
 import torch
-from dualclickmed.experts.prediction import (
-    Prediction,
-    enclosing_region,
-    merge,
-    paste_object,
-    settle,
-    within,
-)
-from dualclickmed.geometry import Box, Roi, paste_from_grid
+from dualclickmed.experts.prediction import Prediction, enclosing_region, merge, paste_object, settle, within
+from dualclickmed.imaging.geometry import Box, Roi, paste_from_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

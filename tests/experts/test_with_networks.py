@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
-from dualclickmed.geometry import Box
+from dualclickmed.imaging.geometry import Box
+from dualclickmed.imaging.prompts import Click, Prompts
+from dualclickmed.imaging.volume import Volume, from_array
 from dualclickmed.networks.build import build_global, build_local
-from dualclickmed.prompts import Click, Prompts
-from dualclickmed.volume import Volume, from_array
 
 SHAPE = (40, 48, 56)
 WINDOW = (32, 32, 32)

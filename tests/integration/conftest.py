@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .live import Server, serving
+from tests.support.live import Server, serving
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.utils.others.class_utils import get_class_of_subclass_from_file
 
-from .live import APP, Server
+from tests.support.live import APP, Server
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
 
-from .live import CT_SHAPE, LABELS, ORIENTATIONS, SMALL_SHAPE, Server, orientation_id
+from tests.support.live import CT_SHAPE, LABELS, ORIENTATIONS, SMALL_SHAPE, Server, orientation_id
 
 VALUES = {name: value for value, name in enumerate(LABELS, start=1)}
 OBJECT = "dualclickmed_object"

@@ -18,13 +18,13 @@ import pydicom
 import pydicom_seg
 import pytest
 import SimpleITK as sitk
-from dualclickmed.configs.labels import LabelMap
-from dualclickmed.learning.labels import read_labels
-from dualclickmed.volume import load_volume
+from dualclickmed.imaging.label_files import read_labels
+from dualclickmed.imaging.label_map import LabelMap
+from dualclickmed.imaging.volume import load_volume
 
-from .dicoms import LAYOUTS, Archive, Series, orthanc, write_series
-from .live import LABELS, Server, serving
-from .test_server import affine_of, read_nrrd
+from tests.integration.test_server import affine_of, read_nrrd
+from tests.support.dicoms import LAYOUTS, Archive, Series, orthanc, write_series
+from tests.support.live import LABELS, Server, serving
 
 SHAPE = (36, 33, 26)
 """Along (x, y, z); no two sides are equal."""

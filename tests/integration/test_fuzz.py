@@ -20,15 +20,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dualclickmed.experts.dual import STRATEGIES
+from dualclickmed.imaging.mask_files import DTYPES, EXTENSIONS
 from dualclickmed.infers import wire
 from dualclickmed.infers.dialects import CLICKS
 from dualclickmed.infers.layers import EXISTING, OVERLAPS
-from dualclickmed.infers.results import DTYPES, EXTENSIONS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .annotators import resident
-from .live import LABELS, Server, an_image, save, serving
+from tests.support.annotators import resident
+from tests.support.live import LABELS, Server, an_image, save, serving
 
 OUTSIDE = "outside the studies.txt"
 SECRET = b"nobody may read this"

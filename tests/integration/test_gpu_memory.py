@@ -14,7 +14,7 @@ from dualclickmed.configs.options import Options
 from dualclickmed.infers.dialects import RawPrompts
 from dualclickmed.infers.segmenter import Segmenter
 
-from .live import an_image, make_weights
+from tests.support.live import an_image, make_weights
 
 
 def test_a_click_that_does_not_fit_is_answered_by_the_cpu_and_the_next_one_too(

@@ -26,9 +26,9 @@ import numpy as np
 import pytest
 import requests
 from dualclickmed.learning.record import EVENTS, FOLDER, Record
-from dualclickmed.weights import default_path, list_weights, selection, verify
+from dualclickmed.weights.files import default_path, list_weights, selection, verify
 
-from .live import APP, LABELS, START_SECONDS, Server, an_image, free_port, make_weights, save
+from tests.support.live import APP, LABELS, START_SECONDS, Server, an_image, free_port, make_weights, save
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import requests
-from dualclickmed.weights import model_dir
+from dualclickmed.weights.files import model_dir
 
-from .annotators import Watch, in_turn, plan, resident, together
-from .live import Server, an_affine, an_image, save, serving
+from tests.support.annotators import Watch, in_turn, plan, resident, together
+from tests.support.live import Server, an_affine, an_image, save, serving
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from .live import Server, an_image, save, serving
+from tests.support.live import Server, an_image, save, serving
 
 REALM = "/realms/monailabel"
 

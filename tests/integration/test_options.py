@@ -12,19 +12,19 @@ import nrrd
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dualclickmed.configs.labels import LabelMap
 from dualclickmed.configs.options import Options
 from dualclickmed.experts.dual import STRATEGIES
+from dualclickmed.imaging.label_map import LabelMap
+from dualclickmed.imaging.mask_files import DTYPES, EXTENSIONS
 from dualclickmed.infers.dialects import CLICKS
 from dualclickmed.infers.layers import EXISTING, OVERLAPS
-from dualclickmed.infers.results import DTYPES, EXTENSIONS
 from dualclickmed.infers.segmenter import Segmenter
 from dualclickmed.infers.tasks import CONTENTS, LabelsTask
 from fastapi import HTTPException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .live import an_image, make_weights
+from tests.support.live import an_image, make_weights
 
 SHAPE = (24, 20, 16)
 VALUES = {"liver": 1, "spleen": 2}

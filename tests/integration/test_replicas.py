@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import requests
 from dualclickmed.server.archive import LIST_SECONDS
-from dualclickmed.weights import model_dir
+from dualclickmed.weights.files import model_dir
 
-from .annotators import Request, Watch, answer, in_turn, plan, together
-from .dicoms import LAYOUTS, Archive, Series, orthanc, write_series
-from .live import START_SECONDS, Server, an_image, free_port, make_weights, serving, stop
+from tests.support.annotators import Request, Watch, answer, in_turn, plan, together
+from tests.support.dicoms import LAYOUTS, Archive, Series, orthanc, write_series
+from tests.support.live import START_SECONDS, Server, an_image, free_port, make_weights, serving, stop
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import requests
-from dualclickmed.weights import default_path
+from dualclickmed.weights.files import default_path
 from requests_toolbelt import MultipartDecoder
 
-from .live import CT_SHAPE, LABELS, ORIENTATIONS, SMALL_SHAPE, Server, orientation_id
+from tests.support.live import CT_SHAPE, LABELS, ORIENTATIONS, SMALL_SHAPE, Server, orientation_id
 
 VALUES = {name: value for value, name in enumerate(LABELS, start=1)}
 

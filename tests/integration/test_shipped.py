@@ -15,10 +15,10 @@ import nrrd
 import numpy as np
 import pytest
 import SimpleITK
+from dualclickmed.demo.sample import write_sample
 from dualclickmed.evaluation.metrics import dice
-from dualclickmed.sample import write_sample
 
-from .live import Server, free_port, running
+from tests.support.live import Server, free_port, running
 
 REPOSITORY = Path(__file__).parents[2]
 # Large organs of the sample; the bar for a box or two opposite corners.

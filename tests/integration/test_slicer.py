@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from .live import CT_SHAPE, LABELS, ORIENTATIONS, SMALL_SHAPE, Server, orientation_id
-from .slicer import Failure, SegmentationsLogic, Slicer, extension, recorded
+from tests.support.live import CT_SHAPE, LABELS, ORIENTATIONS, SMALL_SHAPE, Server, orientation_id
+from tests.support.slicer import Failure, SegmentationsLogic, Slicer, extension, recorded
 
 TASK, OBJECT = "dualclickmed", "dualclickmed_object"
 # Axes that are exchanged and reversed, so that a box's ends come in the wrong order.

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dualclickmed.weights import model_dir
+from dualclickmed.weights.files import model_dir
 
-from .annotators import Request, answer, resident
-from .live import LABELS, an_affine, an_image, save, serving
+from tests.support.annotators import Request, answer, resident
+from tests.support.live import LABELS, an_affine, an_image, save, serving
 
 logger = logging.getLogger(__name__)
 

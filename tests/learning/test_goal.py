@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from dualclickmed.learning.curve import draw, measured
 from dualclickmed.training.sources import LabelledCase, folder_cases
-from dualclickmed.weights import default_path, model_dir
-from integration.live import Server, serving
+from dualclickmed.weights.files import default_path, model_dir
+
+from tests.support.live import Server, serving
 
 LABELLED, TESTED = 10, 20
 CLICKS = 10

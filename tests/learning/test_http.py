@@ -15,8 +15,9 @@ import psutil
 import pytest
 import torch
 from dualclickmed.networks.global_network import GlobalNetwork
-from dualclickmed.weights import default_path, load_expert, read_card, save_expert
-from integration.live import Server, make_weights, serving
+from dualclickmed.weights.files import default_path, load_expert, read_card, save_expert
+
+from tests.support.live import Server, make_weights, serving
 
 SHAPE = (40, 36, 30)
 IMAGES = tuple(f"patient_{n}" for n in range(5))

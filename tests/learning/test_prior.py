@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dualclickmed.experts import ByteCache
-from dualclickmed.experts.taught import Example, Lesson, alike, load_experts, patient_box
-from dualclickmed.geometry import Box
-from dualclickmed.learning.labels import NamedLabels
+from dualclickmed.experts.loading import load_experts
+from dualclickmed.experts.scope import Example, Lesson, alike, patient_box
+from dualclickmed.imaging.geometry import Box
+from dualclickmed.imaging.label_files import NamedLabels
+from dualclickmed.imaging.prompts import Prompts
+from dualclickmed.imaging.volume import Volume, from_array
 from dualclickmed.learning.prior import MARGIN, Prior, examples_of, propose
-from dualclickmed.prompts import Prompts
-from dualclickmed.volume import Volume, from_array
-from dualclickmed.weights import default_path
-from integration.live import make_weights
+from dualclickmed.weights.files import default_path
+
+from tests.support.live import make_weights
 
 SPACING = (2.0, 1.0, 1.0)
 LO, SIDES = np.array((6, 10, 8)), np.array((12, 30, 26))
@@ -131,7 +133,7 @@ def test_a_lesson_covers_what_is_like_its_examples() -> None:
 def test_taught_weights_answer_what_they_were_taught_and_their_origin_the_rest(tmp_path: Path) -> None:
     import torch
     from dualclickmed.learning.publishing import publish
-    from dualclickmed.weights import load_expert, save_expert
+    from dualclickmed.weights.files import load_expert, save_expert
 
     make_weights(tmp_path)
     shipped = default_path("global", directory=tmp_path)
@@ -165,7 +167,7 @@ def test_a_damaged_lesson_is_refused(tmp_path: Path) -> None:
     import json
 
     from dualclickmed.errors import WeightsError
-    from dualclickmed.weights import card_path
+    from dualclickmed.weights.files import card_path
 
     make_weights(tmp_path)
     path = default_path("global", directory=tmp_path)

@@ -8,14 +8,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-import dualclickmed.weights as weights
 import pytest
 import torch
 from dualclickmed.errors import WeightsError
-from dualclickmed.experts.taught import origin_of
-from dualclickmed.learning.publishing import learned_kinds, publish, roll_back, trained_images
-from dualclickmed.weights import card_path, default_path, load_expert, read_card, save_expert, select, verify
-from integration.live import make_weights
+from dualclickmed.learning.publishing import publish
+from dualclickmed.weights import files as weights
+from dualclickmed.weights.files import (
+    card_path,
+    default_path,
+    load_expert,
+    read_card,
+    save_expert,
+    select,
+    verify,
+)
+from dualclickmed.weights.lineage import learned_kinds, origin_of, roll_back, trained_images
+
+from tests.support.live import make_weights
 
 
 @pytest.fixture

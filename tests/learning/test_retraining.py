@@ -15,9 +15,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from dualclickmed.configs.labels import LabelMap
 from dualclickmed.errors import UserError
-from dualclickmed.experts.taught import lesson_of
+from dualclickmed.experts.scope import lesson_of
+from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.learning import gate, retraining
 from dualclickmed.learning.final import FinalLabel
 from dualclickmed.learning.prior import Prior
@@ -26,8 +26,9 @@ from dualclickmed.learning.retraining import Place, Settings, is_training, progr
 from dualclickmed.training.loop import Options, Progress
 from dualclickmed.training.recipes import Recipe
 from dualclickmed.training.sources import WeightedSource, load_case
-from dualclickmed.weights import default_path, load_expert, read_card, save_expert
-from integration.live import make_weights
+from dualclickmed.weights.files import default_path, load_expert, read_card, save_expert
+
+from tests.support.live import make_weights
 
 SHAPE = (30, 28, 26)
 
@@ -41,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def _generated() -> gate.Objects:
-    from dualclickmed.volume import from_array
+    from dualclickmed.imaging.volume import from_array
 
     rng = np.random.default_rng(0)
     mask = np.zeros((24, 24, 24), dtype=bool)

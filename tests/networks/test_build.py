@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from dualclickmed.networks.build import PRESETS, GlobalConfig, LocalConfig, build_global, build_local
+from dualclickmed.networks.build import build_global, build_local
+from dualclickmed.networks.configs import PRESETS, GlobalConfig, LocalConfig
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from dualclickmed.networks.build import PRESETS, GlobalConfig, build_global
+from dualclickmed.networks.build import build_global
+from dualclickmed.networks.configs import PRESETS, GlobalConfig
 from dualclickmed.networks.global_network import GlobalNetwork, to_mask_prompt
 from torch import Tensor, nn
 

@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from dualclickmed.networks.build import PRESETS, LocalConfig, build_global, build_local
+from dualclickmed.networks.build import build_global, build_local
+from dualclickmed.networks.configs import PRESETS, LocalConfig
 from dualclickmed.networks.local_network import ClickHead, LocalFeatures, LocalNetwork, PointHead
 from monai.networks.nets.segresnet_ds import SegResNetDS2
 from monai.networks.nets.vista3d import PointMappingSAM, vista3d132

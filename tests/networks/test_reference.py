@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from dualclickmed.benchmarks.parity import LIMIT, compare_global, compare_local, randomised
-from dualclickmed.networks.build import GlobalConfig, LocalConfig, build_global, build_local
+from dualclickmed.networks.build import build_global, build_local
+from dualclickmed.networks.configs import GlobalConfig, LocalConfig
 from dualclickmed.networks.image_encoder import RelativeAttention
 from dualclickmed.networks.reference import PublishedGlobal, PublishedLocal, published_attention
 

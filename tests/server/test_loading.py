@@ -6,10 +6,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import dualclickmed.volume as volume_module
+import dualclickmed.imaging.volume as volume_module
 import numpy as np
 import pytest
-from dualclickmed.volume import Volume, VolumeCache, from_array, load_volume
+from dualclickmed.imaging.volume import Volume, VolumeCache, from_array, load_volume
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import requests
+from dualclickmed.cancellation import Stopped, check
 from dualclickmed.errors import UserError
 from dualclickmed.server import routes
 from dualclickmed.server.limits import Limits
 from dualclickmed.server.sessions import SafeSessions
 from dualclickmed.server.studies import Studies
-from dualclickmed.stopping import Stopped, check
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException

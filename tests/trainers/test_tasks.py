@@ -9,9 +9,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from dualclickmed.configs.labels import MAX_LABELS, LabelMap
 from dualclickmed.configs.options import Options
 from dualclickmed.errors import UserError
+from dualclickmed.imaging.label_map import MAX_LABELS, LabelMap
 from dualclickmed.learning.final import final_labels, note_unknown
 from dualclickmed.learning.record import PUBLISHED, STARTED, Record
 from dualclickmed.learning.retraining import Settings

@@ -14,12 +14,8 @@ import pytest
 import torch
 from dualclickmed.errors import UserError
 from dualclickmed.experts import precision
-from dualclickmed.networks.build import (
-    GlobalConfig,
-    LocalConfig,
-    build_global,
-    build_local,
-)
+from dualclickmed.networks.build import build_global, build_local
+from dualclickmed.networks.configs import GlobalConfig, LocalConfig
 from dualclickmed.simulation.clicks import STRATEGIES, Draws
 from dualclickmed.training import loop
 from dualclickmed.training.loop import CHECKPOINT, Options, Progress, train, with_replay
@@ -27,9 +23,9 @@ from dualclickmed.training.losses import dice_focal
 from dualclickmed.training.recipes import COMPACT, Recipe, changed, fine_tune, load_recipe
 from dualclickmed.training.samples import Samples
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
-from dualclickmed.weights import load_expert, save_expert
+from dualclickmed.weights.files import load_expert, save_expert
 
-from .cases import SMALL, decathlon, volume_and_labels, write_nifti
+from tests.support.cases import SMALL, decathlon, volume_and_labels, write_nifti
 
 TINY = {
     "global": dataclasses.replace(COMPACT["global"], steps=4, scenes=1, targets=1, interactions=1, points=2),

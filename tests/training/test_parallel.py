@@ -15,9 +15,9 @@ from dualclickmed.training import loop
 from dualclickmed.training.loop import Options
 from dualclickmed.training.recipes import COMPACT
 from dualclickmed.training.sources import WeightedSource, folder_cases
-from dualclickmed.weights import save_expert
+from dualclickmed.weights.files import save_expert
 
-from tests.training.cases import SMALL, decathlon
+from tests.support.cases import SMALL, decathlon
 
 RECIPES = {
     "global": dataclasses.replace(

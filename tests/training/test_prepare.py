@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.errors import UserError
-from dualclickmed.geometry import Box
+from dualclickmed.imaging.geometry import Box
 from dualclickmed.training import prepare as module
 from dualclickmed.training.case_samples import global_crop
 from dualclickmed.training.opened import OpenedCases, open_case
@@ -20,7 +20,7 @@ from dualclickmed.training.recipes import COMPACT
 from dualclickmed.training.samples import Samples
 from dualclickmed.training.sources import WeightedSource, folder_cases
 
-from .cases import decathlon, volume_and_labels, write_nifti
+from tests.support.cases import decathlon, volume_and_labels, write_nifti
 
 EXACT = dataclasses.replace(COMPACT["global"], exact_boxes=True, targets=2, scenes=1, affine=0.0, flip=0.0)
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from dualclickmed.errors import UserError
 from dualclickmed.experts.inputs import global_input, local_input, map_at_points, map_in_box
-from dualclickmed.geometry import Box, global_roi, window_at
-from dualclickmed.intensity import normalise_global
+from dualclickmed.imaging.geometry import Box, global_roi, window_at
+from dualclickmed.imaging.intensity import normalise_global
+from dualclickmed.imaging.volume import from_array
 from dualclickmed.training.augment import global_augmentation
 from dualclickmed.training.case_samples import global_crop, local_case_sample
 from dualclickmed.training.first_prompts import extreme_points, first_box, simulated_box
@@ -21,9 +22,8 @@ from dualclickmed.training.recipes import COMPACT, Recipe
 from dualclickmed.training.samples import Samples
 from dualclickmed.training.scene_samples import global_samples, part_of
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
-from dualclickmed.volume import from_array
 
-from .cases import challenge_file, decathlon, volume_and_labels, write_nifti
+from tests.support.cases import challenge_file, decathlon, volume_and_labels, write_nifti
 
 GLOBAL = dataclasses.replace(COMPACT["global"], scenes=1, targets=2)
 ONE = dataclasses.replace(GLOBAL, targets=1)

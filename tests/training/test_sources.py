@@ -23,7 +23,7 @@ from dualclickmed.training.sources import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .cases import SPACING, challenge_file, decathlon, volume_and_labels, write_nifti
+from tests.support.cases import SPACING, challenge_file, decathlon, volume_and_labels, write_nifti
 
 
 def test_images_and_labels_of_one_name_in_two_folders(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.errors import UserError
-from dualclickmed.geometry import Box, crop_to_grid, global_roi, paste_from_grid
+from dualclickmed.imaging.geometry import Box, crop_to_grid, global_roi, paste_from_grid
 from dualclickmed.simulation.clicks import Draws, boundary_attenuated
 from dualclickmed.transforms import (
     AddClicksd,

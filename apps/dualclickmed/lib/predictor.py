@@ -15,11 +15,11 @@ import torch
 from .configs.options import resolved_device
 from .errors import PromptError
 from .experts import ByteCache, DualExpert, Result
-from .experts.taught import load_experts
-from .geometry import Box, Index
-from .prompts import Click, Prompts
-from .volume import Volume, from_array, load_volume
-from .weights import default_path
+from .experts.loading import load_experts
+from .imaging.geometry import Box, Index
+from .imaging.prompts import Click, Prompts
+from .imaging.volume import Volume, from_array, load_volume
+from .weights.files import default_path
 
 CACHE_BYTES = 2 << 30
 """Embeddings that a predictor keeps, in bytes."""

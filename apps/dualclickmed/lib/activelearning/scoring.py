@@ -11,12 +11,12 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from ..configs.options import Options
+from ..imaging.volume import MODALITY_NAMES, Volume, load_volume
 from ..learning.prior import Prior
 from ..learning.record import Record
 from ..learning.scoring import MOST_IMAGES, MOST_SECONDS, gain_of, score_images
 from ..predictor import Predictor
-from ..volume import MODALITY_NAMES, Volume, load_volume
-from ..weights import KINDS, default_path, read_card
+from ..weights.files import KINDS, default_path, read_card
 
 
 class ImageScores(ScoringMethod):

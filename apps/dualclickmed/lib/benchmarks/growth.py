@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 
 from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
-from ..geometry import Box, Index
-from ..networks.build import GlobalConfig, LocalConfig, build_global, build_local
+from ..imaging.geometry import Box, Index
+from ..imaging.prompts import Click, Prompts
+from ..imaging.volume import from_array, load_volume
+from ..networks.build import build_global, build_local
+from ..networks.configs import GlobalConfig, LocalConfig
 from ..predictor import CACHE_BYTES, Predictor
-from ..prompts import Click, Prompts
-from ..volume import from_array, load_volume
-from ..weights import default_path, save_expert
+from ..weights.files import default_path, save_expert
 from .measure import forget_peak, least_seconds, peak_bytes, resting_bytes
 
 SIDE = 48

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..networks.build import GlobalConfig, LocalConfig, build_global, build_local
+from ..networks.build import build_global, build_local
+from ..networks.configs import GlobalConfig, LocalConfig
 from ..networks.reference import PublishedGlobal, PublishedLocal
 from .measure import forget_peak, least_seconds, operations, peak_bytes, resting_bytes
 from .parity import randomised

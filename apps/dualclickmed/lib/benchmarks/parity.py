@@ -8,7 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..networks.build import GlobalConfig, LocalConfig, build_global, build_local
+from ..networks.build import build_global, build_local
+from ..networks.configs import GlobalConfig, LocalConfig
 from ..networks.global_network import GlobalNetwork
 from ..networks.local_network import LocalNetwork
 from ..networks.reference import PublishedGlobal, PublishedLocal

@@ -14,9 +14,9 @@ import torch
 from ..errors import UserError
 from ..experts.dual import SERVED, STRATEGIES
 from ..experts.precision import PRECISIONS
+from ..imaging.label_map import DEFAULT_NAMES, LabelMap
 from ..infers.wire import RESERVED
-from ..networks.build import PRESETS
-from .labels import DEFAULT_NAMES, LabelMap
+from ..networks.configs import PRESETS
 
 logger = logging.getLogger(__name__)
 

@@ -22,16 +22,16 @@ from .. import __version__
 from ..configs.options import resolved_device
 from ..errors import UserError
 from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from ..imaging.prompts import Prompts
+from ..imaging.volume import Volume, from_array
 from ..networks.global_network import GlobalNetwork
 from ..networks.local_network import LocalNetwork
 from ..predictor import CACHE_BYTES
-from ..prompts import Prompts
 from ..training.generated import make_scene
 from ..training.loop import Options, train
 from ..training.recipes import Recipe, changed, load_recipe
 from ..training.sources import WeightedSource, find_training_cases
-from ..volume import Volume, from_array
-from ..weights import Kind, load_expert
+from ..weights.files import Kind, load_expert
 from . import records
 from .cases import Task, find_cases
 from .metrics import Mask

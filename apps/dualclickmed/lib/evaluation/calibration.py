@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..experts import DualExpert
-from ..experts.fusion import Refined
-from ..geometry import crop_to_grid
-from ..prompts import Prompts
-from ..volume import Volume
+from ..experts.fused.strategy import Refined
+from ..imaging.geometry import crop_to_grid
+from ..imaging.prompts import Prompts
+from ..imaging.volume import Volume
 from .cases import Case, Task
 from .metrics import Mask
 from .protocol import run_task

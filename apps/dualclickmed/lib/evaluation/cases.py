@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..challenge import SUFFIX, case_files, read_case
 from ..errors import UserError
-from ..geometry import Box, Position
+from ..imaging.case_files import SUFFIX, case_files, read_case
+from ..imaging.geometry import Box, Position
+from ..imaging.volume import MODALITY_NAMES, Volume
 from ..training.sources import LabelledCase, find_training_cases, load_case
-from ..volume import MODALITY_NAMES, Volume
 
 Labels = npt.NDArray[np.integer]
 

@@ -27,9 +27,9 @@ from scipy.special import expit
 from skimage.segmentation import random_walker as solve_random_walker
 
 from ..experts.inputs import map_at_points, map_in_box
-from ..geometry import Box, Index, Roi, crop_to_grid, paste_from_grid
-from ..prompts import Click, Prompts
-from ..volume import Volume
+from ..imaging.geometry import Box, Index, Roi, crop_to_grid, paste_from_grid
+from ..imaging.prompts import Click, Prompts
+from ..imaging.volume import Volume
 from .metrics import Mask, ellipsoid_in_box
 
 Scores = npt.NDArray[np.float32]

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..benchmarks.measure import in_process
 from ..benchmarks.networks import EXPERTS, Case, Row, measure
-from ..networks.build import GlobalConfig, LocalConfig
-from ..weights import default_path, verify
+from ..networks.configs import GlobalConfig, LocalConfig
+from ..weights.files import default_path, verify
 from .methods import Settings
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from ..errors import UserError
 from ..experts import STRATEGIES, DualExpert
 from ..predictor import Predictor
-from ..weights import KINDS, card_path, default_path
+from ..weights.files import KINDS, card_path, default_path
 from . import classical
 from .protocol import ExpertMethod, Method
 

@@ -16,8 +16,8 @@ from monai.metrics.utils import create_table_neighbour_code_to_surface_area
 from scipy import integrate, ndimage
 from scipy.spatial import KDTree
 
-from ..geometry import Box, Position
-from ..prompts import Click
+from ..imaging.geometry import Box, Position
+from ..imaging.prompts import Click
 
 Mask = npt.NDArray[np.bool_]
 

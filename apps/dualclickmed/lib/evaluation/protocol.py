@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..experts.dual import DualExpert
-from ..prompts import Click, Prompts
-from ..volume import Volume
+from ..imaging.prompts import Click, Prompts
+from ..imaging.volume import Volume
 from .cases import Task
 from .metrics import Mask, dice, next_click, surface_dice
 

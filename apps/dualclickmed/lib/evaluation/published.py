@@ -19,16 +19,18 @@ from monai.apps.vista3d.inferer import point_based_window_inferer
 from monai.networks.nets.vista3d import VISTA3D, vista3d132
 from torch import Tensor, nn
 
-from ..checkpoints import PUBLISHED, read_tensors
 from ..configs.options import resolved_device
 from ..errors import UserError, WeightsError
 from ..experts.inputs import map_at_points, map_in_box
-from ..geometry import Box, Index, Roi, crop_to_grid, paste_from_grid
-from ..intensity import LOCAL_PERCENTILES, normalise_global
-from ..networks.build import GlobalConfig, GlobalNetwork, build_global
-from ..prompts import Click, Prompts
-from ..volume import Volume
-from ..weights import differences
+from ..imaging.geometry import Box, Index, Roi, crop_to_grid, paste_from_grid
+from ..imaging.intensity import LOCAL_PERCENTILES, normalise_global
+from ..imaging.prompts import Click, Prompts
+from ..imaging.volume import Volume
+from ..networks.build import build_global
+from ..networks.configs import GlobalConfig
+from ..networks.global_network import GlobalNetwork
+from ..weights.convert import PUBLISHED, read_tensors
+from ..weights.files import differences
 from .metrics import Mask
 
 SAM_SPACING = 1.5

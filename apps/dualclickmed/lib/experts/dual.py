@@ -13,15 +13,15 @@ import numpy.typing as npt
 import torch
 
 from ..errors import PromptError, WeightsError
-from ..geometry import Index, Region, paste_from_grid
-from ..prompts import Prompts
-from ..volume import Volume
-from .fusion import Fusion, Refined
+from ..imaging.geometry import Index, Region, paste_from_grid
+from ..imaging.prompts import Prompts
+from ..imaging.volume import Volume
+from .click_constraints import enforce_clicks
+from .fused.strategy import Fusion, Refined
 from .global_expert import GlobalExpert
-from .guarantee import enforce_clicks
 from .local_expert import LocalExpert
 from .prediction import Prediction, filled_region, merge
-from .stages import Stages
+from .timing import Stages
 
 logger = logging.getLogger(__name__)
 

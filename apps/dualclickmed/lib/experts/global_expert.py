@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from ..errors import PromptError
-from ..geometry import Box, Roi, crop_to_grid, global_roi
-from ..intensity import IntensityMap
+from ..imaging.geometry import Box, Roi, crop_to_grid, global_roi
+from ..imaging.intensity import IntensityMap
+from ..imaging.prompts import Prompts
+from ..imaging.volume import Volume
 from ..networks.global_network import GlobalFeatures, GlobalNetwork
-from ..prompts import Prompts
 from ..simulation.rounds import box_centre_prompt
-from ..volume import Volume
 from .cache import ByteCache
 from .inputs import global_input, map_in_box, point_prompts
 from .precision import chosen_precision
 from .prediction import NOWHERE, Prediction, filled_region, paste_object
-from .stages import Stages
+from .timing import Stages
 
 MASK_LOGIT = 4.0
 """Logit that stands for a voxel inside a given mask, and minus it for one outside (probability 0.98)."""

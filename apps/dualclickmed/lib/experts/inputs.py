@@ -12,10 +12,10 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from ..geometry import Box, Index, Roi, crop_to_grid
-from ..intensity import LOCAL_PERCENTILES, IntensityMap, choose_map, normalise_global, normalise_local
-from ..prompts import Click
-from ..volume import Volume
+from ..imaging.geometry import Box, Index, Roi, crop_to_grid
+from ..imaging.intensity import LOCAL_PERCENTILES, IntensityMap, choose_map, normalise_global, normalise_local
+from ..imaging.prompts import Click
+from ..imaging.volume import Volume
 
 MAX_CLICKS = 64
 """Most clicks that a network sees at once: a scribble of thousands says no more than its outline."""

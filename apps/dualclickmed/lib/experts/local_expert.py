@@ -11,17 +11,17 @@ import numpy.typing as npt
 import torch
 
 from ..errors import PromptError
-from ..geometry import LOCAL_WINDOW, Box, Index, Roi, local_windows, paste_from_grid, window_at
-from ..intensity import IntensityMap
+from ..imaging.geometry import LOCAL_WINDOW, Box, Index, Roi, local_windows, paste_from_grid, window_at
+from ..imaging.intensity import IntensityMap
+from ..imaging.prompts import Click, Prompts
+from ..imaging.volume import Volume
 from ..networks.local_network import LocalFeatures, LocalNetwork
 from ..networks.segresnet import LAYOUT
-from ..prompts import Click, Prompts
-from ..volume import Volume
 from .cache import ByteCache
 from .inputs import MAX_CLICKS, local_input, map_at_points, point_prompts, thinned
 from .precision import chosen_precision
 from .prediction import Prediction, enclosing_region, filled_region, intersection, within
-from .stages import Stages
+from .timing import Stages
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..geometry import Box, Position, Region, Roi, paste_from_grid
+from ..imaging.geometry import Box, Position, Region, Roi, paste_from_grid
 
 NOWHERE: Region = (slice(0, 0), slice(0, 0), slice(0, 0))
 

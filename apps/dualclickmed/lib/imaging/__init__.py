@@ -1,1 +1,1 @@
-"""Images and labels: files, geometry, intensities. Knows nothing of the project but its errors."""
+"""Images, labels and prompts, in memory and in files. Knows nothing of the project but its errors."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
-from ..configs.labels import LabelMap
 from ..errors import PromptError
 from ..experts import DualExpert
+from ..imaging.label_map import LabelMap
+from ..imaging.prompts import Prompts
+from ..imaging.volume import Volume
 from ..learning.prior import Prior, propose
-from ..prompts import Prompts
-from ..volume import Volume
 from . import wire
 from .dialects import choice, word
 from .segmenter import Answer, Segmenter

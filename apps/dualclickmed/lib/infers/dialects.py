@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..configs.labels import LabelMap, listed
 from ..errors import PromptError, UserError
-from ..geometry import Index
-from ..prompts import Click, Prompts
-from ..volume import Volume
+from ..imaging.geometry import Index
+from ..imaging.label_map import LabelMap, listed
+from ..imaging.prompts import Click, Prompts
+from ..imaging.volume import Volume
 from . import wire
 
 CLICKS = ("inside", "corners")

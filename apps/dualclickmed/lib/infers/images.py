@@ -12,12 +12,12 @@ import requests
 from monailabel.datastore.dicom import DICOMWebDatastore
 
 from ..errors import UserError
-from ..volume import MODALITY_NAMES
+from ..imaging.mask_files import EXTENSIONS
+from ..imaging.volume import MODALITY_NAMES
 from . import wire
 from .archived import Segmentations
 from .dialects import word
 from .layers import EXISTING
-from .results import EXTENSIONS
 
 _UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.[\w.-]{1,64})?")
 """What MONAI Label calls an uploaded image in the folder for temporary files; nobody can guess the middle."""

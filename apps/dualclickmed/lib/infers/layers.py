@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ..configs.labels import LabelMap
 from ..errors import PromptError
 from ..experts import Result
 from ..experts.dual import MAX_LABELS
 from ..experts.prediction import filled_region
-from ..geometry import Index
-from ..learning.labels import LabelError, NamedLabels, read_labels
-from ..prompts import Click, Prompts
-from ..volume import Volume
+from ..imaging.geometry import Index
+from ..imaging.label_files import LabelError, NamedLabels, read_labels
+from ..imaging.label_map import LabelMap
+from ..imaging.prompts import Click, Prompts
+from ..imaging.volume import Volume
 
 logger = logging.getLogger(__name__)
 

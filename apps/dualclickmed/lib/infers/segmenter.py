@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .. import stopping
+from .. import cancellation
 from ..configs.options import Options
 from ..errors import WeightsError
 from ..experts import ByteCache, DualExpert, Result
-from ..experts.taught import load_experts
-from ..prompts import Click, Prompts
-from ..volume import Volume, VolumeCache, from_array
-from ..weights import KINDS, Kind, card_path, default_path, verify
+from ..experts.loading import load_experts
+from ..imaging.prompts import Click, Prompts
+from ..imaging.volume import Volume, VolumeCache, from_array
+from ..weights.files import KINDS, Kind, card_path, default_path, verify
 from .dialects import RawPrompts, to_canonical
 from .layers import Layers, layered
 
@@ -140,13 +140,13 @@ class Segmenter:
         Raises:
             UserError: as for `segment`, or what `find` raises.
         """
-        stopping.check()
+        cancellation.check()
         start = time.perf_counter()
         volume = self._volumes.get(image, modality)
         loaded = time.perf_counter() - start
 
         def answer(expert: DualExpert, used: str) -> Answer:
-            stopping.check()
+            cancellation.check()
             begun = time.perf_counter()
             prompts = find(volume, expert)
             found = time.perf_counter() - begun

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from ..configs.labels import BACKGROUND, MAX_NAME_LENGTH, LabelMap, colour_of
 from ..errors import PromptError, UserError
-from ..intensity import CHOICES
+from ..imaging.intensity import CHOICES
+from ..imaging.label_map import BACKGROUND, MAX_NAME_LENGTH, LabelMap, colour_of
+from ..imaging.mask_files import DTYPES, EXTENSIONS, Mask, Segment, write
 from . import wire
 from .dialects import CLICKS, choice, flag, locked_labels, named_order, read_prompts, word
 from .layers import EXISTING, OVERLAPS, Layers
-from .results import DTYPES, EXTENSIONS, Mask, Segment, write
 from .segmenter import Answer, Segmenter
 
 logger = logging.getLogger(__name__)

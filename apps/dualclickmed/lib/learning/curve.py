@@ -15,9 +15,10 @@ import numpy as np
 from ..errors import UserError
 from ..evaluation.protocol import expert_method, run_object
 from ..experts import ByteCache, DualExpert
-from ..experts.taught import load_experts, origin_of
+from ..experts.loading import load_experts
 from ..training.sources import LabelledCase, load_case
-from ..weights import KINDS, Kind, card_path, default_path, select, shipped_name
+from ..weights.files import KINDS, Kind, card_path, default_path, select, shipped_name
+from ..weights.lineage import origin_of
 from .final import FinalLabel
 from .gate import SMALLEST, Start
 from .record import Record

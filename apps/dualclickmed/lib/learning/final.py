@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import nibabel as nib
 import numpy as np
 
-from ..configs.labels import LabelMap
 from ..errors import UserError
+from ..imaging.label_files import NamedLabels, read_labels
+from ..imaging.label_map import LabelMap
+from ..imaging.volume import MODALITY_NAMES, Volume, load_volume
 from ..training.sources import LabelledCase
-from ..volume import MODALITY_NAMES, Volume, load_volume
-from .labels import NamedLabels, read_labels
 from .prior import Prior, examples_of
 from .record import FINAL, Record, Submission, version_of
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from ..evaluation.protocol import expert_method, run_object
 from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from ..imaging.volume import Volume, from_array
 from ..networks.global_network import GlobalNetwork
 from ..networks.local_network import LocalNetwork
 from ..training.generated import make_scene
 from ..training.sources import LabelledCase, load_case
-from ..volume import Volume, from_array
-from ..weights import Kind, load_expert
+from ..weights.files import Kind, load_expert
 
 logger = logging.getLogger(__name__)
 

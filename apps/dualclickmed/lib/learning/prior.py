@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..experts.dual import DualExpert
-from ..experts.taught import Example, alike, millimetres, patient_box, triple
-from ..geometry import Box
-from ..prompts import Prompts
-from ..volume import Volume
-from .labels import NamedLabels
+from ..experts.scope import Example, alike, millimetres, patient_box, triple
+from ..imaging.geometry import Box
+from ..imaging.label_files import NamedLabels
+from ..imaging.prompts import Prompts
+from ..imaging.volume import Volume
 
 logger = logging.getLogger(__name__)
 

@@ -13,25 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WeightsError
-from ..weights import (
-    KINDS,
+from ..weights.files import (
     SUFFIX,
     Kind,
-    default_path,
     load_expert,
     model_dir,
     read_card,
     save_expert,
     select,
-    selection,
-    shipped_name,
 )
 
 logger = logging.getLogger(__name__)
 
 LEARNED = "learned"
 LICENCE = "as the labelled images that they were trained on"
-MOST_ANCESTORS = 1000
 
 
 def publish(trained: Path, parent: Path, card: Mapping[str, Any], directory: Path | None = None) -> str:
@@ -73,57 +68,6 @@ def publish(trained: Path, parent: Path, card: Mapping[str, Any], directory: Pat
         ) from error
     logger.info("Published %s; its parent is %s", name, parent.stem)
     return name
-
-
-def roll_back(kind: Kind, directory: Path | None = None) -> tuple[str, str]:
-    """Serve an expert from the parent of the weights that it is served from now.
-
-    Returns:
-        The names before and after.
-
-    Raises:
-        WeightsError: the weights that are served have no parent, or it is no longer there.
-    """
-    folder = model_dir(directory)
-    now = selection(folder).get(kind, shipped_name(kind))
-    parent = read_card(folder / f"{now}{SUFFIX}").get("parent")
-    if not isinstance(parent, Mapping) or not isinstance(parent.get("name"), str):
-        raise WeightsError(f"The {kind} expert is served from '{now}', which was not made from others here.")
-    select(parent["name"], folder)
-    return now, parent["name"]
-
-
-def learned_kinds(directory: Path | None = None) -> list[Kind]:
-    """The experts that are served from weights that were published here."""
-    folder = model_dir(directory)
-    kinds: list[Kind] = []
-    for kind in KINDS:
-        try:
-            card = read_card(default_path(kind, directory=folder))
-        except WeightsError:
-            continue
-        if "parent" in card:
-            kinds.append(kind)
-    return kinds
-
-
-def trained_images(weights: Path) -> set[str]:
-    """The images that weights and all their ancestors in the same folder were trained on."""
-    images: set[str] = set()
-    path = weights
-    for _ in range(MOST_ANCESTORS):
-        try:
-            card = read_card(path)
-        except WeightsError:
-            break
-        data = card.get("data")
-        if isinstance(data, Mapping):
-            images |= {str(image) for image in data.get("trained", ())}
-        parent = card.get("parent")
-        if not isinstance(parent, Mapping):
-            break
-        path = path.with_name(f"{parent.get('name')}{SUFFIX}")
-    return images
 
 
 def _new_name(kind: Kind, folder: Path) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..weights import KINDS, Kind
+from ..weights.files import KINDS, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -326,7 +326,7 @@ def _ending(path: Path) -> str:
 
 def _names_sent(info: Mapping[str, Any]) -> tuple[str, ...]:
     # Imported late: the reader needs the image libraries, this file does not.
-    from .labels import valid_name
+    from ..imaging.label_files import valid_name
 
     entries = info.get("label_info")
     if not isinstance(entries, list):

@@ -24,17 +24,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..configs.labels import LabelMap
 from ..errors import UserError
-from ..experts.taught import LESSON, lesson_of
+from ..experts.scope import LESSON, lesson_of
+from ..imaging.label_map import LabelMap
 from ..training.loop import Options, Progress, train
 from ..training.recipes import Recipe, changed, fine_tune
 from ..training.sources import WeightedSource
-from ..weights import Kind, default_path, load_expert, read_card, save_expert
+from ..weights.files import Kind, default_path, load_expert, read_card, save_expert
+from ..weights.lineage import trained_images
 from . import gate
 from .final import FinalLabel, Prepared, prepare
 from .prior import Prior
-from .publishing import publish, trained_images
+from .publishing import publish
 from .record import FAILED, PUBLISHED, REFUSED, STARTED, Record
 
 logger = logging.getLogger(__name__)

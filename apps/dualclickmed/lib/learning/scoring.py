@@ -23,8 +23,8 @@ from ..errors import UserError
 from ..evaluation.metrics import dice, next_click
 from ..experts import DualExpert
 from ..experts.prediction import Prediction
-from ..prompts import Prompts
-from ..volume import Volume
+from ..imaging.prompts import Prompts
+from ..imaging.volume import Volume
 from .prior import Prior, propose
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from .mask_decoder import MaskDecoder
 from .prompt_encoder import EncodedPrompts, PromptEncoder
 
 if TYPE_CHECKING:
-    from .build import GlobalConfig
+    from .configs import GlobalConfig
 
 # Logits of the ellipsoid in the box: 1 in its middle, 0 on its surface, times a learned gain.
 PRIOR_GAIN = 3.0

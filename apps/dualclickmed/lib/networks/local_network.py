@@ -17,7 +17,7 @@ from .prompt_encoder import BACKGROUND, FOREGROUND
 from .segresnet import convolved, doubled, normalised, point_features, runs_lean
 
 if TYPE_CHECKING:
-    from .build import LocalConfig
+    from .configs import LocalConfig
 
 # A click's sharp and wide bump, in voxels of the head's finer grid: the place and its surroundings.
 CLICK_SIGMAS = (1.5, 6.0)

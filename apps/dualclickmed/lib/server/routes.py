@@ -55,8 +55,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.middleware import Middleware
 
+from ..cancellation import Stopped, Stopper, within
 from ..errors import UserError
-from ..stopping import Stopped, Stopper, within
 from . import checks
 from . import login as own_login
 from .guard import Guard

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..networks.build import GlobalNetwork, LocalNetwork
-from ..networks.global_network import GlobalFeatures
-from ..networks.local_network import LocalFeatures
+from ..networks.global_network import GlobalFeatures, GlobalNetwork
+from ..networks.local_network import LocalFeatures, LocalNetwork
 from .clicks import Draws, Strategy, balanced, boundary_attenuated
 
 

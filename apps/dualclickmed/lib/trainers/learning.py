@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..configs.labels import MAX_LABELS, LabelMap
 from ..configs.options import Options
 from ..errors import UserError
+from ..imaging.label_map import MAX_LABELS, LabelMap
 from ..infers import wire
 from ..learning.prior import Prior
 from ..learning.record import FINAL, FOLDER, Record, now
 from ..learning.retraining import is_training, progress_of
-from ..weights import KINDS, Kind, default_path
+from ..weights.files import KINDS, Kind, default_path
 from .tasks import ExpertTrainer
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..learning.final import Studies, final_labels, note_unknown
 from ..learning.record import Record
 from ..learning.retraining import Place, Settings, progress_of, retrain
-from ..weights import Kind
+from ..weights.files import Kind
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from ..intensity import normalise_global
+from ..imaging.intensity import normalise_global
 from .recipes import Recipe
 
 if TYPE_CHECKING:

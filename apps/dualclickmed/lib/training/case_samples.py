@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..experts.inputs import local_input, map_at_points, map_in_box
-from ..geometry import GLOBAL_GRID, Box, Index, crop_to_grid, global_roi, window_at
+from ..imaging.geometry import GLOBAL_GRID, Box, Index, crop_to_grid, global_roi, window_at
 from .augment import local_augmentation
 from .batches import GlobalSample, LocalSample
 from .first_prompts import first_box, interior_voxel, surface_voxel

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..geometry import Box, Index
+from ..imaging.geometry import Box, Index
 from .batches import GlobalSample
 from .recipes import Recipe
 

@@ -22,20 +22,14 @@ from torch.utils.data import DataLoader
 
 from ..errors import UserError
 from ..experts.precision import training_precision
-from ..networks.build import (
-    GlobalConfig,
-    GlobalNetwork,
-    LocalConfig,
-    LocalNetwork,
-    build_global,
-    build_local,
-)
+from ..networks.build import build_global, build_local
+from ..networks.configs import GlobalConfig, LocalConfig
 from ..networks.features import Features
-from ..networks.global_network import GlobalFeatures
-from ..networks.local_network import LocalFeatures
+from ..networks.global_network import GlobalFeatures, GlobalNetwork
+from ..networks.local_network import LocalFeatures, LocalNetwork
 from ..simulation.clicks import STRATEGIES, Clicks, Draws, Strategy
 from ..simulation.rounds import global_masks, global_rounds, local_rounds
-from ..weights import load_expert, save_expert
+from ..weights.files import load_expert, save_expert
 from .batches import GlobalBatch, Loaded, LocalBatch
 from .logs import Entry, RunLog
 from .losses import dice_focal, hard_dice

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from ..errors import UserError
-from ..geometry import Region
-from ..volume import Volume
+from ..imaging.geometry import Region
+from ..imaging.volume import Volume
 from .recipes import Recipe
 from .sources import LabelledCase, Labels, load_case
 

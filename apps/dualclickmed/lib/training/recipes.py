@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
-from ..weights import Kind
+from ..weights.files import Kind
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from ..geometry import Index, Roi, crop_to_grid
+from ..imaging.geometry import Index, Roi, crop_to_grid
 
 JITTER = 6
 

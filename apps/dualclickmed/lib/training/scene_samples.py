@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..geometry import crop_to_grid, global_roi, window_at
-from ..intensity import normalise_global, normalise_local
+from ..imaging.geometry import crop_to_grid, global_roi, window_at
+from ..imaging.intensity import normalise_global, normalise_local
 from .batches import GlobalSample, LocalSample
 from .first_prompts import first_box, interior_voxel
 from .generated import Scene

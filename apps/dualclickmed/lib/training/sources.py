@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UserError
-from ..volume import MODALITY_NAMES, Volume, from_array, load_volume
+from ..imaging.volume import MODALITY_NAMES, Volume, from_array, load_volume
 
 Labels = npt.NDArray[np.uint16]
 

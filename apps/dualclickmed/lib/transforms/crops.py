@@ -12,7 +12,7 @@ from monai.transforms import MapTransform, Randomizable
 from monai.utils import ensure_tuple_rep
 
 from ..errors import UserError
-from ..geometry import (
+from ..imaging.geometry import (
     GLOBAL_GRID,
     GLOBAL_SCALE,
     LOCAL_WINDOW,

@@ -1,0 +1,204 @@
+"""`evaluate` of the command line."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ..configs.options import resolved_device
+from ..errors import UserError
+from ..evaluation import calibration, cost, report
+from ..evaluation.cases import Case, find_cases
+from ..evaluation.methods import DEFAULT, Settings, known, our_expert
+from ..evaluation.protocol import TIME_LIMIT
+from ..evaluation.run import Plan, run
+from ..evaluation.statistics import Summary
+from ..experts import STRATEGIES, DualExpert
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 30.0
+"""Seconds between lines of progress where there is no terminal."""
+WIDTH = 150
+
+
+def evaluate(
+    cases: Annotated[
+        Path,
+        typer.Option(help="Folder of case files (.npz) or of images with labels, or a list (CSV, JSON)."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of scores and report; a run that was stopped goes on there.")
+    ] = Path("evaluation"),
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Repeatable; default: {', '.join(DEFAULT)}. All: {known()}."),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Only these classes: values or names with commas between them.")
+    ] = None,
+    start: Annotated[str, typer.Option(help="What the user gives first: box or point.")] = "box",
+    clicks: Annotated[int, typer.Option(min=0, max=50, help="Clicks for each class after the start.")] = 5,
+    smallest: Annotated[int, typer.Option(min=1, help="Leave out classes of fewer voxels.")] = 1,
+    most: Annotated[int | None, typer.Option(min=1, help="At most this many classes of a case.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only cases whose name starts so.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Folder with the gts of case files that have none.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the cases.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: only the i-th of n parts, for one of several machines.")
+    ] = None,
+    limit: Annotated[
+        float, typer.Option(min=0, help="Seconds for each class of a case over all steps; 0 for no limit.")
+    ] = TIME_LIMIT,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Draw so many best and worst cases of each modality into the report.")
+    ] = 0,
+    costs: Annotated[
+        bool, typer.Option("--cost", help="Measure size, speed and memory of our networks.")
+    ] = False,
+    calibrated: Annotated[
+        bool,
+        typer.Option(
+            "--calibration", help="Measure whether the probabilities of 'fused' mean what they say."
+        ),
+    ] = False,
+    strategy: Annotated[
+        str | None, typer.Option(help=f"Short for --method: {', '.join(STRATEGIES)}.")
+    ] = None,
+    model_dir: Annotated[Path | None, typer.Option(help="Folder of our weights.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Which of them (default: what 'weights use' chose).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """Run the challenge's protocol: a box, then clicks where the error is largest, by several methods at
+    once.
+
+    Writes scores (CSV), a summary (JSON) and a report (Markdown, HTML) with tables and curves.
+    """
+    if start not in ("box", "point"):
+        raise UserError(f"--start must be 'box' or 'point', but it is '{start}'.")
+    methods = [*(method or ([] if strategy else DEFAULT)), *([strategy] if strategy else [])]
+    found = [c for c in find_cases(cases, truth) if only is None or c.name.startswith(only)]
+    if not found:
+        raise UserError(f"No case in '{cases}' has a name that starts with '{only}'.")
+    settings = Settings(model_dir, preset, resolved_device(device))
+    wanted = tuple(part.strip() for part in (labels or "").split(",") if part.strip())
+    plan = Plan(out, str(cases), tuple(methods), settings, start, clicks, wanted, smallest, most, limit)
+    names = plan.names
+    # Every click that the networks had to be overruled at would be a line.
+    logging.getLogger(DualExpert.__module__).setLevel(logging.WARNING)
+    console = Console(stderr=True)
+    with _Progress(console, len(names)) as progress:
+        run(_part(found, shard), plan, workers, progress.done)
+    measured = cost.our_costs(settings, torch.get_num_threads()) if costs else []
+    summaries = report.write(
+        out, names, found, _command(), _machine(settings.device), start, measured, pictures,
+        lambda case: case.task(wanted, smallest, most),
+    )  # fmt: skip
+    Console(width=WIDTH).print(_table(summaries, start))
+    if calibrated:
+        found_bins = calibration.measure(
+            our_expert(settings), _part(found, shard), lambda case: case.task(wanted, smallest, most), clicks
+        )
+        calibration.write(out, found_bins)
+        Console(width=WIDTH).print(_calibration_table(found_bins))
+    Console(stderr=True).print(
+        f"Report -> {out / report.HTML}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _calibration_table(found: calibration.Reliabilities) -> Table:
+    table = Table("group", "clicks", "calibration error", "of cells from 0.1 to 0.9", title="Calibration")
+    for row in calibration.rows(found):
+        table.add_row(*row)
+    return table
+
+
+def _part(cases: list[Case], shard: str | None) -> list[Case]:
+    """The i-th of n parts of the cases, by turns, so that every part has some of everything."""
+    if shard is None:
+        return cases
+    number, slash, count = shard.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--shard must be i/n with i from 1 to n, such as 2/4, but it is '{shard}'.")
+    return cases[int(number) - 1 :: int(count)]
+
+
+class _Progress:
+    """How many cases are done and how long the rest will take: a bar, or lines where there is no terminal."""
+
+    def __init__(self, console: Console, methods: int) -> None:
+        self._console = console
+        self._begin = self._told = time.monotonic()
+        self._bar = Progress(
+            TextColumn("cases" if methods == 1 else f"cases by {methods} methods"),
+            BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("cases", total=None)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def done(self, number: int, total: int) -> None:
+        self._bar.update(self._task, completed=number, total=total)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._told > LOG_EVERY or number == total):
+            self._told = now
+            left = (now - self._begin) / number * (total - number)
+            logger.info("%d of %d cases, about %.0f s left", number, total, left)
+
+
+def _table(summaries: list[Summary], start: str) -> Table:
+    table = Table(title=f"Mean over cases: DSC from the {start} and after each click")
+    for name in ("modality", "method", "cases"):
+        table.add_column(name, justify="right" if name == "cases" else "left")
+    for step in range(len(summaries[0].dice)):
+        table.add_column(start if step == 0 else f"+{step}", justify="right")
+    for name in ("DSC AUC", "NSD AUC", "NSD final", "harmful", "s"):
+        table.add_column(name, justify="right")
+    last = ""
+    for s in summaries:
+        if s.group != last:
+            table.add_section()
+        last = s.group
+        table.add_row(
+            s.group, s.method, str(s.cases), *(f"{d:.3f}" for d in s.dice),
+            f"{s.dice_auc.value:.3f}", f"{s.nsd_auc.value:.3f}", f"{s.nsd_final.value:.3f}",
+            f"{100 * s.harmful:.0f} %", f"{s.seconds:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _command() -> str:
+    return shlex.join(["python", "main.py", *sys.argv[1:]])
+
+
+def _machine(device: str) -> str:
+    from .bench import machine
+
+    return f"{machine(torch.get_num_threads())}, device {device}"

@@ -1,0 +1,115 @@
+"""`queue` and `learn-curve` of the command line."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import UserError
+from ..learning.curve import CURVE, PLOT, TARGETS, Point, simulate
+from ..learning.record import FOLDER, Record
+from ..learning.retraining import Settings, is_training, progress_of
+from ..training.sources import find_training_cases
+from ..weights.files import KINDS
+
+SHOWN_TRAININGS = 5
+MOST_LABELS_SHOWN = 6
+
+
+def queue(
+    studies: Annotated[str, typer.Option(help="The studies folder of the server.")],
+) -> None:
+    """Show what annotators submitted, what waits for retraining, and how the last trainings went."""
+    if studies.startswith(("http://", "https://")):
+        raise UserError(
+            "The labels of a DICOMweb archive are shown by the running server, under learning in /info/."
+        )
+    if not Path(studies).is_dir():
+        raise UserError(f"There is no studies folder '{studies}'.")
+    record = Record(Path(studies) / FOLDER)
+    console = Console()
+    final = sorted(record.final().values(), key=lambda s: s.time)
+    if not final:
+        console.print("Nothing was submitted yet.")
+        return
+    waiting = {kind: {s.version for s in record.waiting(kind)} for kind in KINDS}
+    table = Table(title=f"Final labels: {len(final)}", title_justify="left")
+    for name in ("image", "by", "when (UTC)", "clicks", "labels", "waits for", "other versions"):
+        table.add_column(name, overflow="fold")
+    for submission in final:
+        others = [s for s in record.versions(submission.image) if s.who != submission.who]
+        names = ", ".join(submission.labels[:MOST_LABELS_SHOWN])
+        more = len(submission.labels) - MOST_LABELS_SHOWN
+        table.add_row(
+            submission.image,
+            submission.who,
+            submission.time[:19].replace("T", " "),
+            "" if submission.clicks is None else str(submission.clicks),
+            names + (f" and {more} more" if more > 0 else ""),
+            ", ".join(kind for kind in KINDS if submission.version in waiting[kind]),
+            ", ".join(f"{s.who}: {record.path_of(s).name}" for s in others),
+        )
+    console.print(table)
+    trainings = record.trainings()[-SHOWN_TRAININGS:]
+    if trainings:
+        table = Table(title="Last trainings", title_justify="left")
+        for name in ("expert", "when (UTC)", "state", "labels", "weights or reason"):
+            table.add_column(name, overflow="fold")
+        for training in trainings:
+            detail = training.detail.get("weights") or training.detail.get("reason") or ""
+            when = training.time[:19].replace("T", " ")
+            table.add_row(training.kind, when, training.state, str(len(training.versions)), str(detail))
+        console.print(table)
+    if is_training(record.folder):
+        console.print("Running:", progress_of(record.folder), highlight=False)
+
+
+def learn_curve(
+    cases: Annotated[Path, typer.Option(help="Labelled cases, as for train and evaluate.")],
+    out: Annotated[Path, typer.Option(help="A new folder for curve.json, curve.png and the weights.")],
+    expert: Annotated[
+        str, typer.Option(help="global (starts with a box) or local (with a click).")
+    ] = "global",
+    every: Annotated[int, typer.Option(min=1, help="Images that are labelled between retrainings.")] = 5,
+    label: Annotated[int | None, typer.Option(min=1, help="Images that are labelled in all.")] = None,
+    test: Annotated[int, typer.Option(min=1, help="The last cases, which are measured on only.")] = 10,
+    clicks: Annotated[int, typer.Option(min=1, max=50, help="Most corrective clicks for an object.")] = 10,
+    others: Annotated[
+        Path | None, typer.Option(help="Further labelled cases, where nothing should be lost.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Of each retraining.")] = Settings().minutes,
+    steps: Annotated[int, typer.Option(min=1, help="Of each retraining, at most.")] = Settings().steps,
+    model_dir: Annotated[Path | None, typer.Option(help="Folder of the weights to begin with.")] = None,
+) -> None:
+    """Simulate an annotator who labels, retrains and goes on, and plot the clicks that this saves.
+
+    The weights that are served are copied first and stay as they are.
+    """
+    kind = next((kind for kind in KINDS if kind == expert), None)
+    if kind is None:
+        raise UserError(f"--expert must be global or local, but it is '{expert}'.")
+    found = find_training_cases(cases)
+    if len(found) <= test:
+        raise UserError(f"'{cases}' holds {len(found)} cases, too few to keep {test} of them for measuring.")
+    own = {case.image.resolve() for case in found}
+    rest = [c for c in find_training_cases(others) if c.image.resolve() not in own] if others else []
+    pool = found[: len(found) - test][:label]
+    console = Console()
+    begin = time.monotonic()
+
+    def tell(point: Point) -> None:
+        for name, dice in point.test.mean().items():
+            needed = ", ".join(f"{point.test.clicks(t)[name]:.1f} to {t:g}" for t in TARGETS)
+            console.print(
+                f"{point.images} images labelled ({point.outcome}): {name} Dice {dice[0]:.3f} at the start, "
+                f"clicks {needed}; {time.monotonic() - begin:.0f} s",
+                highlight=False,
+            )
+
+    simulate(kind, pool, found[-test:], rest, out, every, clicks, Settings(minutes, steps), model_dir, tell)
+    console.print(f"Wrote {out / CURVE} and {out / PLOT}", highlight=False)

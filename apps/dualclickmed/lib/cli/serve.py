@@ -1,0 +1,107 @@
+"""`serve` of the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UserError
+from .console import Device, ModelDir, Preset, pairs, say, stderr
+
+APP_DIR = Path(__file__).resolve().parents[2]
+"""The MONAI Label app, whose ``lib`` this package is."""
+
+
+STUDY_FILES = ["*.nii.gz", "*.nii", "*.nrrd", "*.mha"]
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    studies: Annotated[
+        str, typer.Option(help="Folder of NIfTI, NRRD or MHA images, or the address of a DICOMweb server.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's are open.")] = (
+        LOOPBACK[0]
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    labels: Annotated[
+        str | None, typer.Option(help='Label names for "dualclickmed", e.g. "liver,spleen,tumor".')
+    ] = None,
+    device: Device = "auto",
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    conf: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for the app (repeatable), as MONAI Label's --conf.")
+    ] = None,
+) -> None:
+    """Start the MONAI Label server for OHIF, 3D Slicer and MITK."""
+    from ..weights.files import KINDS, default_path, verify
+
+    settings = {"device": device}
+    if preset is not None:
+        settings["preset"] = preset
+    if labels is not None:
+        settings["labels"] = labels
+    if model_dir is not None:
+        settings["model_dir"] = str(model_dir.resolve())
+    settings |= pairs("--conf", "KEY=VALUE", conf or [])
+    if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
+        raise UserError(
+            f"The studies folder '{studies}' does not exist; give a folder of images, or make one with "
+            f"'python main.py sample --out {shlex.quote(studies)}'."
+        )
+    if not (APP_DIR / "main.py").is_file():
+        raise UserError(
+            f"'{APP_DIR}' is not the MONAI Label app; call 'python main.py serve' in the repository."
+        )
+    for kind in KINDS:
+        verify(default_path(kind, settings.get("preset"), settings.get("model_dir")))
+    _require_free(host, port)
+    if host not in LOOPBACK:
+        say(
+            stderr(),
+            f"Anyone who reaches {host}:{port} can read and change the studies: "
+            "there is no log-in unless one is set up (docs/security.md).",
+        )
+
+    # Read by MONAI Label when it is imported. Scoring starts by itself otherwise, and slows the first clicks.
+    os.environ.setdefault("MONAI_LABEL_AUTO_UPDATE_SCORING", "false")
+    # Only volumes that the tasks can open; MONAI Label would list photographs and leave out MetaImage.
+    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps(STUDY_FILES))
+    # Tools such as itkimage2segimage lie beside the interpreter, in an environment that may not be activated.
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )
+    from monailabel.main import Main
+
+    server = Main()
+    arguments = server.args_parser().parse_args(["start_server"])
+    arguments.app, arguments.studies = str(APP_DIR), studies
+    arguments.host, arguments.port = host, port
+    arguments.conf = [[key, value] for key, value in settings.items()]
+    say(stderr(), f"Starting on http://{host}:{port} (OHIF: http://{host}:{port}/ohif/); Ctrl+C stops it.")
+    server.action_start_server(arguments)
+
+
+def _require_free(host: str, port: int) -> None:
+    """The server would notice a port in use only after it has loaded everything."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name == "posix":
+                # As the server does: a port that was closed a moment ago is free.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} can't be listened on ({error.strerror}); choose another with --host and --port."
+        ) from error

@@ -1,0 +1,1 @@
+"""The generated sample study, and pictures of masks."""

@@ -1,0 +1,361 @@
+"""The last step of `strategy=fused`: what a network found, joined with the image's edges and the clicks.
+
+A network's logits are one opinion of four. The others are learned anew from every request: how much more
+common a cell's intensity is inside the object than around it; what the clicks say about their surroundings;
+and that the object lies in its box. Together they are the prior of a random walk (`walk`), which moves the
+border to edges of the image and takes clicks for certain.
+
+A click speaks for the cells that are near and look alike. How far it reaches follows from where it is: users
+correct what is most wrong, and click into the middle of it, so a click that contradicts the mask that they
+saw reaches about as far as that mask's border, and never beyond half way to a click of the other kind. A
+click that agrees with the mask reaches hardly beyond itself. Far from a new click what was there before it
+holds (`settled`), which is why a correction rarely harms.
+
+Every constant was chosen on a part of a set of real objects (docs/fusion.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import edt
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+from ...imaging.geometry import Box, Index, Roi, crop_to_grid
+from ...imaging.volume import Volume
+from ..inputs import speaking
+from .random_walker import Field, likeness, walked
+
+Mask = npt.NDArray[np.bool_]
+
+MOST_CELLS = 64
+"""Cells along an axis at most: one for each voxel in a small region, wider ones in a large one."""
+NETWORK_WEIGHT, NETWORK_LIMIT = 0.5, 4.0
+"""Weight of the network's logits, and where they are cut before: it is surer than it is right."""
+INTENSITY_WEIGHT, INTENSITY_LIMIT = 0.5, 3.0
+"""Weight of the log ratio of intensities, and where it is cut before."""
+BOX_SLOPE, BOX_LIMIT = 16.0, 6.0
+"""Logit taken from a cell outside the box for each half side that it is away, and the most that is taken."""
+NEAR_BOX = 1.15
+"""Up to here, in half sides of the box, cells may count as object when intensities are learned."""
+CLICK_LOGIT = 6.0
+"""What a click adds to its own cell."""
+CLICK_REACH = 1.3
+"""How far a click reaches, as a multiple of its depth in what it contradicts."""
+LEAST_DEPTH = 1.0
+"""Depth of a click that contradicts nothing, in shortest sides of a cell."""
+RIVAL_SHARE = 0.5
+"""Part of the way to the nearest click of the other kind that a click may reach."""
+CLICK_WIDTH = 0.07
+"""Difference of rank at which a cell no longer looks like the clicked one (one standard deviation)."""
+HELD = 0.15
+"""Logit by which the mask before a click holds against it, away from the click."""
+HELD_FROM = 2.0
+"""Multiple of a click's reach from which on that counts in full."""
+CONTRAST, LEAST_LINK = 1.0, 1e-3
+"""An edge, as a multiple of the median difference between neighbours; what no edge can cut."""
+TRUST = 0.1
+"""How readily a walker stops where the prior is certain."""
+UNSURE = 0.2
+"""The same where the prior knows nothing, as a part of `TRUST`."""
+SHORT_SIDE = 10.0
+"""Cells along a side of the box below which walkers step less readily along that axis: steps that hardly move
+the border of a large object must not lead out of one of three slices."""
+SHRUNK, SHRUNK_FAR = 0.43, 0.33
+"""Walks take the tips of what is small or thin. Where a border at the first probability or above keeps the
+prior's volume, it lies there instead of at 0.5; where it would have to lie below the second, edges took that
+volume, and rightly. In between it moves in part."""
+BINS, BLUR, FLOOR = 32, 1.5, 0.05
+"""Bins along each axis of a histogram of two, their blur, and the share of the region's own mixed in."""
+_LEVELS = 1024
+_LEAST = 1e-4
+_CLIPPED = (0.5, 99.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What the image says about a region, whatever the prompts.
+
+    Attributes:
+        roi: the region; its grid is that of all arrays.
+        step: millimetres of a cell along (z, y, x).
+        links: how readily a walker steps along each axis.
+        rank: in [0, 1), the share of the region that is darker than the mean of a cell's 3^3 surroundings.
+        kind: a cell's bin in the histogram of two axes, its own intensity and that mean.
+    """
+
+    roi: Roi
+    step: tuple[float, float, float]
+    links: tuple[Field, Field, Field]
+    rank: Field
+    kind: npt.NDArray[np.int16]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (*self.links, self.rank, self.kind))
+
+    @classmethod
+    def of(cls, volume: Volume, box: Box) -> Scene:
+        """The scene of the voxels whose centres are in `box`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        region = box.centres(volume.shape)
+        lo, hi = (tuple(float(getattr(s, end)) for s in region) for end in ("start", "stop"))
+        sides = [s.stop - s.start for s in region]
+        z, y, x = (min(MOST_CELLS, side) for side in sides)
+        roi = Roi(Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])), (z, y, x))
+        dz, dy, dx = (a * b for a, b in zip(roi.spacing, volume.spacing, strict=True))
+        image = crop_to_grid(volume.array, roi, volume.to_real).numpy()
+        low, high = np.percentile(image, _CLIPPED)
+        image = np.clip((image - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+        mean = ndimage.uniform_filter(image, 3, mode="nearest")
+        rank = _ranks(mean)
+        kind = (_ranks(image) * BINS).astype(np.int16) * BINS + (rank * BINS).astype(np.int16)
+        links = likeness(image, (dz, dy, dx), CONTRAST * _usual_difference(image), LEAST_LINK)
+        return cls(roi, (dz, dy, dx), links, rank, kind)
+
+    def cell(self, index: Index) -> Index:
+        """The cell that a voxel of the region lies in."""
+        z, y, x = (
+            int((p + 0.5 - lo) / side)
+            for p, lo, side in zip(index, self.roi.box.lo, self.roi.spacing, strict=True)
+        )
+        return z, y, x
+
+
+@dataclass(frozen=True)
+class CellClick:
+    """A click at a cell of a scene."""
+
+    cell: Index
+    positive: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What clicks say about every cell of a scene.
+
+    Attributes:
+        fore, back: of each kind of click, in [0, 1]: 1 at a click, 0 where none reaches.
+    """
+
+    fore: Field
+    back: Field
+
+    @classmethod
+    def nothing(cls, shape: Index) -> Said:
+        return cls(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+
+    @property
+    def balance(self) -> Field:
+        """1 at a foreground click, -1 at one of the background."""
+        return self.fore - self.back
+
+
+@dataclass(frozen=True, eq=False)
+class Depths:
+    """How deep in what it contradicts a click is at each cell, in mm; 0 where it agrees.
+
+    Attributes:
+        fore, back: of each kind of click.
+    """
+
+    fore: Field
+    back: Field
+
+    @classmethod
+    def of(cls, scene: Scene, before: Mask, box: Box | None) -> Depths:
+        """Those of clicks that correct a mask.
+
+        Args:
+            scene: of the region.
+            before: the mask that the user saw.
+            box: around the object, if the user drew one.
+        """
+        # A foreground click contradicts what is not in the mask but in the box, and no more than that.
+        missing = ~before if box is None else ~before & (beyond(scene.roi, box) <= 0)
+        fore, back = (
+            edt.edt(np.ascontiguousarray(wrong), anisotropy=scene.step, black_border=True)
+            for wrong in (missing, before)
+        )
+        return cls(fore, back)
+
+    def at(self, click: CellClick) -> float:
+        """The depth of one click."""
+        return float((self.fore if click.positive else self.back)[click.cell])
+
+
+def refined(
+    scene: Scene,
+    opinion: Field,
+    box: Box | None,
+    clicks: Sequence[CellClick] = (),
+    said: Said | None = None,
+) -> Field:
+    """The probability of the object at every cell.
+
+    Args:
+        scene: of the region.
+        opinion: the network's logits at the cells.
+        box: around the object, if the user drew one, in voxel edges.
+        clicks: those in the region, which are certain; in any order.
+        said: what they say about their surroundings.
+
+    Returns:
+        float32 of the scene's grid, at most rounding outside [0, 1].
+    """
+    logits = NETWORK_WEIGHT * np.clip(opinion, -NETWORK_LIMIT, NETWORK_LIMIT)
+    outside = np.zeros_like(logits) if box is None else beyond(scene.roi, box)
+    logits -= np.minimum(BOX_SLOPE * outside, BOX_LIMIT)
+    if said is not None:
+        logits += CLICK_LOGIT * said.balance
+    share = sigmoid(logits)
+    logits += INTENSITY_WEIGHT * _intensity_ratio(scene.kind, share * (outside < NEAR_BOX - 1), 1 - share)
+    prior = sigmoid(logits)
+    trust = TRUST * (UNSURE + (1 - UNSURE) * np.abs(2 * prior - 1))
+    links = scene.links if box is None else _shortened(scene, box)
+    found = walked(links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
+    return _unshrunk(found, prior)
+
+
+def settled(scene: Scene, found: Field, before: Field, heard: Sequence[tuple[CellClick, float]]) -> Field:
+    """Probabilities after some new clicks, with the mask before them where the new ones leave it in doubt.
+
+    Args:
+        scene: of the region.
+        found: the probabilities that all clicks give.
+        before: those that the user saw before the new clicks.
+        heard: the new clicks and how far each reaches, in mm.
+
+    Returns:
+        As `found` near the new clicks; elsewhere the mask changes only where `found` says so by more than
+        `HELD`. As `before` where no click is new.
+    """
+    if not heard:
+        return before
+    near = np.zeros_like(found)
+    for click, reach in heard:
+        np.maximum(near, _around(scene, click.cell, HELD_FROM * reach), out=near)
+    return sigmoid(_logit(found) + HELD * (1 - near) * np.where(before > 0.5, np.float32(1), np.float32(-1)))
+
+
+def _shortened(scene: Scene, box: Box) -> list[Field]:
+    """The scene's links, weaker along axes on which the box has few cells (`SHORT_SIDE`)."""
+    return [
+        link if side >= SHORT_SIDE * cell else link * np.float32((side / (SHORT_SIDE * cell)) ** 2)
+        for link, side, cell in zip(scene.links, box.sides, scene.roi.spacing, strict=True)
+    ]
+
+
+def _unshrunk(found: Field, prior: Field) -> Field:
+    """Probabilities with the border where it keeps the prior's volume, if that is near 0.5 (`SHRUNK`)."""
+    volume = int((prior > 0.5).sum())
+    if not 0 < volume < found.size:
+        return found
+    border = float(np.partition(found, found.size - volume, axis=None)[found.size - volume])
+    share = (border - SHRUNK_FAR) / (SHRUNK - SHRUNK_FAR)
+    border = 0.5 - (0.5 - min(border, 0.5)) * min(max(share, 0.0), 1.0)
+    return sigmoid(_logit(found) - np.float32(np.log(border / (1 - border))))
+
+
+def beyond(roi: Roi, box: Box) -> Field:
+    """How far each cell is outside a box: the most over the axes, in half sides of the box; 0 inside."""
+    found = np.zeros(roi.grid, dtype=np.float32)
+    for axis, (count, start, size) in enumerate(zip(roi.grid, roi.box.lo, roi.spacing, strict=True)):
+        centres = start + (np.arange(count) + 0.5) * size
+        away = np.abs(centres - box.centre[axis]) / (box.sides[axis] / 2) - 1
+        shape = [-1 if a == axis else 1 for a in range(3)]
+        np.maximum(found, away.astype(np.float32).reshape(shape), out=found)
+    return found
+
+
+def heard(
+    scene: Scene,
+    new: Sequence[CellClick],
+    clicks: Sequence[CellClick],
+    deep: Depths,
+    earlier: Said,
+) -> tuple[Said, list[tuple[CellClick, float]]]:
+    """What clicks say after some new ones, and how far each new one reaches.
+
+    Args:
+        scene: of the region.
+        new: clicks that were given since; of a scribble a part speaks for the rest (`inputs.speaking`).
+        clicks: all so far, the new ones among them; those of the other kind bound how far a click reaches.
+        deep: for the mask that the user saw before the new clicks.
+        earlier: what the clicks before them said.
+
+    Returns:
+        Of each kind what the click says that says most; and the new clicks with their reach in mm.
+    """
+    least = LEAST_DEPTH * min(scene.step)
+    found = {True: earlier.fore.copy(), False: earlier.back.copy()}
+    reaches = []
+    for click, rival in speaking(new, scene.step, others=clicks):
+        reach = CLICK_REACH * max(deep.at(click), least)
+        reach = max(min(reach, RIVAL_SHARE * rival), least)
+        unlike = (scene.rank - scene.rank[click.cell]) / CLICK_WIDTH
+        # Flat in the middle and steep at its reach: a Gaussian would leak into what was right.
+        near = _around(scene, click.cell, reach) * np.exp(-0.5 * np.square(unlike))
+        np.maximum(found[click.positive], near, out=found[click.positive])
+        reaches.append((click, reach))
+    return Said(found[True], found[False]), reaches
+
+
+def _around(scene: Scene, cell: Index, reach: float) -> Field:
+    """1 at a cell and about it, falling with the fourth power of the distance, 0.6 at `reach` mm."""
+    return np.exp(-0.5 * np.square(_squared_distance(scene, cell, reach)))
+
+
+def _squared_distance(scene: Scene, cell: Index, unit: float) -> Field:
+    z, y, x = (
+        np.square((np.arange(n, dtype=np.float32) - at) * np.float32(side / unit))
+        for n, at, side in zip(scene.roi.grid, cell, scene.step, strict=True)
+    )
+    return z[:, None, None] + y[:, None] + x
+
+
+def _ranks(image: Field) -> Field:
+    """For values in [0, 1], the share of all cells that are lower, by a fine histogram."""
+    level = np.minimum((image * _LEVELS).astype(np.intp), _LEVELS - 1)
+    counts = np.bincount(level.ravel(), minlength=_LEVELS)
+    below = (np.cumsum(counts) - counts).astype(np.float32) / np.float32(image.size)
+    return below[level]
+
+
+def _usual_difference(image: Field) -> float:
+    """The median difference of face neighbours, of those that differ."""
+    differences = np.concatenate([np.abs(np.diff(image, axis=axis)).ravel() for axis in range(3)])
+    differences = differences[differences > 0]
+    return (float(np.median(differences)) if differences.size else 0.0) + 1e-3
+
+
+def _intensity_ratio(kind: npt.NDArray[np.int16], inside: Field, outside: Field) -> Field:
+    """Log ratio of how common each cell's intensities are among two weighted sets of cells."""
+
+    def histogram(weights: Field | None) -> npt.NDArray[np.float64]:
+        counts = np.bincount(kind.ravel(), None if weights is None else weights.ravel(), BINS * BINS)
+        spread = ndimage.gaussian_filter(counts.reshape(BINS, BINS).astype(np.float64), BLUR, mode="nearest")
+        return spread / max(float(spread.sum()), 1e-9)
+
+    # Where both sets are empty the region's own histogram makes the ratio 1.
+    usual = FLOOR * histogram(None) + 1e-12
+    ratio = np.log(((1 - FLOOR) * histogram(inside) + usual) / ((1 - FLOOR) * histogram(outside) + usual))
+    table = np.clip(ratio, -INTENSITY_LIMIT, INTENSITY_LIMIT).astype(np.float32)
+    return table.ravel()[kind]
+
+
+def _logit(probability: Field) -> Field:
+    inside = np.clip(probability, _LEAST, 1 - _LEAST)
+    return np.asarray(np.log(inside / (1 - inside)), dtype=np.float32)
+
+
+def sigmoid(logits: Field) -> Field:
+    """Logits as probabilities."""
+    return torch.sigmoid(torch.from_numpy(logits)).numpy()

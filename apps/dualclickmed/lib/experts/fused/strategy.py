@@ -1,0 +1,443 @@
+"""`strategy=fused`: a network's answer, refined by the image's edges and every click.
+
+The paper routes each object to one expert and leaves joining the two as future work (section 4.5). Here an
+expert says what the object may be, and `refinement` decides with the image and the clicks.
+
+Clicks are heard one after the other, each as a correction of the mask that its user saw: how far it reaches
+depends on that mask, and away from it that mask holds. A request lists foreground and background clicks apart
+and so does not say which came first. Both lists are in order, and users click where the mask is wrong: of
+the two next clicks, the one deeper in what it contradicts is taken for the earlier one. The answer is still a
+function of the request; what was found after the first clicks is kept, so that the next one costs one step.
+
+Objects of one request share the image: a voxel that was clicked for one of them does not belong to another.
+Where it lies in another's mask it is heard there, last of all, as a background click.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from ...imaging.geometry import Box, Index, Region, Roi, axis_weights, crop_to_grid, paste_from_grid
+from ...imaging.prompts import Click, Prompts
+from ...imaging.volume import Volume
+from ..cache import ByteCache
+from ..global_expert import GlobalExpert
+from ..inputs import MAX_CLICKS
+from ..local_expert import OUTSIDE_LOGIT, LocalExpert
+from ..prediction import (
+    NOWHERE,
+    Prediction,
+    enclosing_region,
+    filled_region,
+    intersection,
+    paste_object,
+    within,
+)
+from ..timing import Stages
+from .random_walker import Field
+from .refinement import NETWORK_LIMIT as LIMIT
+from .refinement import CellClick, Depths, Mask, Said, Scene, heard, refined, settled, sigmoid
+
+SCENE_BYTES = 128 << 20
+"""Scenes, and what was found in them after each click, that are kept between requests, in bytes."""
+MOST_ROUNDS = 16
+"""Steps in which all clicks are heard at most; of more clicks several are heard at once.
+A scribble, more clicks than `inputs.MAX_CLICKS`, is one gesture and heard in one step."""
+SURROUNDINGS = 1.5
+"""How much longer than what the local expert found the region of an object without a box is, on each axis."""
+LEAST_SIDE = 24.0
+"""Shortest side of that region in voxels."""
+HEARD = 0.05
+"""What clicks must say about a voxel for a given mask to be reconsidered there (`refinement.Said`)."""
+PROBED = 0.15
+"""Width of the part that `Refined.where_next` looks at, as a part of the object's size."""
+SHARPNESS = 2.0
+"""Factor on the logits of what is seen that makes them meant (docs/fusion.md): walks draw them towards 0."""
+_LEAST = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """One object's answer.
+
+    Attributes:
+        predictions: of the object, as an expert gives them.
+        roi: the region that was refined.
+        probability: float32 of the region's grid, in [0, 1]; above 0.5 inside.
+        clicked: the cells that were clicked.
+    """
+
+    predictions: list[Prediction]
+    roi: Roi
+    probability: Field
+    clicked: list[Index]
+
+    @property
+    def uncertainty(self) -> Field:
+        """Of each cell, in [0, 1]: 1 where the object is as likely as not, 0 where the answer is certain."""
+        return 1 - np.abs(2 * self.probability - 1)
+
+    def where_next(self) -> Index | None:
+        """The voxel whose click would tell most: where a wide part of the object's surroundings is unsure.
+
+        The surface of every object is unsure, so what counts is the mean over a part of the object's size.
+        None where everything is certain, or clicked.
+        """
+        width = max(1.0, PROBED * float((self.probability > 0.5).sum()) ** (1 / 3))
+        unsure = ndimage.gaussian_filter(self.uncertainty, width, mode="constant")
+        unsure *= self.uncertainty
+        for z, y, x in self.clicked:
+            unsure[max(0, z - 1) : z + 2, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 0
+        best = int(unsure.argmax())
+        if unsure.flat[best] < _LEAST:
+            return None
+        cell = np.asarray(np.unravel_index(best, unsure.shape))
+        z, y, x = (int(p) for p in np.rint(self.roi.to_voxel(cell)[0]))
+        return z, y, x
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a user sees after some clicks: probabilities in a scene, and what the clicks so far say."""
+
+    scene: Scene
+    probability: Field
+    said: Said
+    box: Box | None
+
+    @cached_property
+    def depths(self) -> Depths:
+        """Those of the next clicks. Which one came first and how far it reaches ask for the same."""
+        return Depths.of(self.scene, self.probability > 0.5, self.box)
+
+    @property
+    def nbytes(self) -> int:
+        # The depths count before they are asked for: a cache asks for this once.
+        return 5 * self.probability.nbytes
+
+    def logits_on(self, roi: Roi) -> Tensor:
+        """The probabilities as logits on the grid of another region."""
+        limit = 1 / (1 + math.exp(-LIMIT))
+        inside = torch.from_numpy(self.probability).clamp(1 - limit, limit)
+        return resampled(torch.logit(inside), self.scene.roi, roi)
+
+    def moved(self, scene: Scene) -> _Seen:
+        """The same in another scene."""
+        if scene.roi == self.scene.roi:
+            return self
+        fields = (self.probability, self.said.fore, self.said.back)
+        probability, fore, back = (
+            resampled(torch.from_numpy(field), self.scene.roi, scene.roi).numpy() for field in fields
+        )
+        return _Seen(scene, probability, Said(fore, back), self.box)
+
+
+class Fusion:
+    """Answers for one object at a time from what an expert says.
+
+    Attributes:
+        scenes: what was found out about regions, kept between requests.
+    """
+
+    def __init__(self) -> None:
+        self.scenes = ByteCache(SCENE_BYTES)
+
+    def predict(
+        self,
+        expert: GlobalExpert | LocalExpert,
+        volume: Volume,
+        prompts: Prompts,
+        intensity: str,
+        stages: Stages,
+        other: GlobalExpert | None = None,
+        elsewhere: Sequence[Index] = (),
+    ) -> Refined:
+        """Segment one object.
+
+        The expert says what the box or the first click means, and with each further click what it makes of
+        all of them; the refinement lets each click change what is near. A mask in the prompts is what clicks
+        correct: away from them it stays as it is; without clicks the expert sees it.
+
+        Args:
+            expert: whose opinion is refined.
+            volume: the image.
+            prompts: checked for this volume. Foreground and background clicks count in their own order; how
+                the two are interleaved plays no part.
+            intensity: one of `intensity.CHOICES`.
+            stages: receives seconds spent in crop, encode, decode, refine and paste.
+            other: for an object without a box: what was seen last proposes one to this expert, whose opinion
+                then counts as much as that of the local one, which sees no more than its windows.
+            elsewhere: voxels that belong to other objects. Those in the mask after all clicks are heard as
+                background clicks that came last; others change nothing.
+
+        Raises:
+            As the expert's `predict`.
+        """
+        request = _Request(self.scenes, expert, other, volume, prompts, intensity, stages, elsewhere)
+        seen = request.seen()
+        scene, probability = seen.scene, seen.probability
+        with stages.timed("paste"):
+            sure = torch.logit(torch.from_numpy(probability).clamp(_LEAST, 1 - _LEAST))
+            found = [paste_object(sure, scene.roi, volume.shape)]
+            if prompts.clicks and prompts.mask is not None:
+                heard_there = torch.from_numpy(np.abs(seen.said.balance))
+                found = _kept(prompts.mask, sure, heard_there, scene.roi)
+        cells = [c.cell for c in _cell_clicks(scene, prompts.clicks)]
+        return Refined(found, scene.roi, calibrated(probability), cells)
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """One call of `Fusion.predict`."""
+
+    scenes: ByteCache
+    expert: GlobalExpert | LocalExpert
+    other: GlobalExpert | None
+    volume: Volume
+    prompts: Prompts
+    intensity: str
+    stages: Stages
+    elsewhere: Sequence[Index]
+
+    def seen(self) -> _Seen:
+        """What the user sees after all clicks."""
+        clicks = self.prompts.clicks
+        queues = {kind: deque(c for c in clicks if c.positive == kind) for kind in (True, False)}
+        scribble = len(clicks) > MAX_CLICKS
+        size = len(clicks) if scribble else 1
+        while size * MOST_ROUNDS < len(clicks):
+            size *= 2
+        # What the local expert is asked first needs a click; a box alone is enough for the global one.
+        # With a scribble it is asked about all of it, so that the windows of both questions are the same.
+        opening: tuple[Click, ...] = ()
+        if isinstance(self.expert, LocalExpert):
+            opening = tuple(queues[True]) if scribble else tuple(queues[True])[:1]
+        key = (
+            self.volume.key, self.expert.weights_key, self.other and self.other.weights_key,
+            self.prompts.box, self.intensity, _content(self.prompts.mask), bool(clicks), size,
+        )  # fmt: skip
+        seen = self.scenes.get((*key, opening, ()), lambda: self._begun(opening))
+        given: tuple[Click, ...] = ()
+        if opening and not scribble:
+            given = (queues[True].popleft(),)
+            seen = self._after(seen, given, given, key)
+        while queues[True] or queues[False]:
+            new = _next_clicks(seen, queues, size)
+            given = (*given, *new)
+            seen = self._after(seen, new, given, key)
+        denied = self._denied(seen)
+        return self._after(seen, denied, (*given, *denied), key) if denied else seen
+
+    def _denied(self, seen: _Seen) -> tuple[Click, ...]:
+        """Other objects' voxels in the mask, as background clicks; not in a cell that has a click already."""
+        scene = seen.scene
+        cells = {index: scene.cell(index) for index in self.elsewhere if scene.roi.box.contains(index)}
+        held = {index: cell for index, cell in cells.items() if seen.probability[cell] > 0.5}
+        if not held:
+            return ()
+        mine = {click.cell for click in _cell_clicks(scene, self.prompts.clicks)}
+        return tuple(Click(index, False) for index, cell in held.items() if cell not in mine)
+
+    def _scene(self, box: Box) -> Scene:
+        return self.scenes.get((self.volume.key, box), lambda: Scene.of(self.volume, box))
+
+    def _begun(self, opening: tuple[Click, ...]) -> _Seen:
+        """What the user saw before the first correction."""
+        correcting = bool(self.prompts.clicks) and self.prompts.mask is not None
+        asked = replace(self.prompts, clicks=opening, mask=None if correcting else self.prompts.mask)
+        source, opinion = self._asked(asked, None)
+        with self.stages.timed("refine"):
+            scene = self._scene(source.box)
+            if correcting:
+                logits = self._mask_logits(scene)
+                probability = sigmoid(logits)
+            else:
+                probability = refined(scene, resampled(opinion, source, scene.roi).numpy(), self.prompts.box)
+        return _Seen(scene, probability, Said.nothing(scene.roi.grid), self.prompts.box)
+
+    def _after(
+        self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...], key: tuple[Hashable, ...]
+    ) -> _Seen:
+        """What the user sees after some new clicks."""
+        return self.scenes.get((*key, given, new), lambda: self._corrected(seen, new, given))
+
+    def _corrected(self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...]) -> _Seen:
+        source, opinion = self._asked(replace(self.prompts, clicks=given, mask=None), seen)
+        with self.stages.timed("refine"):
+            scene = self._scene(source.box)
+            seen = seen.moved(scene)
+            logits = resampled(opinion, source, scene.roi).numpy()
+            if self.prompts.mask is not None:
+                logits = (logits + self._mask_logits(scene)) / 2
+            clicks = _cell_clicks(scene, given)
+            fresh = [c for c in _cell_clicks(scene, new) if c in clicks]
+            said, reaches = heard(scene, fresh, clicks, seen.depths, seen.said)
+            found = refined(scene, logits, self.prompts.box, clicks, said)
+            return _Seen(scene, settled(scene, found, seen.probability, reaches), said, self.prompts.box)
+
+    def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
+        """What the experts say: a region and logits there.
+
+        Without a box it is the mean of what the local expert says and what the global one says for the box
+        of what was seen last.
+        """
+        if isinstance(self.expert, GlobalExpert):
+            return self._global(self.expert, prompts, seen)
+        found = self.expert.predict(self.volume, prompts, self.intensity, self.stages, in_order=True)
+        source, local = _in_one_region(found, prompts.enclosing_box(), self.volume.shape)
+        if self.other is None or seen is None:
+            return source, local
+        box = proposed_box(seen.probability > 0.5, seen.scene, prompts.foreground)
+        if box is None:
+            return source, local
+        boxed = replace(prompts, box=box, mask=None)
+        roi, whole = self._global(self.other.answering(self.volume, boxed), boxed, seen)
+        return source, (local.clamp(-LIMIT, LIMIT) + resampled(whole, roi, source)) / 2
+
+    def _global(self, expert: GlobalExpert, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
+        """What the global expert says.
+
+        With clicks it is the mean of what it says without and with them: either may be wrong where the other
+        is right, and a mean moves less with each click.
+        """
+        volume, intensity, stages = self.volume, self.intensity, self.stages
+        clicked = bool(prompts.clicks)
+        source, first = expert.logits(volume, prompts, intensity, stages, corrected=not clicked)
+        first = first.clamp(-LIMIT, LIMIT)
+        if not clicked:
+            return source, first
+        before = None if seen is None else seen.logits_on
+        _, second = expert.logits(volume, prompts, intensity, stages, before=before)
+        return source, (first + second.clamp(-LIMIT, LIMIT)) / 2
+
+    def _mask_logits(self, scene: Scene) -> Field:
+        assert self.prompts.mask is not None
+        inside = crop_to_grid(self.prompts.mask, scene.roi).numpy() >= 0.5
+        return np.where(inside, np.float32(LIMIT), np.float32(-LIMIT))
+
+
+def _next_clicks(seen: _Seen, queues: Mapping[bool, deque[Click]], size: int) -> tuple[Click, ...]:
+    """Take the clicks that were given next, at most `size`: of the two kinds' first ones the deeper one."""
+    if size >= len(queues[True]) + len(queues[False]) or not (queues[True] and queues[False]):
+        ready = (*queues[True], *queues[False])[:size]
+        for click in ready:
+            queues[click.positive].popleft()
+        return ready
+
+    def depth(kind: bool) -> float:
+        click = queues[kind][0]
+        if not seen.scene.roi.box.contains(click.index):
+            return -1.0
+        return seen.depths.at(CellClick(seen.scene.cell(click.index), kind))
+
+    taken: list[Click] = []
+    while len(taken) < size and (queues[True] or queues[False]):
+        kinds = [kind for kind in (True, False) if queues[kind]]
+        taken.append(queues[max(kinds, key=depth)].popleft())
+    return tuple(taken)
+
+
+def _content(mask: npt.NDArray[np.generic] | None) -> Hashable:
+    """Stands for a mask: where it is and what is there."""
+    if mask is None:
+        return None
+    region = filled_region(mask)
+    inside = np.packbits(np.ascontiguousarray(mask[region] != 0))
+    return (
+        tuple((s.start, s.stop) for s in region),
+        hashlib.blake2b(inside.tobytes(), digest_size=16).digest(),
+    )
+
+
+def resampled(values: Tensor, source: Roi, target: Roi) -> Tensor:
+    """Values (of shape ``source.grid``) at the cells of another region; outside the source as at its edge."""
+    weights = []
+    for count, lo, size, start, cell, cells in zip(
+        target.grid, target.box.lo, target.spacing, source.box.lo, source.spacing, source.grid, strict=True
+    ):
+        centres = lo + (np.arange(count) + 0.5) * size
+        weights.append(axis_weights((centres - start) / cell - 0.5, cells, hold_edges=True))
+    z, y, x = weights
+    part = values[z.start : z.stop, y.start : y.stop, x.start : x.stop]
+    planes = y.matrix @ (part @ x.matrix.T)
+    return (z.matrix @ planes.flatten(1)).reshape(target.grid)
+
+
+def _in_one_region(parts: Sequence[Prediction], clicked: Box, shape: Index) -> tuple[Roi, Tensor]:
+    """What the local expert found, with its surroundings: voxels of one region and their logits."""
+    found = [part.trimmed() for part in parts]
+    region = enclosing_region([part.region for part in found])
+    box = clicked if region == NOWHERE else clicked.union(_box(region))
+    voxels = box.scaled(SURROUNDINGS).at_least(LEAST_SIDE).centres(shape)
+    logits = np.full([s.stop - s.start for s in voxels], -OUTSIDE_LOGIT, dtype=np.float32)
+    for part in parts:
+        shared = intersection(part.region, voxels)
+        if shared is not None:
+            logits[within(shared, voxels)] = part.logits[within(shared, part.region)]
+    depth, height, width = logits.shape
+    return Roi(_box(voxels), (depth, height, width)), torch.from_numpy(logits)
+
+
+def calibrated(probability: Field) -> Field:
+    """Probabilities that are as often right as they say; above 0.5 where they were."""
+    inside = torch.from_numpy(probability).clamp(0, 1)
+    return torch.sigmoid(SHARPNESS * torch.logit(inside)).numpy()
+
+
+def proposed_box(found: Mask, scene: Scene, clicked: Sequence[Index]) -> Box | None:
+    """The box around those parts of a mask that were clicked, or around the largest if none was.
+
+    Args:
+        found: mask on the grid of the scene.
+        scene: of the region.
+        clicked: foreground clicks, in voxels of the image.
+
+    Returns:
+        In voxel edges of the image; None for an empty mask.
+    """
+    parts, count = ndimage.label(found)
+    if count == 0:
+        return None
+    roi = scene.roi
+    wanted = {int(parts[scene.cell(index)]) for index in clicked if roi.box.contains(index)} - {0}
+    if not wanted:
+        wanted = {int(np.bincount(parts.ravel())[1:].argmax()) + 1}
+    around = Box.of_mask(np.isin(parts, list(wanted)))
+    lo, hi = (roi.to_voxel(np.asarray([corner]) - 0.5)[0] + 0.5 for corner in (around.lo, around.hi))
+    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+
+
+def _cell_clicks(scene: Scene, clicks: Sequence[Click]) -> list[CellClick]:
+    """The clicks in a scene, at most one for each cell, none where a cell was clicked as both."""
+    kinds: dict[Index, set[bool]] = {}
+    for click in clicks:
+        if scene.roi.box.contains(click.index):
+            kinds.setdefault(scene.cell(click.index), set()).add(click.positive)
+    return [CellClick(cell, kind.pop()) for cell, kind in sorted(kinds.items()) if len(kind) == 1]
+
+
+def _kept(mask: npt.NDArray[np.generic], logits: Tensor, heard: Tensor, roi: Roi) -> list[Prediction]:
+    """A given mask, with new logits where clicks said something."""
+    region, values = paste_from_grid(logits, roi, mask.shape)
+    _, said_there = paste_from_grid(heard, roi, mask.shape)
+    whole = enclosing_region([region, filled_region(mask)])
+    result = np.where(mask[whole] != 0, np.float32(OUTSIDE_LOGIT), np.float32(-OUTSIDE_LOGIT))
+    inner = within(region, whole)
+    result[inner] = np.where(said_there.numpy() > HEARD, values.numpy(), result[inner])
+    return [Prediction(whole, result)]
+
+
+def _box(region: Region) -> Box:
+    z, y, x = region
+    return Box((z.start, y.start, x.start), (z.stop, y.stop, x.stop))

@@ -1,0 +1,81 @@
+"""Experts from weight files; those that learning trained come with the weights that it began with."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ..errors import WeightsError
+from ..networks.global_network import GlobalNetwork
+from ..networks.local_network import LocalNetwork
+from ..weights.files import load_expert
+from ..weights.lineage import origin_of
+from .cache import ByteCache
+from .dual import DualExpert
+from .global_expert import GlobalExpert
+from .local_expert import LocalExpert
+from .scope import Lesson, TaughtGlobalExpert, TaughtLocalExpert, lesson_of
+
+logger = logging.getLogger(__name__)
+
+
+def load_experts(
+    global_path: Path | None,
+    local_path: Path | None,
+    device: str | torch.device,
+    cache: ByteCache,
+    precision: str = "float32",
+) -> DualExpert:
+    """Both experts, or one, from their weight files; taught weights with their origin.
+
+    Args:
+        global_path, local_path: weight files; None leaves that expert out.
+        device, cache, precision: as for `GlobalExpert`.
+
+    Raises:
+        WeightsError: a file is missing, damaged, or of another network.
+    """
+    return DualExpert(
+        None if global_path is None else _global(global_path, device, cache, precision),
+        None if local_path is None else _local(local_path, device, cache, precision),
+    )
+
+
+def _global(path: Path, device: Any, cache: ByteCache, precision: str) -> GlobalExpert:
+    network = cast(GlobalNetwork, load_expert("global", path))
+    taught = _taught(path)
+    if taught is None:
+        return GlobalExpert(network, device, cache, precision)
+    lesson, origin = taught
+    return TaughtGlobalExpert(
+        _global(origin, device, cache, precision), lesson, network, device, cache, precision
+    )
+
+
+def _local(path: Path, device: Any, cache: ByteCache, precision: str) -> LocalExpert:
+    network = cast(LocalNetwork, load_expert("local", path))
+    taught = _taught(path)
+    if taught is None:
+        return LocalExpert(network, device, cache, precision)
+    lesson, origin = taught
+    return TaughtLocalExpert(
+        _local(origin, device, cache, precision), lesson, network, device, cache, precision
+    )
+
+
+def _taught(path: Path) -> tuple[Lesson, Path] | None:
+    lesson = lesson_of(path)
+    if lesson is None:
+        return None
+    try:
+        origin = origin_of(path)
+    except WeightsError as error:
+        logger.warning("'%s' answers everything, taught or not: its origin can't be used. %s", path, error)
+        return None
+    if origin is None or not origin.is_file():
+        logger.warning("'%s' answers everything, taught or not: its origin is not there", path)
+        return None
+    return lesson, origin

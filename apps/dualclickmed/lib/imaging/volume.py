@@ -1,0 +1,598 @@
+"""Loaded images: one compact array in canonical orientation, and the way back to the file's own order.
+
+Raw order is what MONAI's ``LoadImage`` returns, and so what clients count their clicks in: ``array[i, j,
+k]`` with the axes as the file stores them, x first. Canonical order is (z, y, x) with each index growing
+towards Superior, Posterior and Left: the order that SimpleITK gives for an identity direction. Going
+between them is a permutation with flips of the axes that lie nearest to the patient's; nothing is
+resampled, so oblique and sheared images keep their voxels.
+
+Voxels are held once, with 8 or 16 bits; ``real = array * slope + intercept``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from torch import Tensor
+
+from ..errors import UserError, VolumeError
+from .geometry import Box, Index, Position, Region
+
+logger = logging.getLogger(__name__)
+
+MODALITIES = ("ct", "mr", "pt", "us", "microscopy", "unknown")
+"""What `Volume.modality` may be."""
+MODALITY_NAMES = {
+    **{name: name for name in MODALITIES},
+    "mri": "mr",
+    "pet": "pt",
+    "ultrasound": "us",
+    "sm": "microscopy",
+    "gm": "microscopy",
+}
+"""Other names, in lower case, among them the codes of DICOM's Modality tag (0008,0060) that mean an image."""
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
+NOT_IMAGES = frozenset({"RTSTRUCT", "RTPLAN", "RTDOSE", "SEG", "SR", "PR", "KO"})
+"""DICOM modalities of results that may lie in the folder of the series that they describe."""
+
+CT_AIR_BELOW = -500.0
+CT_TISSUE_ABOVE = 100.0
+"""An image of unknown modality with values below the one and above the other is taken for CT (HU)."""
+QUANTILES = (0.05, 99.95)
+"""Percentiles that bound the 16-bit range of an image with outliers."""
+OUTLIER_STRETCH = 16.0
+"""Outliers are cut off where the full range is this many times wider than `QUANTILES`: 12 bits are left."""
+MAX_SAMPLE = 2_000_000
+"""Voxels that percentiles are computed from, at most."""
+SINGULAR = 1e-6
+"""Volume of the unit axes' parallelepiped below which an affine does not tell the axes apart."""
+
+_COMPACT = tuple(np.dtype(name) for name in ("uint8", "int8", "int16", "uint16"))
+_TOWARDS = ((2, 1), (1, -1), (0, -1))
+"""For each canonical axis (S, P, L): its world axis in RAS, and whether it runs with or against that axis."""
+_TAG_MODALITY, _TAG_DESCRIPTION, _TAG_POSITION = "0008|0060", "0008|103e", "0020|0032"
+_READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, RuntimeError, zlib.error)
+"""What nibabel and SimpleITK raise for files that they cannot read."""
+_SLAB_VOXELS = 1 << 22
+"""Voxels that are looked at in floating point at once, so that no full-size temporary arises."""
+
+
+@dataclass(eq=False)
+class Volume:
+    """A 3D image in canonical order (z, y, x), read-only.
+
+    Attributes:
+        array: (D, H, W), C-contiguous, 8 or 16 bits.
+        slope: real units per stored unit; ``real = array * slope + intercept``. Never 0, may be negative.
+        intercept: real value of a stored 0.
+        spacing: millimetres between voxels along (z, y, x).
+        modality: one of `MODALITIES`.
+        key: identity of the content and its reading; equal keys mean equal volumes.
+        affine: (4, 4), from raw indices (i, j, k) to RAS millimetres.
+        raw_shape: extent along the raw axes (i, j, k).
+        meta: where the volume came from, for messages: "name", "format", and for DICOM "series".
+    """
+
+    array: npt.NDArray[np.integer]
+    slope: float
+    intercept: float
+    spacing: Position
+    modality: str
+    key: str
+    affine: npt.NDArray[np.float64]
+    raw_shape: Index
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Index:
+        """Extent along (z, y, x)."""
+        depth, height, width = self.array.shape
+        return depth, height, width
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the voxels."""
+        return self.array.nbytes
+
+    @cached_property
+    def value_range(self) -> tuple[float, float]:
+        """Least and greatest real value."""
+        ends = [float(end) * self.slope + self.intercept for end in (self.array.min(), self.array.max())]
+        return min(ends), max(ends)
+
+    def percentile(self, q: float) -> float:
+        """The real value at percentile `q` in [0, 100], from at most `MAX_SAMPLE` evenly strided voxels.
+
+        Raises:
+            ValueError: if `q` is outside [0, 100].
+        """
+        if not 0 <= q <= 100:
+            raise ValueError(f"a percentile must lie in [0, 100], got {q}")
+        rank = (q if self.slope > 0 else 100 - q) / 100 * (self._sorted_sample.size - 1)
+        below, above = self._sorted_sample[[math.floor(rank), math.ceil(rank)]].astype(np.float64)
+        return float((below + (above - below) * (rank % 1)) * self.slope + self.intercept)
+
+    @cached_property
+    def _sorted_sample(self) -> npt.NDArray[np.integer]:
+        return np.sort(_strided_sample(self.array))
+
+    def to_real(self, values: Tensor) -> Tensor:
+        """Stored values of any shape to real ones, as float32."""
+        return values.float() * self.slope + self.intercept
+
+    def region(self, slices: Region) -> Tensor:
+        """The real values of a part of the array, as a float32 tensor of its own."""
+        return self.to_real(torch.from_numpy(self.array[slices].astype(np.float32)))
+
+    def to_canonical(self, points: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Raw voxel indices (N, 3) = (i, j, k) to canonical ones (z, y, x); nothing is clipped."""
+        axes, flips = self._orientation
+        moved = np.asarray(points, dtype=np.int64).reshape(-1, 3)[:, axes]
+        return np.where(flips, np.asarray(self.shape) - 1 - moved, moved)
+
+    def to_raw(self, points: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Canonical voxel indices (N, 3) = (z, y, x) to raw ones (i, j, k): the inverse of `to_canonical`."""
+        axes, flips = self._orientation
+        moved = np.asarray(points, dtype=np.int64).reshape(-1, 3)
+        return np.where(flips, np.asarray(self.shape) - 1 - moved, moved)[:, np.argsort(axes)]
+
+    def box_to_canonical(self, lo: npt.ArrayLike, hi: npt.ArrayLike) -> Box:
+        """A half-open box ``[lo, hi)`` in raw voxel edges (i, j, k) to a canonical one; nothing is clipped.
+
+        Raises:
+            ValueError: unless lo < hi along every axis.
+        """
+        axes, flips = self._orientation
+        start, stop = (np.asarray(edges, dtype=np.float64).reshape(3)[axes] for edges in (lo, hi))
+        size = np.asarray(self.shape)
+        return Box(_triple(np.where(flips, size - stop, start)), _triple(np.where(flips, size - start, stop)))
+
+    def to_raw_array(self, array: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
+        """A canonical array (D, H, W), such as a mask, in raw order (i, j, k).
+
+        The copy is in Fortran order, which is how image files store it.
+
+        Raises:
+            ValueError: if the array does not have the volume's shape.
+        """
+        _require_shape(array, self.shape)
+        axes, flips = self._orientation
+        return np.array(_flipped(array, flips).transpose(np.argsort(axes)), order="F")
+
+    def from_raw_array(self, array: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
+        """An array in raw order (i, j, k), such as a label map on the image's grid, in canonical order.
+
+        The result is a C-contiguous copy.
+
+        Raises:
+            ValueError: if the array does not have the raw shape.
+        """
+        _require_shape(array, self.raw_shape)
+        return np.array(_oriented(array, self._orientation), order="C")
+
+    @cached_property
+    def _orientation(self) -> _Orientation:
+        return _orientation(self.affine)
+
+
+_LOADING_LOCKS = 16
+
+
+class VolumeCache:
+    """The volumes used last, at most `max_bytes` of them; safe to share between threads.
+
+    A file that has changed since it was loaded is loaded again. A volume larger than the whole cache is
+    loaded but not kept.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._kept: OrderedDict[tuple[str, str | None], tuple[str, Volume]] = OrderedDict()
+        self._lock = threading.Lock()
+        # Held while loading: two requests for one image then load it once, and others need not wait for it.
+        self._loading = [threading.Lock() for _ in range(_LOADING_LOCKS)]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the voxels that are kept."""
+        return sum(volume.nbytes for _, volume in self._kept.values())
+
+    def get(self, path: str | Path, modality: str | None = None) -> Volume:
+        """`load_volume`, or the volume that it gave before for the same unchanged file and modality.
+
+        Raises:
+            VolumeError: as `load_volume` does.
+            UserError: as `load_volume` does.
+        """
+        path = Path(path)
+        name = (str(path.absolute()), modality)
+        with self._loading[hash(name) % _LOADING_LOCKS]:
+            identity = _identity(path)
+            with self._lock:
+                known, volume = self._kept.pop(name, ("", None))
+            if volume is None or known != identity:
+                volume = load_volume(path, modality)
+            with self._lock:
+                if volume.nbytes <= self.max_bytes:
+                    self._kept[name] = identity, volume
+                while self.nbytes > self.max_bytes:
+                    self._kept.popitem(last=False)
+            return volume
+
+
+def load_volume(path: str | Path, modality: str | None = None) -> Volume:
+    """Load a 3D image: NIfTI (.nii, .nii.gz), .nrrd, .mha, .mhd, or a folder with one DICOM series.
+
+    Args:
+        path: the file or the folder. modality: one of `MODALITIES` or another of `MODALITY_NAMES`. Where it
+        is None or "unknown", DICOM's Modality
+            tag tells; failing that, an image with values of both air and tissue in HU is taken for CT.
+
+    Raises:
+        VolumeError: if the image is missing or unreadable, is not one 3D scalar volume (a fourth axis of
+        length 1 is
+            accepted, and so is a single slice), holds values that are not finite, or has an affine that
+            does not tell its axes apart.
+        UserError: if the modality's name is unknown.
+    """
+    path = Path(path)
+    named = _modality(modality)
+    identity = _identity(path)
+    name = path.name
+    if path.is_dir():
+        stored = _read_dicom(path)
+    elif name.lower().endswith(NIFTI_SUFFIXES):
+        stored = _read_nifti(path)
+    elif name.lower().endswith(ITK_SUFFIXES):
+        stored = _read_itk(path)
+    else:
+        raise VolumeError(
+            f"An image must be a DICOM folder or end in {', '.join(NIFTI_SUFFIXES + ITK_SUFFIXES)}, "
+            f"but the file is {name}."
+        )
+    return _volume(stored, name, identity, named if named != "unknown" else stored.modality)
+
+
+def series_files(folder: str | Path) -> list[str]:
+    """The files of a folder's one DICOM image series, in the order of the raw index k.
+
+    Raises:
+        VolumeError: as `load_volume` does.
+    """
+    folder = Path(folder)
+    with _reading(folder.name, "DICOM series"):
+        return list(_only_series(folder)[1])
+
+
+def from_array(
+    array: npt.NDArray[np.generic], spacing: Position = (1.0, 1.0, 1.0), modality: str = "unknown"
+) -> Volume:
+    """A volume from an array that is in canonical order already.
+
+    The array is copied. Its raw order is (x, y, z), as if a file with an identity direction had been loaded.
+
+    Args:
+        array: (D, H, W), any real dtype. spacing: millimetres between voxels along (z, y, x). modality: one
+        of `MODALITIES` or another of `MODALITY_NAMES`; "unknown" is guessed as `load_volume` does.
+
+    Raises:
+        VolumeError: if the array is not 3D or holds values that are not finite, or a spacing is not positive.
+        UserError: if the modality's name is unknown.
+    """
+    named = _modality(modality)
+    z, y, x = (float(step) for step in spacing)
+    if not all(math.isfinite(step) and step > 0 for step in (z, y, x)):
+        raise VolumeError(f"An array's spacing must be positive, but it is {(z, y, x)}.")
+    _require_scalar_3d("the array", array.shape, array.dtype)
+    digest = hashlib.blake2b(np.ascontiguousarray(array).reshape(-1).data, digest_size=16)
+    digest.update(repr((array.dtype.str, array.shape, (z, y, x))).encode())
+    stored = _Stored(array.T, np.diag([-x, -y, z, 1.0]), "array")
+    return _volume(stored, "the array", f"array:{digest.hexdigest()}", named)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a reader found: voxels in raw order (i, j, k), not yet copied, oriented or compacted.
+
+    `owner` keeps alive the object whose memory `array` shows, where NumPy does not.
+    """
+
+    array: npt.NDArray[Any]
+    affine: npt.NDArray[np.float64]
+    format: str
+    slope: float = 1.0
+    intercept: float = 0.0
+    modality: str = "unknown"
+    meta: dict[str, Any] = field(default_factory=dict)
+    owner: object = None
+
+
+_Orientation = tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]
+"""For each canonical axis: the raw axis that it comes from, and whether that axis is reversed."""
+
+
+def _read_nifti(path: Path) -> _Stored:
+    with _reading(path.name, "NIfTI file"):
+        image: Any = nib.load(path)
+        proxy = image.dataobj
+        _require_scalar_3d(path.name, image.shape, proxy.dtype)
+        array = np.asarray(proxy.get_unscaled())
+    affine = np.array(image.affine, dtype=np.float64)
+    return _Stored(array.reshape(array.shape[:3]), affine, "nifti", float(proxy.slope), float(proxy.inter))
+
+
+def _read_itk(path: Path) -> _Stored:
+    with _reading(path.name, "NRRD or MetaImage file"):
+        image = sitk.ReadImage(str(path))
+    return _from_itk(image, path.name, "itk")
+
+
+def _read_dicom(folder: Path) -> _Stored:
+    with _reading(folder.name, "DICOM series"):
+        uid, files, tags = _only_series(folder)
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(files)
+        reader.MetaDataDictionaryArrayUpdateOn()
+        image = reader.Execute()
+        _require_distinct_slices(reader, len(files), folder.name)
+    modality = MODALITY_NAMES.get(tags[_TAG_MODALITY].lower(), "unknown")
+    return _from_itk(image, folder.name, "dicom", modality, {"series": uid})
+
+
+def _only_series(folder: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """The folder's one image series: its UID, its files from the first slice to the last, its first tags."""
+    series = {}
+    for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
+        files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
+        tags = _dicom_tags(files[0])
+        if tags[_TAG_MODALITY] not in NOT_IMAGES:
+            series[uid] = (files, tags)
+    if len(series) != 1:
+        found = ", ".join(
+            f"{tags[_TAG_MODALITY] or 'untyped'} {tags[_TAG_DESCRIPTION] or 'without description'} ({uid})"
+            for uid, (_, tags) in series.items()
+        )
+        raise VolumeError(
+            f"A DICOM folder must hold exactly one image series, but {folder.name} holds {len(series)}"
+            f"{': ' + found if found else ''}."
+        )
+    ((uid, (files, tags)),) = series.items()
+    return uid, files, tags
+
+
+def _dicom_tags(file: str) -> dict[str, str]:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(file)
+    reader.ReadImageInformation()
+    present = set(reader.GetMetaDataKeys())
+    return {
+        tag: reader.GetMetaData(tag).strip() if tag in present else ""
+        for tag in (_TAG_MODALITY, _TAG_DESCRIPTION)
+    }
+
+
+def _require_distinct_slices(reader: sitk.ImageSeriesReader, count: int, name: str) -> None:
+    positions = [
+        reader.GetMetaData(i, _TAG_POSITION) for i in range(count) if reader.HasMetaDataKey(i, _TAG_POSITION)
+    ]
+    repeated = len(positions) - len(set(positions))
+    if repeated:
+        raise VolumeError(
+            f"A DICOM series must have one slice at each position, but {name} has {repeated} more: "
+            "it may hold several time points or echoes."
+        )
+
+
+def _from_itk(
+    image: sitk.Image, name: str, source: str, modality: str = "unknown", meta: dict[str, Any] | None = None
+) -> _Stored:
+    size = image.GetSize()
+    array = sitk.GetArrayViewFromImage(image)
+    components = image.GetNumberOfComponentsPerPixel()
+    if components > 1:
+        raise VolumeError(f"An image must have one real number in each voxel, but {name} has {components}.")
+    _require_scalar_3d(name, size, array.dtype)
+    dimension = image.GetDimension()
+    direction = np.asarray(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    affine = np.eye(4)
+    affine[:3, :3] = direction * np.asarray(image.GetSpacing()[:3])
+    affine[:3, 3] = image.GetOrigin()[:3]
+    # ITK's world is LPS.
+    affine[:2] *= -1
+    raw = array.T.reshape(size[:3], order="F")
+    return _Stored(raw, affine, source, modality=modality, meta=meta or {}, owner=image)
+
+
+def _volume(stored: _Stored, name: str, identity: str, modality: str) -> Volume:
+    _require_scalar_3d(name, stored.array.shape, stored.array.dtype)
+    spacing = _require_axes(name, stored.affine)
+    orientation = _orientation(stored.affine)
+    array, step, offset = _compact(_oriented(stored.array, orientation), name)
+    array.flags.writeable = False
+    volume = Volume(
+        array=array,
+        slope=step * stored.slope,
+        intercept=offset * stored.slope + stored.intercept,
+        spacing=_triple(spacing[orientation[0]]),
+        modality=modality,
+        key="",
+        affine=stored.affine,
+        raw_shape=_shape_of(stored.array),
+        meta={"name": name, "format": stored.format, **stored.meta},
+    )
+    if modality == "unknown":
+        low, high = volume.value_range
+        volume.modality = "ct" if low < CT_AIR_BELOW and high > CT_TISSUE_ABOVE else "unknown"
+    # The modality decides how intensities are mapped, so what is computed from the volume depends on it.
+    volume.key = f"{identity}:{volume.modality}"
+    logger.debug("loaded %s: shape %s, %s, %s", name, volume.shape, array.dtype, volume.modality)
+    return volume
+
+
+def _compact(source: npt.NDArray[Any], name: str) -> tuple[npt.NDArray[np.integer], float, float]:
+    """A C-contiguous copy of 8 or 16 bits, with the slope and intercept that lead back to the source."""
+    native = source.dtype.newbyteorder("=")
+    if native in _COMPACT:
+        return np.array(source, dtype=native, order="C"), 1.0, 0.0
+    low, high = float(source.min()), float(source.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        count = sum(int(np.count_nonzero(~np.isfinite(source[part]))) for part in _slabs(source))
+        raise VolumeError(
+            f"An image's voxels must be finite, but {name} has {count} that are NaN or infinite."
+        )
+    for dtype in (np.dtype("uint8"), np.dtype("int16"), np.dtype("uint16")):
+        limits = np.iinfo(dtype)
+        if limits.min <= low and high <= limits.max and _is_whole(source):
+            return np.array(source, dtype=dtype, order="C"), 1.0, 0.0
+    low, high = _without_outliers(source, low, high)
+    top = np.iinfo(np.uint16).max
+    step = (high - low) / top or 1.0
+    array = np.empty(source.shape, dtype=np.uint16)
+    for part in _slabs(source):
+        array[part] = np.rint((np.clip(source[part].astype(np.float64), low, high) - low) / step)
+    return array, step, low
+
+
+def _without_outliers(source: npt.NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    inner_low, inner_high = np.percentile(_strided_sample(source).astype(np.float64), QUANTILES)
+    if inner_low < inner_high and high - low > OUTLIER_STRETCH * (inner_high - inner_low):
+        return float(inner_low), float(inner_high)
+    return low, high
+
+
+def _is_whole(source: npt.NDArray[Any]) -> bool:
+    if source.dtype.kind in "biu":
+        return True
+    return all(bool((np.rint(source[part]) == source[part]).all()) for part in _slabs(source))
+
+
+def _slabs(array: npt.NDArray[Any]) -> Iterator[slice]:
+    step = max(1, _SLAB_VOXELS // max(1, array[0].size))
+    return (slice(start, start + step) for start in range(0, array.shape[0], step))
+
+
+def _strided_sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """At most `MAX_SAMPLE` of an array's values, flat."""
+    stride = max(1, math.ceil(array.size / MAX_SAMPLE))
+    # A stride that shares a factor with the row length would see the same columns of every row.
+    while math.gcd(stride, array.size) != 1:
+        stride += 1
+    return array.flat[::stride]
+
+
+def _orientation(affine: npt.NDArray[np.float64]) -> _Orientation:
+    world = nib.io_orientation(affine)
+    axes, flips = [], []
+    for world_axis, sign in _TOWARDS:
+        raw_axis = int(np.flatnonzero(world[:, 0] == world_axis)[0])
+        axes.append(raw_axis)
+        flips.append(world[raw_axis, 1] != sign)
+    return np.asarray(axes, dtype=np.intp), np.asarray(flips, dtype=np.bool_)
+
+
+def _oriented(array: npt.NDArray[Any], orientation: _Orientation) -> npt.NDArray[Any]:
+    axes, flips = orientation
+    return _flipped(array.transpose(axes), flips)
+
+
+def _flipped(array: npt.NDArray[Any], flips: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    return array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+
+
+def _identity(path: Path) -> str:
+    """What changes when the image's files change: their path, sizes and times of change."""
+    with _reading(path.name, "image"):
+        if not path.exists():
+            raise VolumeError(f"An image must be an existing file or folder, but there is no {path.name}.")
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file())
+        elif path.suffix.lower() == ".mhd":
+            # The header names the file of the voxels, which lies beside it.
+            files = sorted(file for file in path.parent.iterdir() if file.stem == path.stem)
+        found = [(file.name, file.stat()) for file in files]
+    states = [(name, status.st_mtime_ns, status.st_size) for name, status in found]
+    return f"{path.absolute()}:{hashlib.blake2b(repr(states).encode(), digest_size=16).hexdigest()}"
+
+
+def _modality(name: str | None) -> str:
+    if name is None:
+        return "unknown"
+    try:
+        return MODALITY_NAMES[name.lower()]
+    except KeyError:
+        raise UserError(
+            f"The modality must be one of {', '.join(MODALITY_NAMES)}, but it is {name!r}."
+        ) from None
+
+
+def _require_scalar_3d(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "biuf":
+        raise VolumeError(f"An image must have one real number in each voxel, but {name} has {dtype}.")
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        raise VolumeError(
+            f"An image must have three axes, but {name} has {len(shape)}, of lengths {tuple(shape)}."
+        )
+    if 0 in shape:
+        raise VolumeError(f"An image must have voxels, but {name} has the empty shape {tuple(shape)}.")
+
+
+def _require_axes(name: str, affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The spacing along the raw axes, in millimetres."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and spacing.min() > 0):
+        volume = 0.0
+    else:
+        volume = abs(float(np.linalg.det(affine[:3, :3] / spacing)))
+    if volume < SINGULAR:
+        raise VolumeError(
+            f"An image's axes must have three directions, but the affine of {name} is {affine.tolist()}."
+        )
+    return spacing
+
+
+def _require_shape(array: npt.NDArray[Any], shape: Index) -> None:
+    if array.shape != shape:
+        raise ValueError(f"the array must have shape {shape}, got {array.shape}")
+
+
+@contextmanager
+def _reading(name: str, kind: str) -> Iterator[None]:
+    """What the image libraries raise becomes a sentence about `name`, which should have been a `kind`."""
+    try:
+        yield
+    except VolumeError:
+        raise
+    except _READ_ERRORS as error:
+        raise VolumeError(
+            f"An image must be a readable {kind}, but {name} could not be read as one."
+        ) from error
+
+
+def _triple(values: npt.NDArray[np.floating]) -> Position:
+    first, second, third = (float(value) for value in values)
+    return first, second, third
+
+
+def _shape_of(array: npt.NDArray[Any]) -> Index:
+    i, j, k = array.shape
+    return i, j, k

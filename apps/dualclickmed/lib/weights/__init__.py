@@ -1,0 +1,1 @@
+"""Weight files and their cards: written, checked, converted, downloaded, averaged, traced back."""

@@ -1,0 +1,509 @@
+"""Checkpoints of the published networks: reading them without running anything in them, and writing them.
+
+A checkpoint comes from somewhere else, usually as a pickle, which can hold code. Of such a file only tensors
+and plain values are read; anything else in it is refused by name. What was recognised is converted to the
+tensors of the `paper` networks and saved with a card that says what became of every name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import pickletools
+import re
+import shlex
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..errors import WeightsError
+from ..networks.configs import PRESETS, GlobalConfig, LocalConfig
+from . import files as weights
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED: dict[weights.Kind, GlobalConfig | LocalConfig] = {
+    "global": PRESETS["paper"][0],
+    "local": PRESETS["paper"][1],
+}
+"""The networks that published checkpoints are of."""
+PICKLE_ENDINGS = (".pth", ".pt")
+INITIAL_SEED = 0
+"""Of a patch embedding that is drawn anew."""
+
+_CONTAINERS = ("model_state_dict", "state_dict", "model")
+"""Where the published trainers put the tensors; a bare dictionary of them is accepted as well."""
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
+
+_PATCH = "image_encoder.patch_embed.proj.weight"
+_MASK_TOKENS = "mask_decoder.mask_tokens.weight"
+_IOU_HEAD = "mask_decoder.iou_prediction_head."
+_HYPERNETWORKS = "mask_decoder.output_hypernetworks_mlps."
+_POINTS = "prompt_encoder.point_embeddings."
+
+_LOCAL_DROPPED = (
+    "class_head.",
+    "image_encoder.up_layers_auto.",
+    # More mask tokens' networks, which the MONAI 1.3 bundle builds and never calls.
+    "point_head.output_add_hypernetworks_mlps.",
+)
+_LOCAL_UNUSED = (
+    "point_head.mask_downsample.",
+    "point_head.class_embeddings.",
+    "point_head.zeroshot_embed.",
+    "point_head.special_class_embed.",
+    "point_head.not_a_point_embed.",
+)
+"""Built by the published point head, and without effect on a mask made from clicks."""
+# The MONAI 1.3 bundle has its own transformer, whose names are those of Segment Anything.
+_OLD_MLP = re.compile(r"(point_head\.transformer\.layers\.\d+\.mlp\.)lin([12])\.")
+
+_READ_BYTES = 1 << 20
+_SHOWN = 3
+
+
+class _Inert:
+    """Stands for training settings and NumPy numbers in a checkpoint: takes anything, does nothing."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_INERT: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_Inert, name)
+    for name in (
+        "argparse.Namespace",
+        "numpy.dtype",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+    )
+]
+"""What trainers leave in their checkpoints beside tensors."""
+
+
+@dataclass
+class Conversion:
+    """A checkpoint turned into the tensors of one of our networks.
+
+    format: what it was recognised as. config: of the network. tensors: its state, float32.
+    converted, dropped, initialised: names, with what was done to them.
+    """
+
+    format: str
+    config: GlobalConfig | LocalConfig
+    tensors: dict[str, Tensor]
+    converted: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    initialised: list[str] = field(default_factory=list)
+
+
+def import_checkpoint(
+    path: str | os.PathLike[str],
+    kind: weights.Kind,
+    name: str | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    drop_patch_embedding: bool = False,
+    half: bool = False,
+    replace: bool = False,
+    card: Mapping[str, Any] | None = None,
+) -> tuple[Path, Conversion]:
+    """Convert a published checkpoint and save it among the weights.
+
+    Args:
+        path: the checkpoint (.pth, .pt, .safetensors; its contents decide, not its name).
+        kind: "global" or "local".
+        name: what to call it; by default ``global-paper`` or ``local-paper``.
+        directory: the folder of weights (`weights.model_dir`).
+        drop_patch_embedding: draw the patch embedding anew instead of resampling it.
+        half: store parameters as float16 (half the size, outputs differ in the third digit).
+        replace: overwrite weights of that name.
+        card: further entries for the card; its `source` adds to and overrides what is known of the file.
+
+    Returns:
+        The weight file, and what was done.
+
+    Raises:
+        WeightsError: the file is not a checkpoint, damaged, holds more than tensors and plain values, is of
+            another network, or the name is taken. Nothing has been written then.
+    """
+    path = Path(path)
+    target = import_target(kind, name, directory, replace)
+    tensors = read_tensors(path)
+    conversion = convert(kind, tensors, path.name, drop_patch_embedding)
+    del tensors
+    if half:
+        _halve(conversion)
+    source = {
+        "file": path.name,
+        "sha256": file_hash(path),
+        "bytes": path.stat().st_size,
+        "format": conversion.format,
+    }
+    written = {
+        "command": f"weights import {shlex.quote(path.name)} --as {kind}",
+        "licence": "that of the source",
+        **(card or {}),
+        "source": source | (card or {}).get("source", {}),
+        "converted": conversion.converted,
+        "dropped": conversion.dropped,
+        "initialised": conversion.initialised,
+    }
+    weights.save_tensors(conversion.tensors, kind, conversion.config, target, written)
+    return target, conversion
+
+
+def import_target(
+    kind: weights.Kind, name: str | None, directory: str | os.PathLike[str] | None, replace: bool
+) -> Path:
+    """The file that an import would write.
+
+    Raises:
+        WeightsError: the name is not a name, belongs to the shipped weights, or is taken.
+    """
+    name = weights.checked_name((name or f"{kind}-paper").removesuffix(weights.SUFFIX))
+    if name in {weights.shipped_name(kind) for kind in weights.KINDS}:
+        raise WeightsError(f"'{name}' is the name of weights that ship; choose another with --name.")
+    target = weights.model_dir(directory) / f"{name}{weights.SUFFIX}"
+    if target.exists() and not replace:
+        raise WeightsError(
+            f"There are weights '{name}' already; choose another name with --name, or pass --replace."
+        )
+    return target
+
+
+def export_expert(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> Path:
+    """Write weights as a checkpoint of the published layout, in float32.
+
+    The global network becomes ``{"model_state_dict": ...}`` as its authors write it, the local one a
+    dictionary with VISTA3D's names (without the automatic branch and the class head, which it does not have).
+    As .safetensors both are a bare dictionary.
+
+    Args:
+        path: a weight file with its card.
+        to: a new file that ends in .pth, .pt or .safetensors.
+
+    Raises:
+        WeightsError: the weights can't be used or are not of a published network, or the ending is another
+            one, or the file exists.
+    """
+    path, to = Path(path), Path(to)
+    endings = (*PICKLE_ENDINGS, weights.SUFFIX)
+    if to.suffix not in endings:
+        raise WeightsError(f"A checkpoint is written as {', '.join(endings)}, but the file is '{to}'.")
+    if to.exists():
+        raise WeightsError(f"'{to}' exists; remove it or choose another file.")
+    card = weights.read_card(path)
+    kind: weights.Kind = card["kind"]
+    network = weights.load_expert(kind, path)
+    if _without_iou_head(network.config) != PUBLISHED[kind]:
+        raise WeightsError(
+            f"'{path.name}' holds the preset {card['preset']}, which has no published layout; only "
+            "weights of the preset paper can be exported."
+        )
+    # Copies, so that nothing but plain tensors, each with a storage of its own, goes into the file.
+    state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    to.parent.mkdir(parents=True, exist_ok=True)
+    temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    try:
+        if to.suffix == weights.SUFFIX:
+            safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
+        else:
+            torch.save({"model_state_dict": state} if kind == "global" else state, temporary)
+        temporary.replace(to)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return to
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state dictionary in a checkpoint, names without wrappers' prefixes; nothing of it is executed.
+
+    Args:
+        path: a file of torch.save (either format) or safetensors. Large files are mapped, not read.
+
+    Raises:
+        WeightsError: the file is missing, empty, truncated or of another format, or its pickle refers to
+            anything but tensors and plain values.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except OSError as error:
+        raise WeightsError(f"'{path}' can't be read ({error.strerror}); check the path.") from error
+    if not head:
+        raise WeightsError(f"'{path}' is empty; fetch it again.")
+    if head[8:9] == b"{":
+        found: Any = _read_safetensors(path)
+    elif head.startswith((b"PK\x03\x04", b"\x80")):
+        found = _read_pickle(path, zipped=head.startswith(b"PK"))
+    else:
+        raise WeightsError(
+            f"'{path}' is not a checkpoint: it begins with {head[:8]!r}, and neither PyTorch nor safetensors "
+            "writes such files. Was it renamed, or is it a web page?"
+        )
+    while isinstance(found, Mapping):
+        inner = next((found[name] for name in _CONTAINERS if isinstance(found.get(name), Mapping)), None)
+        if inner is None:
+            break
+        found = inner
+    if not isinstance(found, Mapping):
+        raise WeightsError(f"'{path}' holds a {type(found).__name__} and not a dictionary of tensors.")
+    tensors: dict[str, Tensor] = {}
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            continue
+        while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
+            name = name.removeprefix(prefix)
+        if name in tensors:
+            raise WeightsError(f"'{path}' holds '{name}' twice, once with a wrapper's prefix.")
+        tensors[name] = value
+    if not tensors:
+        shown = ", ".join(repr(key) for key in list(found)[:_SHOWN]) or "nothing"
+        raise WeightsError(f"'{path}' holds no tensors by name; it holds {shown}.")
+    return tensors
+
+
+def convert(
+    kind: weights.Kind, tensors: Mapping[str, Tensor], source: str, drop_patch_embedding: bool = False
+) -> Conversion:
+    """Recognise the network that tensors are of and turn them into ours.
+
+    Args:
+        kind: what they are taken for.
+        tensors: as `read_tensors` gives them.
+        source: what error messages call them.
+        drop_patch_embedding: as for `import_checkpoint`.
+
+    Raises:
+        WeightsError: they are of another network; the message lists the first names that do not fit.
+    """
+    other = weights.KINDS[1 - weights.KINDS.index(kind)]
+    looks = _kind_of(tensors)
+    if looks == other:
+        raise WeightsError(f"'{source}' looks like a {other} network; import it with --as {other}.")
+    conversion = (
+        _convert_global(tensors, drop_patch_embedding) if kind == "global" else _convert_local(tensors)
+    )
+    expected = weights.outline(conversion.config).state_dict()
+    if problems := weights.differences(expected, conversion.tensors):
+        raise WeightsError(
+            f"'{source}' is not a checkpoint of {_KNOWN[kind]}, or not of these sizes: {problems}."
+        )
+    _to_float32(conversion, source)
+    return conversion
+
+
+_KNOWN = {
+    "global": "SAM-Med3D (vit_b_ori) or its 64-voxel variant",
+    "local": "VISTA3D (vista3d132)",
+}
+
+
+def resampled_patch_embedding(weight: Tensor, patch: int) -> Tensor:
+    """Patch embedding for smaller patches: so that a constant image gives the same response.
+
+    A patch of 8 at twice the voxel size sees what a patch of 16 saw: the kernel is resampled by area.
+
+    Args:
+        weight: (dim, C, P, P, P), P a multiple of `patch`.
+        patch: side of the new patches in voxels.
+
+    Returns:
+        (dim, C, patch, patch, patch)
+    """
+    factor = weight.shape[-1] // patch
+    return F.avg_pool3d(weight.float(), factor) * factor**3
+
+
+def file_hash(path: Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal hash of a file, read in pieces."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while piece := stream.read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _kind_of(tensors: Mapping[str, Tensor]) -> weights.Kind | None:
+    if _PATCH in tensors and any(name.startswith("mask_decoder.") for name in tensors):
+        return "global"
+    if "image_encoder.encoder.conv_init.weight" in tensors:
+        return "local"
+    return None
+
+
+def _convert_global(tensors: Mapping[str, Tensor], drop_patch_embedding: bool) -> Conversion:
+    config = PUBLISHED["global"]
+    assert isinstance(config, GlobalConfig)
+    found = dict(tensors)
+    done = Conversion("SAM-Med3D, 64-voxel variant", config, found)
+
+    patch = found.get(_PATCH)
+    if patch is not None and patch.shape[2:] == (2 * config.patch,) * 3:
+        done.format = "SAM-Med3D"
+        if drop_patch_embedding:
+            layer = torch.nn.Conv3d(patch.shape[1], patch.shape[0], config.patch, device="meta")
+            found[_PATCH] = _drawn(layer.weight.shape)
+            done.dropped.append(_PATCH)
+            done.initialised.append(f"{_PATCH} (at random, seed {INITIAL_SEED})")
+        else:
+            found[_PATCH] = resampled_patch_embedding(patch, config.patch)
+            done.converted.append(f"{_PATCH} ({2 * config.patch}^3 to {config.patch}^3, area-resampled)")
+
+    masks = found.get(_MASK_TOKENS)
+    if masks is not None and masks.ndim == 2 and len(masks) > config.mask_tokens:
+        found[_MASK_TOKENS] = masks[: config.mask_tokens]
+        done.converted.append(f"{_MASK_TOKENS} (the first of {len(masks)})")
+        rest = tuple(f"{_HYPERNETWORKS}{i}." for i in range(config.mask_tokens, len(masks)))
+        # The quality head compares several masks; with one there is nothing to choose.
+        _drop(done, (*rest, _IOU_HEAD))
+
+    quality = found.get(f"{_IOU_HEAD}layers.0.weight")
+    if quality is not None:
+        done.config = dataclasses.replace(config, iou_head=quality.shape[0])
+    for kind in range(config.point_kinds):
+        name = f"{_POINTS}{kind}.weight"
+        # The first two are background and foreground; nothing refers to the rest, which are for box corners.
+        if kind >= 2 and name not in found:
+            found[name] = torch.zeros(1, config.prompt_dim)
+            done.initialised.append(f"{name} (zeros, not used)")
+    return done
+
+
+def _convert_local(tensors: Mapping[str, Tensor]) -> Conversion:
+    config = PUBLISHED["local"]
+    done = Conversion("VISTA3D", config, dict(tensors))
+    _drop(done, _LOCAL_DROPPED)
+    for name in list(done.tensors):
+        renamed = _OLD_MLP.sub(r"\1linear\2.", name)
+        if renamed != name and renamed not in done.tensors:
+            done.format = "VISTA3D, names of the MONAI 1.3 bundle"
+            done.tensors[renamed] = done.tensors.pop(name)
+            done.converted.append(f"{name} (renamed to {renamed})")
+    expected = weights.outline(config).state_dict()
+    for name in sorted(n for n in expected.keys() ^ done.tensors.keys() if n.startswith(_LOCAL_UNUSED)):
+        if name in expected:
+            done.tensors[name] = torch.zeros(expected[name].shape)
+            done.initialised.append(f"{name} (zeros, not used)")
+        else:
+            _drop(done, (name,))
+    return done
+
+
+def _drop(done: Conversion, prefixes: tuple[str, ...]) -> None:
+    for name in [name for name in done.tensors if name.startswith(prefixes)]:
+        del done.tensors[name]
+        done.dropped.append(name)
+
+
+def _drawn(shape: torch.Size) -> Tensor:
+    """As a convolution draws its weights."""
+    weight = torch.empty(shape)
+    generator = torch.Generator().manual_seed(INITIAL_SEED)
+    torch.nn.init.kaiming_uniform_(weight, a=5**0.5, generator=generator)
+    return weight
+
+
+def _to_float32(done: Conversion, source: str) -> None:
+    storages: set[int] = set()
+    changed = set()
+    for name, value in done.tensors.items():
+        if value.device.type != "cpu" or value.layout != torch.strided or not value.is_floating_point():
+            raise WeightsError(
+                f"'{source}' holds '{name}' as {value.dtype}, {value.layout}, on {value.device}; expected "
+                "ordinary floating-point numbers."
+            )
+        if value.dtype != torch.float32:
+            changed.add(str(value.dtype).removeprefix("torch."))
+        plain = value.detach().to(torch.float32).contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        # Names that share one storage may not share it in safetensors.
+        done.tensors[name] = plain.clone() if storage in storages else plain
+        storages.add(storage)
+    if changed:
+        done.converted.append(f"all tensors of {' and '.join(sorted(changed))} (to float32)")
+
+
+def _halve(done: Conversion) -> None:
+    for name, _ in weights.outline(done.config).named_parameters():
+        done.tensors[name] = done.tensors[name].half()
+    done.converted.append("all parameters (to float16)")
+
+
+def _without_iou_head(config: object) -> object:
+    return dataclasses.replace(config, iou_head=0) if isinstance(config, GlobalConfig) else config
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"'{path}' begins like a safetensors file but can't be read as one ({error}): it is truncated or "
+            "damaged, fetch it again."
+        ) from error
+
+
+def _read_pickle(path: Path, zipped: bool) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_INERT):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # PyTorch lets a damaged file end in errors of a dozen types.
+        if refused := _refused(path, error, zipped):
+            raise WeightsError(
+                f"'{path}' is refused, because it holds more than tensors: {refused}. Nothing of it was "
+                "executed. Have its tensors saved alone, as state_dict() gives them."
+            ) from error
+        raise WeightsError(
+            f"'{path}' can't be read as a PyTorch checkpoint: it is truncated, damaged or of another format "
+            f"({_first_sentence(str(error))}). Fetch it again."
+        ) from error
+
+
+def _refused(path: Path, error: Exception, zipped: bool) -> str | None:
+    """What the file refers to beyond tensors and plain values; None if that is not why it can't be read."""
+    text = str(error)
+    if "TorchScript" in text:
+        return "it is a TorchScript program"
+    if named := re.search(r"GLOBAL (\S+)", text):
+        return f"it refers to {named[1]}"
+    if not zipped:
+        with suppress(Exception):  # a pickle that is damaged, too
+            names = [name for name in _globals_of(path) if not name.startswith(("torch.", "collections."))]
+            if names:
+                return f"it refers to {', '.join(names[:_SHOWN])}"
+    return None
+
+
+def _globals_of(path: Path) -> Iterator[str]:
+    """What a plain pickle refers to; it is looked at, not executed."""
+    strings: list[str] = []
+    with path.open("rb") as stream:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name in ("GLOBAL", "INST"):
+                yield str(argument).replace(" ", ".")
+            elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:
+                yield ".".join(strings[-2:])
+            elif isinstance(argument, str):
+                strings.append(argument)
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[a-z])\. |\n", text.strip(), maxsplit=1)[0].rstrip(".")[:200]

@@ -1,0 +1,244 @@
+"""Submitted labels of every kind mean the same names on the same voxels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from dualclickmed.imaging.label_files import LabelError, NamedLabels, read_labels, valid_name
+from dualclickmed.imaging.label_map import LabelMap
+from dualclickmed.imaging.volume import Volume, load_volume
+from hypothesis import given
+from hypothesis import strategies as st
+
+SHAPE = (20, 16, 12)
+AFFINE = np.array([[-0.8, 0, 0, 5.0], [0, -1.1, 0, -7.0], [0, 0, 2.5, 30.0], [0, 0, 0, 1]])
+KNOWN = LabelMap(("liver", "spleen", "left kidney"))
+
+
+def blocks(first: int = 1, second: int = 2) -> np.ndarray:
+    """Two labels in raw order."""
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[2:8, 3:9, 2:6] = first
+    labels[11:18, 5:14, 4:11] = second
+    return labels
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    array = np.random.default_rng(1).integers(0, 900, SHAPE).astype(np.int16)
+    nib.save(nib.Nifti1Image(array, AFFINE), tmp_path / "image.nii.gz")
+    return load_volume(tmp_path / "image.nii.gz")
+
+
+def nifti(folder: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    path = folder / "label.nii.gz"
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def raw_mask(volume: Volume, labels: NamedLabels, name: str) -> np.ndarray:
+    return volume.to_raw_array(labels.mask(name))
+
+
+def same(volume: Volume, labels: NamedLabels, **expected: np.ndarray) -> None:
+    assert labels.voxels == {name.replace("_", " "): int(mask.sum()) for name, mask in expected.items()}
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(raw_mask(volume, labels, name.replace("_", " ")), mask)
+
+
+def test_slicer_numbers_segments_by_position_whatever_idx_says(tmp_path: Path, volume: Volume) -> None:
+    array = blocks()
+    info = {"label_info": [{"name": "spleen", "idx": 5}, {"name": "posterior", "idx": 9}]}
+    found = read_labels(nifti(tmp_path, array), volume, info, KNOWN)
+    same(volume, found, spleen=array == 1, posterior=array == 2)
+    assert found.notes == []
+
+
+def test_a_listed_background_does_not_count(tmp_path: Path, volume: Volume) -> None:
+    array = blocks()
+    info = {"label_info": [{"name": "background", "idx": 0}, {"name": "a"}, {"name": "b"}]}
+    same(volume, read_labels(nifti(tmp_path, array), volume, info), a=array == 1, b=array == 2)
+
+
+def test_without_names_values_are_the_servers(tmp_path: Path, volume: Volume) -> None:
+    array = blocks(3, 1)
+    found = read_labels(nifti(tmp_path, array), volume, {}, KNOWN)
+    same(volume, found, left_kidney=array == 3, liver=array == 1)
+
+
+def test_the_servers_own_values_with_the_names_that_occur(tmp_path: Path, volume: Volume) -> None:
+    array = blocks(3, 2)
+    info = {"label_info": [{"name": "Left Kidney"}, {"name": "spleen"}]}
+    found = read_labels(nifti(tmp_path, array), volume, info, KNOWN)
+    same(volume, found, left_kidney=array == 3, spleen=array == 2)
+
+
+def test_a_mapping_that_was_sent_along_goes_before_positions(tmp_path: Path, volume: Volume) -> None:
+    array = blocks(7, 4)
+    info = {"label_names": {"background": 0, "cyst": 7, "tumor": 4}, "label_info": [{"name": "x"}] * 9}
+    same(volume, read_labels(nifti(tmp_path, array), volume, info), cyst=array == 7, tumor=array == 4)
+
+
+def test_names_in_a_slicer_segmentation_go_before_everything(tmp_path: Path, volume: Volume) -> None:
+    array = blocks(1, 2)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": lps[:3, :3].T,
+        "space origin": lps[:3, 3],
+        "Segment0_Name": "vessel",
+        "Segment0_LabelValue": "2",
+        "Segment0_Layer": "0",
+        "Segment1_Name": "Liver",
+        "Segment1_LabelValue": "1",
+        "Segment1_Layer": "0",
+    }
+    nrrd.write(str(tmp_path / "label.seg.nrrd"), array, header)
+    info = {"label_info": [{"name": "wrong"}, {"name": "also wrong"}]}
+    found = read_labels(tmp_path / "label.seg.nrrd", volume, info, KNOWN)
+    same(volume, found, vessel=array == 2, liver=array == 1)
+
+
+def test_overlapping_segments_of_slicer_stay_whole(tmp_path: Path, volume: Volume) -> None:
+    organ, lesion = blocks() == 2, np.zeros(SHAPE, dtype=bool)
+    lesion[12:15, 7:10, 6:9] = True
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE
+    header: dict[str, Any] = {
+        "space": "left-posterior-superior",
+        "kinds": ["list", "domain", "domain", "domain"],
+        "space directions": np.vstack([[np.nan] * 3, lps[:3, :3].T]),
+        "space origin": lps[:3, 3],
+    }
+    for number, name in enumerate(("organ", "lesion")):
+        header |= {f"Segment{number}_Name": name, f"Segment{number}_LabelValue": "1"}
+        header[f"Segment{number}_Layer"] = str(number)
+    nrrd.write(str(tmp_path / "label.seg.nrrd"), np.stack([organ, lesion]).astype(np.uint8), header)
+    found = read_labels(tmp_path / "label.seg.nrrd", volume)
+    assert len(found.layers) == 2
+    same(volume, found, organ=organ, lesion=lesion)
+
+
+def test_a_channel_for_each_label(tmp_path: Path, volume: Volume) -> None:
+    array = blocks()
+    channels = np.stack([array == 2, array == 1], axis=-1).astype(np.uint8)
+    info = {"label_info": [{"name": "b"}, {"name": "a"}]}
+    found = read_labels(nifti(tmp_path, channels), volume, info)
+    assert len(found.layers) == 1
+    same(volume, found, a=array == 1, b=array == 2)
+
+
+def test_a_cropped_label_is_put_back_in_its_place(tmp_path: Path, volume: Volume) -> None:
+    """A DICOM SEG comes back without its empty slices and with another origin."""
+    array = blocks()
+    lo, hi = (1, 2, 2), (19, 15, 11)
+    part = array[tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))]
+    moved = AFFINE.copy()
+    moved[:3, 3] = (AFFINE @ [*lo, 1])[:3]
+    info = {"label_info": [{"name": "a"}, {"name": "b"}]}
+    same(volume, read_labels(nifti(tmp_path, part, moved), volume, info), a=array == 1, b=array == 2)
+
+
+def test_another_resolution_and_axis_order(tmp_path: Path, volume: Volume) -> None:
+    array = blocks()
+    fine = np.repeat(array, 2, axis=2).transpose(2, 0, 1)[:, ::-1]
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = AFFINE[:3, 2] / 2, -AFFINE[:3, 0], AFFINE[:3, 1]
+    affine[:3, 3] = AFFINE[:3, 3] + AFFINE[:3, 0] * (SHAPE[0] - 1) - AFFINE[:3, 2] / 4
+    info = {"label_info": [{"name": "a"}, {"name": "b"}]}
+    same(volume, read_labels(nifti(tmp_path, fine, affine), volume, info), a=array == 1, b=array == 2)
+
+
+def test_a_file_without_geometry_is_taken_voxel_for_voxel(tmp_path: Path, volume: Volume) -> None:
+    array = blocks()
+    found = read_labels(nifti(tmp_path, array, np.eye(4)), volume, {"label_info": [{"name": "a"}] * 2})
+    np.testing.assert_array_equal(raw_mask(volume, found, "a"), array > 0)
+    assert any("twice" in note for note in found.notes)
+
+
+def test_dicom_seg_without_empty_slices(tmp_path: Path) -> None:
+    """Written by the tool that MONAI Label uses, read back onto the series that it belongs to."""
+    pydicom_seg = pytest.importorskip("pydicom_seg")
+    from tests.support.dicom_files import make_segmentation, make_series
+
+    series = make_series(tmp_path / "series")
+    volume = load_volume(series)
+    mask = np.zeros(volume.raw_shape, dtype=np.uint8)
+    mask[5:12, 6:14, 4:7], mask[2:5, 2:5, 5:8] = 1, 2
+    path = make_segmentation(pydicom_seg, series, mask, ("nodule", "vessel"), tmp_path / "seg.dcm")
+    found = read_labels(path, volume, {"label_info": [{"name": "ignored"}]}, KNOWN)
+    same(volume, found, nodule=mask == 1, vessel=mask == 2)
+
+
+@pytest.mark.parametrize(
+    ("array", "affine", "message"),
+    [
+        (np.zeros(SHAPE, np.uint8), AFFINE, "all its values are 0"),
+        (blocks() * 0.5, AFFINE, "whole numbers"),
+        (-blocks().astype(np.int16), AFFINE, "negative"),
+        (blocks(), AFFINE + np.array([[0, 0, 0, 500.0]] + [[0] * 4] * 3), "another image"),
+        (blocks(8, 9), AFFINE, "The value 8 has no name"),
+        (np.zeros((4, 4, 4, 2, 2), np.uint8), AFFINE, "three axes"),
+    ],
+    ids=["empty", "fractions", "negative", "elsewhere", "unknown values", "five axes"],
+)
+def test_wrong_labels_are_refused_with_a_sentence(
+    tmp_path: Path, volume: Volume, array: np.ndarray, affine: np.ndarray, message: str
+) -> None:
+    with pytest.raises(LabelError, match=message):
+        read_labels(nifti(tmp_path, array, affine), volume, {}, KNOWN)
+
+
+def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path, volume: Volume) -> None:
+    (tmp_path / "label.nii.gz").write_bytes(b"\x1f\x8bnothing")
+    with pytest.raises(LabelError, match="could not be read"):
+        read_labels(tmp_path / "label.nii.gz", volume)
+    (tmp_path / "label.png").write_bytes(b"\x89PNG")
+    with pytest.raises(LabelError, match="DICOM SEG or end in"):
+        read_labels(tmp_path / "label.png", volume)
+
+
+def test_values_outside_the_names_are_left_out_and_the_rest_is_kept(tmp_path: Path, volume: Volume) -> None:
+    array = blocks(1, 9)
+    found = read_labels(nifti(tmp_path, array), volume, {"label_info": [{"name": "a"}]})
+    same(volume, found, a=array == 1)
+    assert found.notes == ["The value 9 has no name and was left out."]
+
+
+def test_reserved_names_are_left_out(tmp_path: Path, volume: Volume) -> None:
+    array = blocks()
+    found = read_labels(nifti(tmp_path, array), volume, {"label_info": [{"name": "roi"}, {"name": "b"}]})
+    same(volume, found, b=array == 2)
+    assert not valid_name("roi")
+    assert not valid_name("a,b")
+    assert valid_name("anterior")
+
+
+@given(st.permutations(["liver", "spleen", "posterior", "anterior", "tumor"]), st.data())
+def test_every_order_of_segments(names: list[str], data: st.DataObject) -> None:
+    """Names follow positions for any order and any subset of values that occurs."""
+    from dualclickmed.imaging.label_files import _meaning
+
+    values = sorted(data.draw(st.sets(st.integers(1, 5), min_size=1)))
+    info = {"label_info": [{"name": name, "idx": 10 - n} for n, name in enumerate(names)]}
+    notes: list[str] = []
+    assert _meaning(values, {}, info, KNOWN, notes) == {v: names[v - 1] for v in values}
+    assert notes == []
+
+
+def test_metaimage(tmp_path: Path, volume: Volume) -> None:
+    array = blocks()
+    image = sitk.GetImageFromArray(array.T)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE
+    spacing = np.linalg.norm(AFFINE[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    sitk.WriteImage(image, str(tmp_path / "label.mha"))
+    found = read_labels(tmp_path / "label.mha", volume, {"label_info": [{"name": "a"}, {"name": "b"}]})
+    same(volume, found, a=array == 1, b=array == 2)
