@@ -13,7 +13,7 @@ from lib.activelearning.scoring import ImageScores
 from lib.activelearning.strategies import strategies
 from lib.configs.options import Options
 from lib.errors import UserError
-from lib.imaging import dicom_seg
+from lib.infers import dicom_seg
 from lib.infers.auto import AutoTask
 from lib.infers.images import remove_uploads, with_image
 from lib.infers.segmenter import Segmenter

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import published
 import pytest
 import torch
 from dualclickmed.cli import app as cli
 from dualclickmed.weights import files as weights
 from typer.testing import CliRunner
+
+from tests.support import published
 
 
 def run(*arguments: object) -> Any:

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import published
 import pytest
 import safetensors.torch
 import torch
@@ -20,6 +19,8 @@ from dualclickmed.weights.average import average
 from dualclickmed.weights.lineage import trained_images
 from torch import Tensor
 from typer.testing import CliRunner
+
+from tests.support import published
 
 FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 

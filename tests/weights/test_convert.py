@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import published
 import pytest
 import safetensors.torch
 import torch
@@ -24,6 +23,8 @@ from dualclickmed.weights import convert as checkpoints
 from dualclickmed.weights import files as weights
 from dualclickmed.weights.convert import convert, export_expert, import_checkpoint, read_tensors
 from torch import Tensor
+
+from tests.support import published
 
 PATCH = "image_encoder.patch_embed.proj.weight"
 HYPERNETWORK = "mask_decoder.output_hypernetworks_mlps."

@@ -11,13 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import published
 import pytest
 import torch
 from dualclickmed.errors import WeightsError
 from dualclickmed.weights import download as downloads
 from dualclickmed.weights import files as weights
 from dualclickmed.weights.download import Entry, download, fetch, manifest
+
+from tests.support import published
 
 
 class Server(ThreadingHTTPServer):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import published
 import pytest
 import torch
 from dualclickmed.errors import UserError
@@ -14,6 +13,8 @@ from dualclickmed.networks.global_network import GlobalNetwork
 from dualclickmed.networks.local_network import LocalNetwork
 from dualclickmed.weights import files as weights
 from dualclickmed.weights.probe import probe, probe_file
+
+from tests.support import published
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
