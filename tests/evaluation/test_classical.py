@@ -90,7 +90,7 @@ def test_large_and_flat_regions_are_shrunk_and_come_back_in_place(method: Callab
     truth[6:14, 30:130, 20:120] = ndimage.binary_dilation(np.ones((8, 100, 100), bool))
     truth[:, 60:80, 60:80] = False
     volume = noisy(truth, spacing=(3.0, 0.8, 0.8))
-    place = classical.scene(volume, Prompts(box=Box.of_mask(truth)))
+    place = classical.problem_of(volume, Prompts(box=Box.of_mask(truth)))
     assert np.prod(place.roi.grid) <= classical.MAX_CELLS and place.roi.grid[0] == 14
     assert dice(method(volume, Prompts(box=Box.of_mask(truth))) > 0, truth) > 0.9
 

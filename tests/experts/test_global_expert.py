@@ -5,7 +5,7 @@ import pytest
 import torch
 from dualclickmed.errors import PromptError, UserError
 from dualclickmed.experts import ByteCache, GlobalExpert, Prediction
-from dualclickmed.experts.timing import Stages
+from dualclickmed.experts.timing import StageTimer
 from dualclickmed.imaging.geometry import Box, global_roi
 from dualclickmed.imaging.prompts import Click, Prompts
 from dualclickmed.imaging.volume import Volume, from_array
@@ -232,7 +232,7 @@ def test_an_unknown_intensity_is_an_error(volume, fakes):
 
 def test_stages_tell_what_was_done(volume, fakes):
     expert = expert_of(fakes.Network(fakes.slope))
-    cold, warm = Stages(), Stages()
+    cold, warm = StageTimer(), StageTimer()
     expert.predict(volume, Prompts(box=BOXES[0]), stages=cold)
     expert.predict(volume, Prompts(box=BOXES[0]), stages=warm)
     assert {"crop", "encode", "decode", "paste"} == set(cold)

@@ -14,7 +14,7 @@ from dualclickmed.experts.inputs import (
     map_at_points,
     map_in_box,
     point_prompts,
-    speaking,
+    representative_clicks,
     thinned,
 )
 from dualclickmed.imaging.geometry import Box, Roi, crop_to_grid, window_at
@@ -88,20 +88,20 @@ def test_a_scribble_is_thinned_evenly_and_both_kinds_stay():
 
 def test_few_clicks_all_speak_and_know_the_way_to_the_other_kind():
     clicks = [CellClick((0, 0, 0), True), CellClick((9, 9, 9), True), CellClick((0, 3, 2), False)]
-    found = {click.cell: rival for click, rival in speaking(clicks, (2.0, 1.0, 2.0))}
+    found = {click.cell: rival for click, rival in representative_clicks(clicks, (2.0, 1.0, 2.0))}
     assert found == {
         (0, 0, 0): 5.0,
         (9, 9, 9): pytest.approx(math.sqrt(18**2 + 6**2 + 14**2)),
         (0, 3, 2): 5.0,
     }
-    assert speaking(clicks[:2], (2.0, 1.0, 2.0)) == [(click, math.inf) for click in clicks[:2]]
-    assert speaking([], (1.0, 1.0, 1.0)) == []
+    assert representative_clicks(clicks[:2], (2.0, 1.0, 2.0)) == [(click, math.inf) for click in clicks[:2]]
+    assert representative_clicks([], (1.0, 1.0, 1.0)) == []
 
 
 def test_of_a_scribble_few_clicks_of_each_kind_speak_but_all_are_rivals():
     inside = [CellClick((z, y, 10), True) for z in range(40) for y in range(60)]
     outside = [CellClick((z, y, 13), False) for z in range(40) for y in range(60)]
-    found = speaking([*inside, *outside], (1.0, 1.0, 2.0), limit=20)
+    found = representative_clicks([*inside, *outside], (1.0, 1.0, 2.0), limit=20)
     for kind, given_clicks in ((True, inside), (False, outside)):
         spoken = [click for click, _ in found if click.positive == kind]
         assert 4 <= len(spoken) <= 20
@@ -110,7 +110,7 @@ def test_of_a_scribble_few_clicks_of_each_kind_speak_but_all_are_rivals():
     assert {rival for _, rival in found} == {6.0}
     shuffled = [*outside, *inside]
     random.Random(0).shuffle(shuffled)
-    assert speaking(shuffled, (1.0, 1.0, 2.0), limit=20) == found
+    assert representative_clicks(shuffled, (1.0, 1.0, 2.0), limit=20) == found
 
 
 def test_the_global_input_is_grey_levels_then_z_score_with_zeros_outside():

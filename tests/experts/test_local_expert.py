@@ -10,7 +10,7 @@ from dualclickmed.errors import PromptError
 from dualclickmed.experts import ByteCache, LocalExpert, Prediction
 from dualclickmed.experts.inputs import MAX_CLICKS
 from dualclickmed.experts.local_expert import LOGIT_LIMIT, MAX_WINDOWS, click_windows, windows_in_order
-from dualclickmed.experts.timing import Stages
+from dualclickmed.experts.timing import StageTimer
 from dualclickmed.imaging.geometry import Box, Index, window_at
 from dualclickmed.imaging.prompts import Click, Prompts
 from dualclickmed.imaging.volume import Volume, from_array
@@ -161,7 +161,7 @@ def test_features_are_kept_by_window(volume, fakes):
     expert.predict(volume, Prompts(clicks([(15, 20, 10), (15, 20, 30)])))
     expert.predict(volume, Prompts(clicks([(15, 20, 10), (15, 20, 30)], [(15, 21, 30)])))
     assert len(network.encoded) == 2
-    stages = Stages()
+    stages = StageTimer()
     expert.predict(volume, Prompts(clicks([(15, 20, 10)])), stages=stages)
     assert {"decode", "paste"} == set(stages)
 

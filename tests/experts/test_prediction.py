@@ -5,7 +5,14 @@ from itertools import permutations
 
 import numpy as np
 import torch
-from dualclickmed.experts.prediction import Prediction, enclosing_region, merge, paste_object, settle, within
+from dualclickmed.experts.prediction import (
+    Prediction,
+    enclosing_region,
+    merge,
+    merged_labels_at,
+    paste_object,
+    within,
+)
 from dualclickmed.imaging.geometry import Box, Roi, paste_from_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,7 +98,7 @@ def test_a_voxel_takes_the_object_with_the_highest_logit(seed, count, levels):
     np.testing.assert_array_equal(labels, expected)
     assert labels.dtype == np.uint8
     points = np.argwhere(np.ones(SHAPE, bool))
-    np.testing.assert_array_equal(settle(points, predictions), expected.reshape(-1))
+    np.testing.assert_array_equal(merged_labels_at(points, predictions), expected.reshape(-1))
 
 
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 4), levels=st.sampled_from([0, 2]))
@@ -107,7 +114,7 @@ def test_handicaps_decide_between_objects_and_never_whether_there_is_one(seed, c
     expected = np.where((logits > 0).any(axis=0), claims.argmax(axis=0) + 1, 0)
     np.testing.assert_array_equal(merge(SHAPE, predictions), expected)
     points = np.argwhere(np.ones(SHAPE, bool))
-    np.testing.assert_array_equal(settle(points, predictions), expected.reshape(-1))
+    np.testing.assert_array_equal(merged_labels_at(points, predictions), expected.reshape(-1))
     assert all(p.trimmed().handicap == p.handicap for _, p in predictions)
 
 

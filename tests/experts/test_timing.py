@@ -3,11 +3,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from dualclickmed.experts.timing import Stages
+from dualclickmed.experts.timing import StageTimer
 
 
 def test_time_is_summed_by_name():
-    stages = Stages()
+    stages = StageTimer()
     for _ in range(2):
         with stages.timed("decode"):
             time.sleep(0.02)
@@ -19,7 +19,7 @@ def test_time_is_summed_by_name():
 
 
 def test_a_stage_that_fails_is_counted_too():
-    stages = Stages()
+    stages = StageTimer()
     with pytest.raises(RuntimeError), stages.timed("encode"):
         raise RuntimeError
     assert "encode" in stages

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dualclickmed.experts import ByteCache
 from dualclickmed.experts.loading import load_experts
-from dualclickmed.experts.scope import Example, Lesson, alike, patient_box
+from dualclickmed.experts.scope import Example, TrainingScope, alike, patient_box
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.label_files import NamedLabels
 from dualclickmed.imaging.prompts import Prompts
@@ -116,7 +116,7 @@ def an_example(sides: tuple[float, float, float], patient: tuple[float, float, f
 
 def test_a_lesson_covers_what_is_like_its_examples() -> None:
     volume, labels = a_patient()
-    lesson = Lesson(examples_of(volume, labels))
+    lesson = TrainingScope(examples_of(volume, labels))
     left = Box.of_mask(labels.mask("left"))
     assert lesson.covers(volume, left)
     assert lesson.covers(volume, left.scaled(1.3))
@@ -126,8 +126,8 @@ def test_a_lesson_covers_what_is_like_its_examples() -> None:
     other = a_patient((1, 2, 3))[0]
     other.modality, other.key = "ct", "another"
     assert not lesson.covers(other, left)
-    assert not Lesson([an_example(left.sides, (400.0, 400.0, 400.0))]).covers(volume, left)
-    assert not Lesson([]).covers(volume, left)
+    assert not TrainingScope([an_example(left.sides, (400.0, 400.0, 400.0))]).covers(volume, left)
+    assert not TrainingScope([]).covers(volume, left)
 
 
 def test_taught_weights_answer_what_they_were_taught_and_their_origin_the_rest(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.errors import UserError
-from dualclickmed.experts.scope import lesson_of
+from dualclickmed.experts.scope import training_scope_of
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.learning import gate, retraining
 from dualclickmed.learning.final import FinalLabel
@@ -110,7 +110,7 @@ def test_both_labels_of_a_file_train_and_the_result_is_published(
     assert card["data"]["labels"] == ["spleen", "tail"]
     assert sorted(card["data"]["trained"] + card["data"]["held_out"]) == sorted(x.image for x in labels)
     assert len(card["data"]["held_out"]) == 2
-    lesson = lesson_of(default_path("global", directory=place.model_dir))
+    lesson = training_scope_of(default_path("global", directory=place.model_dir))
     # Every object that differs from the others, once.
     assert lesson is not None and {e.label for e in lesson.examples} == {"spleen", "tail"}
     assert len(Prior.load(place.folder).examples) == 6

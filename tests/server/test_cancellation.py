@@ -7,17 +7,17 @@ from contextvars import copy_context
 
 import pytest
 from dualclickmed.cancellation import Stopped, Stopper, check, within
-from dualclickmed.experts.timing import Stages
+from dualclickmed.experts.timing import StageTimer
 
 
 def test_without_a_stopper_everything_goes_on() -> None:
     check()
-    with Stages().timed("encode"):
+    with StageTimer().timed("encode"):
         pass
 
 
 def test_a_stage_does_not_begin_once_nobody_waits() -> None:
-    stopper, stages = Stopper(), Stages()
+    stopper, stages = Stopper(), StageTimer()
     with within(stopper):
         with stages.timed("encode"):
             stopper.stop()

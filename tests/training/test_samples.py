@@ -16,7 +16,7 @@ from dualclickmed.imaging.volume import from_array
 from dualclickmed.training.augment import global_augmentation
 from dualclickmed.training.case_samples import global_crop, local_case_sample
 from dualclickmed.training.first_prompts import extreme_points, first_box, simulated_box
-from dualclickmed.training.generated import Scene
+from dualclickmed.training.generated import SyntheticVolume
 from dualclickmed.training.opened import OpenedCase, OpenedCases, find_objects, open_case
 from dualclickmed.training.recipes import COMPACT, Recipe
 from dualclickmed.training.samples import Samples
@@ -29,12 +29,12 @@ GLOBAL = dataclasses.replace(COMPACT["global"], scenes=1, targets=2)
 ONE = dataclasses.replace(GLOBAL, targets=1)
 
 
-def block_scene() -> Scene:
+def block_scene() -> SyntheticVolume:
     """A block of 20 x 10 x 10 voxels that is brighter than its surroundings, in the middle of 40³."""
     labels = torch.zeros(40, 40, 40, dtype=torch.int16)
     labels[10:30, 15:25, 15:25] = 1
     image = 50.0 + 100.0 * labels.float()
-    return Scene(image, labels, [(1,)], (1.0, 1.0, 1.0), "ct")
+    return SyntheticVolume(image, labels, [(1,)], (1.0, 1.0, 1.0), "ct")
 
 
 def test_the_truth_of_an_exact_box_fills_the_middle_of_the_grid() -> None:

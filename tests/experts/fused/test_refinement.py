@@ -7,13 +7,13 @@ import pytest
 from dualclickmed.experts.fused import refinement
 from dualclickmed.experts.fused.refinement import (
     CellClick,
+    ClickEvidence,
     Depths,
-    Said,
-    Scene,
+    RegionFeatures,
+    accumulate_click_evidence,
     beyond,
-    heard,
+    held_away_from_clicks,
     refined,
-    settled,
 )
 from dualclickmed.imaging.geometry import Box, Roi
 from dualclickmed.imaging.volume import from_array
@@ -27,80 +27,84 @@ TRUTH = np.linalg.norm(GRID - 15.5, axis=-1) < 9.5
 
 
 @pytest.fixture(scope="module")
-def scene() -> Scene:
+def features() -> RegionFeatures:
     """A bright ball in noise."""
     noise = np.random.default_rng(0).normal(0, 15, TRUTH.shape)
-    return Scene.of(from_array((80 + 70 * TRUTH + noise).clip(0, 255).astype(np.uint8)), WHOLE)
+    return RegionFeatures.of(from_array((80 + 70 * TRUTH + noise).clip(0, 255).astype(np.uint8)), WHOLE)
 
 
 def ball_logits(centre, radius) -> np.ndarray:
     return (radius - np.linalg.norm(GRID - np.asarray(centre), axis=-1)).astype(np.float32)
 
 
-def said(scene, clicks, before, box) -> np.ndarray:
+def evidence_of(features, clicks, before, box) -> np.ndarray:
     """What clicks say that were given at once."""
-    deep = Depths.of(scene, before, box)
-    return heard(scene, clicks, clicks, deep, Said.nothing(scene.roi.grid))[0].balance
+    deep = Depths.of(features, before, box)
+    return accumulate_click_evidence(
+        features, clicks, clicks, deep, ClickEvidence.nothing(features.roi.grid)
+    )[0].balance
 
 
-def corrected(scene, opinion, box, clicks, before) -> np.ndarray:
+def corrected(features, opinion, box, clicks, before) -> np.ndarray:
     """Probabilities after clicks that were given at once, before what was there is held."""
-    told, _ = heard(scene, clicks, clicks, Depths.of(scene, before, box), Said.nothing(scene.roi.grid))
-    return refined(scene, opinion, box, clicks, told)
+    told, _ = accumulate_click_evidence(
+        features, clicks, clicks, Depths.of(features, before, box), ClickEvidence.nothing(features.roi.grid)
+    )
+    return refined(features, opinion, box, clicks, told)
 
 
 def dice(a, b) -> float:
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-def test_a_displaced_opinion_moves_to_the_edges(scene):
+def test_a_displaced_opinion_moves_to_the_edges(features):
     opinion = ball_logits((17, 13, 17), 8)
     assert dice(opinion > 0, TRUTH) < 0.75
-    assert dice(refined(scene, opinion, BOX) > 0.5, TRUTH) > 0.9
+    assert dice(refined(features, opinion, BOX) > 0.5, TRUTH) > 0.9
 
 
-def test_nothing_is_found_far_outside_the_box(scene):
+def test_nothing_is_found_far_outside_the_box(features):
     opinion = np.full(TRUTH.shape, 4, np.float32)
     small = Box((12, 12, 12), (20, 20, 20))
-    found = refined(scene, opinion, small) > 0.5
+    found = refined(features, opinion, small) > 0.5
     assert found[15, 15, 15]
-    assert not found[beyond(scene.roi, small) > 1].any()
+    assert not found[beyond(features.roi, small) > 1].any()
 
 
-def test_probabilities_are_probabilities_and_clicks_are_certain(scene):
+def test_probabilities_are_probabilities_and_clicks_are_certain(features):
     clicks = [CellClick((3, 3, 3), True), CellClick((15, 15, 15), False)]
     opinion = ball_logits((15, 15, 15), 9)
-    found = corrected(scene, opinion, BOX, clicks, opinion > 0)
+    found = corrected(features, opinion, BOX, clicks, opinion > 0)
     assert found.min() > -1e-3
     assert found.max() < 1 + 1e-3
     assert found[3, 3, 3] > 0.95
     assert found[15, 15, 15] < 0.05
 
 
-def test_a_click_corrects_its_surroundings_and_nothing_far_away(scene):
+def test_a_click_corrects_its_surroundings_and_nothing_far_away(features):
     opinion = ball_logits((15, 15, 9), 7)
-    before = refined(scene, opinion, BOX)
+    before = refined(features, opinion, BOX)
     wrong = [CellClick((15, 15, 23), True)]
-    after = corrected(scene, opinion, BOX, wrong, before > 0.5)
+    after = corrected(features, opinion, BOX, wrong, before > 0.5)
     near = np.linalg.norm(GRID - np.asarray((15, 15, 23)), axis=-1) < 2.5
     far = np.linalg.norm(GRID - np.asarray((15, 15, 23)), axis=-1) > 20
     assert after[near & TRUTH].min() > 0.5
     assert np.abs(after - before)[far].max() < 0.05
 
 
-def test_the_order_of_clicks_that_come_at_once_plays_no_part(scene):
+def test_the_order_of_clicks_that_come_at_once_plays_no_part(features):
     clicks = [CellClick((15, 15, 15), True), CellClick((4, 4, 4), False), CellClick((15, 9, 15), True)]
     opinion = ball_logits((15, 15, 12), 7)
     answers = [
-        corrected(scene, opinion, BOX, order, opinion > 0).tobytes()
+        corrected(features, opinion, BOX, order, opinion > 0).tobytes()
         for order in itertools.permutations(clicks)
     ]
     assert len(set(answers)) == 1
 
 
-def test_a_click_is_heard_in_full_where_it_is_and_not_beyond_its_reach(scene):
+def test_a_click_is_heard_in_full_where_it_is_and_not_beyond_its_reach(features):
     nothing = np.zeros(TRUTH.shape, bool)
-    found = said(scene, [CellClick((15, 15, 15), True), CellClick((2, 2, 2), False)], nothing, None)
+    found = evidence_of(features, [CellClick((15, 15, 15), True), CellClick((2, 2, 2), False)], nothing, None)
     assert found[15, 15, 15] == pytest.approx(1)
     assert found[2, 2, 2] == pytest.approx(-1)
     # The background click contradicts nothing: it reaches the least depth only.
@@ -108,13 +112,15 @@ def test_a_click_is_heard_in_full_where_it_is_and_not_beyond_its_reach(scene):
     assert found[away].min() > -1e-3
 
 
-def test_a_click_reaches_as_far_as_what_it_contradicts_and_half_way_to_a_rival(scene):
-    flat = Scene(scene.roi, scene.step, scene.links, np.zeros_like(scene.rank), scene.kind)
+def test_a_click_reaches_as_far_as_what_it_contradicts_and_half_way_to_a_rival(features):
+    flat = RegionFeatures(
+        features.roi, features.step, features.links, np.zeros_like(features.rank), features.kind
+    )
     mask = ball_logits((15, 15, 15), 10) > 0
 
     def width(*rivals: tuple[int, int, int]) -> int:
         clicks = [CellClick((15, 15, 15), False), *(CellClick(r, True) for r in rivals)]
-        return int((said(flat, clicks, mask, None)[15, 15] < -0.5).sum())
+        return int((evidence_of(flat, clicks, mask, None)[15, 15] < -0.5).sum())
 
     depth = 10.0
     reach = refinement.CLICK_REACH * depth * (2 * np.log(2)) ** 0.25
@@ -122,42 +128,48 @@ def test_a_click_reaches_as_far_as_what_it_contradicts_and_half_way_to_a_rival(s
     assert width((15, 15, 23)) == pytest.approx(2 * 4 * (2 * np.log(2)) ** 0.25, abs=2)
 
 
-def test_a_foreground_click_contradicts_only_the_box(scene):
-    flat = Scene(scene.roi, scene.step, scene.links, np.zeros_like(scene.rank), scene.kind)
+def test_a_foreground_click_contradicts_only_the_box(features):
+    flat = RegionFeatures(
+        features.roi, features.step, features.links, np.zeros_like(features.rank), features.kind
+    )
     nothing = np.zeros(TRUTH.shape, bool)
     click = [CellClick((15, 15, 15), True)]
-    narrow = said(flat, click, nothing, Box((13, 0, 0), (18, 32, 32)))
-    assert (narrow > 0.5).sum() < (said(flat, click, nothing, None) > 0.5).sum() / 5
+    narrow = evidence_of(flat, click, nothing, Box((13, 0, 0), (18, 32, 32)))
+    assert (narrow > 0.5).sum() < (evidence_of(flat, click, nothing, None) > 0.5).sum() / 5
 
 
-def test_earlier_clicks_keep_what_they_said_and_their_kind_bounds_later_ones(scene):
-    flat = Scene(scene.roi, scene.step, scene.links, np.zeros_like(scene.rank), scene.kind)
+def test_earlier_clicks_keep_what_they_said_and_their_kind_bounds_later_ones(features):
+    flat = RegionFeatures(
+        features.roi, features.step, features.links, np.zeros_like(features.rank), features.kind
+    )
     mask = ball_logits((15, 15, 15), 10) > 0
     first, second = CellClick((15, 15, 15), False), CellClick((15, 15, 23), True)
     deep = Depths.of(flat, mask, None)
-    one, reaches = heard(flat, [first], [first], deep, Said.nothing(scene.roi.grid))
+    one, reaches = accumulate_click_evidence(
+        flat, [first], [first], deep, ClickEvidence.nothing(features.roi.grid)
+    )
     assert reaches == [(first, pytest.approx(refinement.CLICK_REACH * 10, abs=1))]
-    both, reaches = heard(flat, [second], [first, second], deep, one)
+    both, reaches = accumulate_click_evidence(flat, [second], [first, second], deep, one)
     np.testing.assert_array_equal(both.back, one.back)
     # The second click agrees with the mask: it reaches the least distance, not the half way of 4.
     assert reaches == [(second, pytest.approx(refinement.CLICK_REACH * refinement.LEAST_DEPTH))]
     assert one.fore.max() == 0
 
 
-def test_the_mask_before_holds_where_a_click_leaves_doubt_but_not_beside_it(scene):
+def test_the_mask_before_holds_where_a_click_leaves_doubt_but_not_beside_it(features):
     before = np.where(TRUTH, np.float32(0.9), np.float32(0.1))
     # As near to one half as the hold bridges, and a little farther, on the other side of it.
     doubt = 1 / (1 + np.exp(0.9 * refinement.HELD))
     sure = 1 / (1 + np.exp(1.1 * refinement.HELD))
     click = CellClick((15, 15, 15), False)
-    held = settled(scene, np.full_like(before, doubt), before, [(click, 1.0)])
-    changed = settled(scene, np.full_like(before, sure), before, [(click, 1.0)])
+    held = held_away_from_clicks(features, np.full_like(before, doubt), before, [(click, 1.0)])
+    changed = held_away_from_clicks(features, np.full_like(before, sure), before, [(click, 1.0)])
     far = np.linalg.norm(GRID - 15, axis=-1) > 3 * refinement.HELD_FROM
     assert (far & TRUTH).any()
     np.testing.assert_array_equal(held[far] > 0.5, TRUTH[far])
     assert not (changed[far] > 0.5).any()
     assert held[15, 15, 15] < 0.5
-    assert settled(scene, held, before, []) is before
+    assert held_away_from_clicks(features, held, before, []) is before
 
 
 @pytest.mark.parametrize(
@@ -176,11 +188,11 @@ def test_how_far_a_cell_is_outside_a_box(box, cell, expected):
 
 def test_a_scene_has_one_cell_for_each_voxel_until_the_region_is_large():
     volume = from_array(np.arange(10 * 100 * 20, dtype=np.int32).reshape(10, 100, 20) % 251)
-    scene = Scene.of(volume, Box((-3, 0, 2.5), (30, 100, 9.4)))
-    assert scene.roi == Roi(Box((0, 0, 2), (10, 100, 9)), (10, 64, 7))
-    assert scene.step == pytest.approx((1, 100 / 64, 1))
-    assert scene.cell((9, 99, 8)) == (9, 63, 6)
-    assert scene.cell((0, 50, 2)) == (0, 32, 0)
+    features = RegionFeatures.of(volume, Box((-3, 0, 2.5), (30, 100, 9.4)))
+    assert features.roi == Roi(Box((0, 0, 2), (10, 100, 9)), (10, 64, 7))
+    assert features.step == pytest.approx((1, 100 / 64, 1))
+    assert features.cell((9, 99, 8)) == (9, 63, 6)
+    assert features.cell((0, 50, 2)) == (0, 32, 0)
 
 
 def test_a_small_object_keeps_its_volume_where_the_image_shows_no_edge():
@@ -195,25 +207,27 @@ def test_a_small_object_keeps_its_volume_where_the_image_shows_no_edge():
 
 @pytest.mark.parametrize("value", [0, 7])
 def test_an_even_image_leaves_the_decision_to_the_opinion(value):
-    scene = Scene.of(from_array(np.full((12, 12, 12), value, np.uint8)), Box((0, 0, 0), (12, 12, 12)))
+    features = RegionFeatures.of(
+        from_array(np.full((12, 12, 12), value, np.uint8)), Box((0, 0, 0), (12, 12, 12))
+    )
     opinion = np.full((12, 12, 12), -4, np.float32)
     opinion[2:10, 2:10, 2:10] = 4
-    found = refined(scene, opinion, None)
+    found = refined(features, opinion, None)
     assert np.isfinite(found).all()
     assert found[6, 6, 6] > 0.5 > found[0, 0, 0]
 
 
 def test_an_object_of_few_slices_is_not_walked_out_of():
     volume = from_array(np.random.default_rng(0).integers(0, 255, (9, 24, 24), dtype=np.uint8))
-    scene = Scene.of(volume, Box((0, 0, 0), (9, 24, 24)))
+    features = RegionFeatures.of(volume, Box((0, 0, 0), (9, 24, 24)))
     box = Box((3, 2, 2), (5, 22, 22))
-    z, y, x = refinement._shortened(scene, box)
-    np.testing.assert_allclose(z, scene.links[0] * 0.04, rtol=1e-6)
-    assert (y is scene.links[1], x is scene.links[2]) == (True, True)
+    z, y, x = refinement._shortened(features, box)
+    np.testing.assert_allclose(z, features.links[0] * 0.04, rtol=1e-6)
+    assert (y is features.links[1], x is features.links[2]) == (True, True)
     opinion = np.full((9, 24, 24), -4, np.float32)
     opinion[3:5, 4:20, 4:20] = 4
-    assert (refined(scene, opinion, box)[3:5, 6:18, 6:18] > 0.5).mean() > 0.9
-    assert (refined(scene, opinion, None)[3:5, 6:18, 6:18] > 0.5).mean() < 0.5
+    assert (refined(features, opinion, box)[3:5, 6:18, 6:18] > 0.5).mean() > 0.9
+    assert (refined(features, opinion, None)[3:5, 6:18, 6:18] > 0.5).mean() < 0.5
 
 
 def test_intensities_that_are_common_inside_speak_for_the_object():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
-from dualclickmed.experts.fused.refinement import Scene
+from dualclickmed.experts.fused.refinement import RegionFeatures
 from dualclickmed.experts.fused.strategy import Refined, calibrated, proposed_box, resampled
 from dualclickmed.imaging.geometry import Box, Roi, paste_from_grid
 from dualclickmed.imaging.prompts import Click, Prompts
@@ -180,13 +180,13 @@ def test_a_cell_that_was_clicked_for_the_object_is_not_taken_by_another_click_in
     mine = (6, 6, 150)
     expert = dual_of(fakes)
     first = expert.segment(wide, {"own": Prompts((Click(mine),), box)}, "fused")
-    scene = Scene.of(wide, first.refined["own"].roi.box)
-    same = next(i for i in ((6, 6, 149), (6, 6, 151)) if scene.cell(i) == scene.cell(mine))
+    features = RegionFeatures.of(wide, first.refined["own"].roi.box)
+    same = next(i for i in ((6, 6, 149), (6, 6, 151)) if features.cell(i) == features.cell(mine))
     both = expert.segment(
         wide, {"own": Prompts((Click(mine),), box), "other": Prompts((Click(same),))}, "fused"
     )
     np.testing.assert_array_equal(both.refined["own"].probability, first.refined["own"].probability)
-    assert both.mask("own")[mine] and both.mask("other")[same] and scene.roi.grid[2] < shape[2]
+    assert both.mask("own")[mine] and both.mask("other")[same] and features.roi.grid[2] < shape[2]
 
 
 def test_undoing_a_click_gives_the_mask_before_it(fakes, volume):
@@ -286,11 +286,11 @@ PARTS[6:8, 6:9, 7] = True
 
 
 @pytest.fixture
-def two_to_a_cell() -> Scene:
-    """A scene whose cells are two voxels long along the first axis."""
+def two_to_a_cell() -> RegionFeatures:
+    """A features whose cells are two voxels long along the first axis."""
     roi = Roi(Box((10, 20, 30), (30, 30, 40)), (10, 10, 10))
     empty = np.zeros(roi.grid, np.float32)
-    return Scene(roi, (2.0, 1.0, 1.0), (empty, empty, empty), empty, empty.astype(np.int16))
+    return RegionFeatures(roi, (2.0, 1.0, 1.0), (empty, empty, empty), empty, empty.astype(np.int16))
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ CLICK_REACH = 0.2
 
 
 @dataclass(frozen=True)
-class Scene:
+class ClassicalProblem:
     """The surroundings of one object's prompts on a grid.
 
     Attributes:
@@ -97,8 +97,8 @@ class Scene:
         return found
 
 
-def scene(volume: Volume, prompts: Prompts) -> Scene:
-    """The scene of one object.
+def problem_of(volume: Volume, prompts: Prompts) -> ClassicalProblem:
+    """The problem of one object.
 
     Raises:
         PromptError: there is neither a box nor a foreground click.
@@ -157,16 +157,16 @@ def scene(volume: Volume, prompts: Prompts) -> Scene:
             inside &= distance > 2 * size
             outside |= near
     inside &= ~outside
-    return Scene(roi, (step[0], step[1], step[2]), grey, shape, clicks, inside, outside)
+    return ClassicalProblem(roi, (step[0], step[1], step[2]), grey, shape, clicks, inside, outside)
 
 
-def evidence(scene: Scene) -> Scores:
+def evidence(problem: ClassicalProblem) -> Scores:
     """What each cell's grey level says: log ratio of two histograms, refined with what they themselves
     find.
     """
-    levels = np.clip((scene.grey * BINS).astype(np.int64), 0, BINS - 1)
-    share = _share(scene.shape + scene.clicks, scene)
-    ratio = np.zeros_like(scene.grey)
+    levels = np.clip((problem.grey * BINS).astype(np.int64), 0, BINS - 1)
+    share = _share(problem.shape + problem.clicks, problem)
+    ratio = np.zeros_like(problem.grey)
     for _ in range(ROUNDS):
         inside, outside = (
             ndimage.gaussian_filter1d(
@@ -177,7 +177,7 @@ def evidence(scene: Scene) -> Scores:
         inside, outside = (h / h.sum() + 1e-3 / BINS for h in (inside, outside))
         table = np.clip(np.log(inside / outside), -MOST_EVIDENCE, MOST_EVIDENCE).astype(np.float32)
         ratio = table[levels]
-        share = _share(ratio + scene.shape + scene.clicks, scene)
+        share = _share(ratio + problem.shape + problem.clicks, problem)
     return ratio
 
 
@@ -200,7 +200,7 @@ def graph_cut(volume: Volume, prompts: Prompts) -> Scores:
     """GrabCut's idea in 3D: intensity model, shape prior and clicks as costs of a cell, contrast as cost of a
     cut, solved exactly by numpymaxflow, which MONAI Label uses for scribbles.
     """
-    place = scene(volume, prompts)
+    place = problem_of(volume, prompts)
     ratio = evidence(place) + place.shape + place.clicks
     probability = np.clip(_share(ratio, place), 1e-4, 1 - 1e-4).astype(np.float32)
     probability[place.inside], probability[place.outside] = 1 - 1e-6, 1e-6
@@ -221,10 +221,10 @@ CERTAIN = 0.88
 def random_walker(volume: Volume, prompts: Prompts) -> Scores:
     """Grady's random walker by scikit-image.
 
-    Seeds are the scene's and the cells of which intensity, shape and clicks together are certain; from the
+    Seeds are the problem's and the cells of which intensity, shape and clicks together are certain; from the
     middle and the clicks alone it would hug them, as walkers do with few seeds.
     """
-    place = scene(volume, prompts)
+    place = problem_of(volume, prompts)
     guess = _share(evidence(place) + place.shape + place.clicks, place)
     labels = np.zeros(place.grey.shape, dtype=np.int8)
     labels[guess > CERTAIN], labels[guess < 1 - CERTAIN] = 1, 2
@@ -253,7 +253,7 @@ def region_growing(volume: Volume, prompts: Prompts) -> Scores:
     """ITK's confidence-connected region growing from the cells that are certain, inside the box, holes
     filled.
     """
-    place = scene(volume, prompts)
+    place = problem_of(volume, prompts)
     ratio = evidence(place)
     # A seed that looks like the background would let the growth into it.
     seeds = (_share(ratio + place.shape + place.clicks, place) > CERTAIN) & (ratio > 0) | place.inside
@@ -274,9 +274,9 @@ def region_growing(volume: Volume, prompts: Prompts) -> Scores:
     return place.pasted(found.astype(np.float32) - 0.5, volume)
 
 
-def _share(ratio: Scores, scene: Scene) -> Scores:
+def _share(ratio: Scores, problem: ClassicalProblem) -> Scores:
     share = expit(ratio)
-    share[scene.inside], share[scene.outside] = 1, 0
+    share[problem.inside], share[problem.outside] = 1, 0
     return share
 
 

@@ -1,4 +1,4 @@
-"""The promise that no network can break: a clicked voxel is what the user said it is, and not alone.
+"""Click constraints: a clicked voxel has the label that the user gave it, whatever a network answered.
 
 Where a network disobeys a click, the label map is corrected in a small patch around it: the voxels of similar
 intensity that are connected to the click inside a ball, and the click's six neighbours. A patch holds only
@@ -19,7 +19,7 @@ from scipy.spatial import KDTree
 from ..imaging.geometry import Index
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
-from .prediction import Prediction, settle
+from .prediction import Prediction, merged_labels_at
 
 PATCH_RADIUS = 2.5
 """Radius of a correction, as a multiple of the voxel's shortest side (in mm)."""
@@ -32,11 +32,11 @@ _NEIGHBOURS = np.asarray(
 
 @dataclass(frozen=True)
 class _Clicked:
-    """A clicked voxel: the value of the label it belongs to (0: none) and the values it was denied to."""
+    """A clicked voxel: the value of the label it belongs to (0: none) and the labels that exclude it."""
 
     index: Index
     value: int
-    denied: frozenset[int]
+    excluded: frozenset[int]
 
 
 def enforce_clicks(
@@ -76,22 +76,22 @@ def enforce_clicks(
         if click.value:
             labels[z, y, x] = click.value
         else:
-            allowed = [(value, p) for value, p in predictions if value not in click.denied]
-            wrong = np.isin(labels[z, y, x], list(click.denied))
-            labels[z[wrong], y[wrong], x[wrong]] = settle(patch[wrong], allowed)
+            allowed = [(value, p) for value, p in predictions if value not in click.excluded]
+            wrong = np.isin(labels[z, y, x], list(click.excluded))
+            labels[z[wrong], y[wrong], x[wrong]] = merged_labels_at(patch[wrong], allowed)
     return enforced
 
 
 def _clicked_voxels(prompts: Mapping[int, Prompts]) -> list[_Clicked]:
     """Every clicked voxel once, foreground first, then by position: the order in which they win ties."""
     value: dict[Index, int] = {}
-    denied: dict[Index, set[int]] = {}
+    excluded: dict[Index, set[int]] = {}
     for label, given in prompts.items():
         value.update(dict.fromkeys(given.foreground, label))
         for index in given.background:
-            denied.setdefault(index, set()).add(label)
-    voxels = sorted(value.keys() | denied.keys(), key=lambda index: (index not in value, index))
-    return [_Clicked(index, value.get(index, 0), frozenset(denied.get(index, ()))) for index in voxels]
+            excluded.setdefault(index, set()).add(label)
+    voxels = sorted(value.keys() | excluded.keys(), key=lambda index: (index not in value, index))
+    return [_Clicked(index, value.get(index, 0), frozenset(excluded.get(index, ()))) for index in voxels]
 
 
 def _surely_obeyed(
@@ -103,11 +103,11 @@ def _surely_obeyed(
     """
     rights: dict[tuple[int, frozenset[int]], int] = {}
     kinds = [
-        rights.setdefault((c.value, c.denied if not c.value else frozenset()), len(rights)) for c in clicked
+        rights.setdefault((c.value, c.excluded if not c.value else frozenset()), len(rights)) for c in clicked
     ]
     table = np.zeros((len(rights), 256), dtype=np.bool_)
-    for (value, denied), row in rights.items():
-        table[row] = ~np.isin(np.arange(256), list(denied)) if not value else np.arange(256) == value
+    for (value, excluded), row in rights.items():
+        table[row] = ~np.isin(np.arange(256), list(excluded)) if not value else np.arange(256) == value
     kind = np.asarray(kinds)
     z, y, x = cells.voxels.T
     around, owned, foreign = cells.neighbours()
@@ -118,7 +118,7 @@ def _surely_obeyed(
 
 def _obeyed(labels: npt.NDArray[np.uint8], click: _Clicked, neighbours: npt.NDArray[np.int64]) -> bool:
     def right(found: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        return found == click.value if click.value else ~np.isin(found, list(click.denied))
+        return found == click.value if click.value else ~np.isin(found, list(click.excluded))
 
     z, y, x = neighbours.T
     here = bool(right(labels[click.index][None])[0])

@@ -21,7 +21,7 @@ from .fused.strategy import Fusion, Refined
 from .global_expert import GlobalExpert
 from .local_expert import LocalExpert
 from .prediction import Prediction, filled_region, merge
-from .timing import Stages
+from .timing import StageTimer
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class DualExpert:
             raise PromptError(f"The strategy must be one of {', '.join(STRATEGIES)}, but it is {strategy!r}.")
         if not 1 <= len(prompts) <= MAX_LABELS:
             raise PromptError(f"Between 1 and {MAX_LABELS} labels can be segmented, but {len(prompts)} came.")
-        stages = Stages()
+        stages = StageTimer()
         values = {label: at + 1 for at, label in enumerate(prompts)}
         strategies: dict[str, str] = {}
         experts: dict[str, GlobalExpert | LocalExpert] = {}
@@ -144,7 +144,7 @@ class DualExpert:
                 if strategies[label] == "global" and given.mask is None:
                     given = given.with_corner_box()
                 checked[label] = given
-                experts[label] = self._expert(strategies[label]).answering(volume, given)
+                experts[label] = self._expert(strategies[label]).expert_for(volume, given)
         _reject_shared_clicks(checked)
 
         refined: dict[str, Refined] = {}

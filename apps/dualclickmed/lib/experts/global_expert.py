@@ -22,7 +22,7 @@ from .cache import ByteCache
 from .inputs import global_input, map_in_box, point_prompts
 from .precision import chosen_precision
 from .prediction import NOWHERE, Prediction, filled_region, paste_object
-from .timing import Stages
+from .timing import StageTimer
 
 MASK_LOGIT = 4.0
 """Logit that stands for a voxel inside a given mask, and minus it for one outside (probability 0.98)."""
@@ -81,13 +81,13 @@ class GlobalExpert:
         self.weights_key = object()
         """Stands for these weights in the keys of a shared cache."""
 
-    def answering(self, volume: Volume, prompts: Prompts) -> GlobalExpert:
-        """Who answers these prompts; see `taught` for experts that pass some of them on."""
+    def expert_for(self, volume: Volume, prompts: Prompts) -> GlobalExpert:
+        """Who answers these prompts; see `scope` for experts that pass some of them on."""
         return self
 
     @torch.inference_mode()
     def predict(
-        self, volume: Volume, prompts: Prompts, intensity: str = "auto", stages: Stages | None = None
+        self, volume: Volume, prompts: Prompts, intensity: str = "auto", stages: StageTimer | None = None
     ) -> list[Prediction]:
         """Segment one object.
 
@@ -110,7 +110,7 @@ class GlobalExpert:
             PromptError: without box and mask, and with fewer than two foreground clicks.
             UserError: for an unknown intensity choice.
         """
-        stages = Stages() if stages is None else stages
+        stages = StageTimer() if stages is None else stages
         roi, logits = self.logits(volume, prompts, intensity, stages)
         with stages.timed("paste"):
             return [paste_object(logits, roi, volume.shape)]
@@ -121,7 +121,7 @@ class GlobalExpert:
         volume: Volume,
         prompts: Prompts,
         intensity: str,
-        stages: Stages,
+        stages: StageTimer,
         corrected: bool = True,
         before: Callable[[Roi], Tensor] | None = None,
     ) -> tuple[Roi, Tensor]:
@@ -167,7 +167,7 @@ class GlobalExpert:
         return Roi(roi.box, (logits.shape[0], logits.shape[1], logits.shape[2])), logits
 
     def _encoded(
-        self, key: Hashable, volume: Volume, roi: Roi, intensity_map: IntensityMap, stages: Stages
+        self, key: Hashable, volume: Volume, roi: Roi, intensity_map: IntensityMap, stages: StageTimer
     ) -> GlobalFeatures:
         def encode() -> GlobalFeatures:
             with stages.timed("crop"):

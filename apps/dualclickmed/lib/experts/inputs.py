@@ -109,7 +109,7 @@ class Clicked(Protocol):
 ClickedT = TypeVar("ClickedT", bound=Clicked)
 
 
-def speaking(
+def representative_clicks(
     clicks: Sequence[ClickedT],
     step: Sequence[float],
     limit: int = MAX_CLICKS,

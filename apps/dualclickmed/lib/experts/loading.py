@@ -17,7 +17,7 @@ from .cache import ByteCache
 from .dual import DualExpert
 from .global_expert import GlobalExpert
 from .local_expert import LocalExpert
-from .scope import Lesson, TaughtGlobalExpert, TaughtLocalExpert, lesson_of
+from .scope import ScopedGlobalExpert, ScopedLocalExpert, TrainingScope, training_scope_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def load_experts(
     cache: ByteCache,
     precision: str = "float32",
 ) -> DualExpert:
-    """Both experts, or one, from their weight files; taught weights with their origin.
+    """Both experts, or one, from their weight files; retrained weights with their origin.
 
     Args:
         global_path, local_path: weight files; None leaves that expert out.
@@ -46,36 +46,42 @@ def load_experts(
 
 def _global(path: Path, device: Any, cache: ByteCache, precision: str) -> GlobalExpert:
     network = cast(GlobalNetwork, load_expert("global", path))
-    taught = _taught(path)
-    if taught is None:
+    found = _scope_and_origin(path)
+    if found is None:
         return GlobalExpert(network, device, cache, precision)
-    lesson, origin = taught
-    return TaughtGlobalExpert(
-        _global(origin, device, cache, precision), lesson, network, device, cache, precision
+    scope, origin = found
+    return ScopedGlobalExpert(
+        _global(origin, device, cache, precision), scope, network, device, cache, precision
     )
 
 
 def _local(path: Path, device: Any, cache: ByteCache, precision: str) -> LocalExpert:
     network = cast(LocalNetwork, load_expert("local", path))
-    taught = _taught(path)
-    if taught is None:
+    found = _scope_and_origin(path)
+    if found is None:
         return LocalExpert(network, device, cache, precision)
-    lesson, origin = taught
-    return TaughtLocalExpert(
-        _local(origin, device, cache, precision), lesson, network, device, cache, precision
+    scope, origin = found
+    return ScopedLocalExpert(
+        _local(origin, device, cache, precision), scope, network, device, cache, precision
     )
 
 
-def _taught(path: Path) -> tuple[Lesson, Path] | None:
-    lesson = lesson_of(path)
-    if lesson is None:
+def _scope_and_origin(path: Path) -> tuple[TrainingScope, Path] | None:
+    scope = training_scope_of(path)
+    if scope is None:
         return None
     try:
         origin = origin_of(path)
     except WeightsError as error:
-        logger.warning("'%s' answers everything, taught or not: its origin can't be used. %s", path, error)
+        logger.warning(
+            "'%s' answers everything, in its training's scope or not: its origin can't be used. %s",
+            path,
+            error,
+        )
         return None
     if origin is None or not origin.is_file():
-        logger.warning("'%s' answers everything, taught or not: its origin is not there", path)
+        logger.warning(
+            "'%s' answers everything, in its training's scope or not: its origin is not there", path
+        )
         return None
-    return lesson, origin
+    return scope, origin

@@ -21,7 +21,7 @@ from .cache import ByteCache
 from .inputs import MAX_CLICKS, local_input, map_at_points, point_prompts, thinned
 from .precision import chosen_precision
 from .prediction import Prediction, enclosing_region, filled_region, intersection, within
-from .timing import Stages
+from .timing import StageTimer
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +144,8 @@ class LocalExpert:
         self.weights_key = object()
         """Stands for these weights in the keys of a shared cache."""
 
-    def answering(self, volume: Volume, prompts: Prompts) -> LocalExpert:
-        """Who answers these prompts; see `taught` for experts that pass some of them on."""
+    def expert_for(self, volume: Volume, prompts: Prompts) -> LocalExpert:
+        """Who answers these prompts; see `scope` for experts that pass some of them on."""
         return self
 
     @torch.inference_mode()
@@ -154,7 +154,7 @@ class LocalExpert:
         volume: Volume,
         prompts: Prompts,
         intensity: str = "auto",
-        stages: Stages | None = None,
+        stages: StageTimer | None = None,
         in_order: bool = False,
     ) -> list[Prediction]:
         """Segment one object.
@@ -183,7 +183,7 @@ class LocalExpert:
             PromptError: with neither a foreground click nor a box.
             UserError: for an unknown intensity choice.
         """
-        stages = Stages() if stages is None else stages
+        stages = StageTimer() if stages is None else stages
         clicks = _with_foreground(prompts, volume.shape)
         foreground = [c.index for c in clicks if c.positive]
         if in_order:
@@ -208,7 +208,7 @@ class LocalExpert:
         window: Roi,
         clicks: Sequence[Click],
         intensity_map: IntensityMap,
-        stages: Stages,
+        stages: StageTimer,
     ) -> Prediction:
         features = self._encoded(volume, window, intensity_map, stages)
         points, labels = point_prompts(window, clicks)
@@ -220,7 +220,7 @@ class LocalExpert:
             return Prediction(region, values.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).numpy())
 
     def _encoded(
-        self, volume: Volume, window: Roi, intensity_map: IntensityMap, stages: Stages
+        self, volume: Volume, window: Roi, intensity_map: IntensityMap, stages: StageTimer
     ) -> LocalFeatures:
         def encode() -> LocalFeatures:
             with stages.timed("crop"):

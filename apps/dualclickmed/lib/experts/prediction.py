@@ -102,7 +102,7 @@ def merge(shape: Sequence[int], predictions: Sequence[tuple[int, Prediction]]) -
     return labels
 
 
-def settle(
+def merged_labels_at(
     points: npt.NDArray[np.int64], predictions: Sequence[tuple[int, Prediction]]
 ) -> npt.NDArray[np.uint8]:
     """What `merge` gives at voxels (N, 3)."""

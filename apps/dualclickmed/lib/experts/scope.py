@@ -1,9 +1,9 @@
-"""Experts that were retrained on annotators' labels answer where they were taught, elsewhere their origin.
+"""The scope of a training: what retrained weights answer themselves; everything else goes to their origin.
 
 A network that is trained on a few images of one kind forgets some of what it knew about others. So weights
-that were published by learning carry a lesson in their card: which objects they were trained on, by modality,
-size of the object and size of the patient. A request that is like one of these goes to them, any other one
-to the weights that learning began with, whose answers therefore stay what they were.
+that were published by learning carry a training scope in their card: which objects they were trained on, by
+modality, size of the object and size of the patient. A request that is like one of these goes to them, any
+other one to the weights that learning began with, whose answers therefore stay what they were.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from .local_expert import LocalExpert
 
 logger = logging.getLogger(__name__)
 
-LESSON = "lesson"
-"""Of a model card: what the weights were taught."""
+SCOPE_KEY = "lesson"
+"""Of a model card: the objects that the weights were trained on."""
 SIDES_APART = 0.5
-"""How far an object may differ from a taught one in size: the root mean square of the sides' log ratios."""
+"""How far an object may differ from a trained one in size: the root mean square of the sides' log ratios."""
 PATIENT_APART = 0.6
 """The same for the box that holds the patient."""
 CT_BODY = -400.0
@@ -114,8 +114,8 @@ def millimetres(box: Box, volume: Volume) -> npt.NDArray[np.float64]:
     return np.asarray(box.sides) * np.asarray(volume.spacing)
 
 
-class Lesson:
-    """What weights were taught.
+class TrainingScope:
+    """The objects that weights were trained on, and which others are like them.
 
     Args:
         examples: the objects that they were trained on.
@@ -128,7 +128,7 @@ class Lesson:
         self._patients = np.log(np.array([e.patient for e in examples], dtype=np.float64).reshape(-1, 3))
 
     def covers(self, volume: Volume, box: Box | None) -> bool:
-        """Whether an object of this image is like one that was taught.
+        """Whether an object of this image is like one of the training.
 
         Args:
             volume: the image.
@@ -149,48 +149,48 @@ class Lesson:
         return bool(fits.any())
 
 
-class TaughtGlobalExpert(GlobalExpert):
-    """The global expert with taught weights, and its origin for everything that they were not taught.
+class ScopedGlobalExpert(GlobalExpert):
+    """The global expert with retrained weights, and its origin for everything outside their scope.
 
     Args:
         origin: answers there.
-        lesson: what the weights were taught.
+        scope: of the training of its own weights.
         arguments: as for `GlobalExpert`.
     """
 
-    def __init__(self, origin: GlobalExpert, lesson: Lesson, *arguments: Any) -> None:
+    def __init__(self, origin: GlobalExpert, scope: TrainingScope, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.origin, self.lesson = origin, lesson
+        self.origin, self.scope = origin, scope
 
-    def answering(self, volume: Volume, prompts: Prompts) -> GlobalExpert:
+    def expert_for(self, volume: Volume, prompts: Prompts) -> GlobalExpert:
         """Itself or its origin; the box decides, so that no correction changes who answers."""
         box = prompts.box
         if box is None and prompts.foreground:
             box = Box.around(prompts.foreground[:2])
-        return self if self.lesson.covers(volume, box) else self.origin
+        return self if self.scope.covers(volume, box) else self.origin
 
 
-class TaughtLocalExpert(LocalExpert):
-    """The local expert with taught weights; the image alone decides, as a click says nothing about size."""
+class ScopedLocalExpert(LocalExpert):
+    """The local expert with retrained weights; the image decides, as a click says nothing about size."""
 
-    def __init__(self, origin: LocalExpert, lesson: Lesson, *arguments: Any) -> None:
+    def __init__(self, origin: LocalExpert, scope: TrainingScope, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.origin, self.lesson = origin, lesson
+        self.origin, self.scope = origin, scope
 
-    def answering(self, volume: Volume, prompts: Prompts) -> LocalExpert:
+    def expert_for(self, volume: Volume, prompts: Prompts) -> LocalExpert:
         """Itself or its origin."""
-        return self if self.lesson.covers(volume, None) else self.origin
+        return self if self.scope.covers(volume, None) else self.origin
 
 
-def lesson_of(path: Path) -> Lesson | None:
-    """What weights were taught, by their card; None for those that did not come from learning."""
+def training_scope_of(path: Path) -> TrainingScope | None:
+    """The training scope of weights, by their card; None for those that did not come from learning."""
     try:
-        stored = read_card(path).get(LESSON)
-        return Lesson([Example.from_dict(e) for e in stored]) if stored else None
+        stored = read_card(path).get(SCOPE_KEY)
+        return TrainingScope([Example.from_dict(e) for e in stored]) if stored else None
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"The card of '{path}' holds a damaged lesson ({error}).") from error
+        raise WeightsError(f"The card of '{path}' holds a damaged scope ({error}).") from error
 
 
 def triple(values: npt.ArrayLike) -> Position:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ..cancellation import check
 
 
-class Stages(dict[str, float]):
+class StageTimer(dict[str, float]):
     """Seconds by stage name, summed over everything that ran under that name.
 
     A stage that a cache made unnecessary is absent. On a GPU work is queued: a stage that hands its result

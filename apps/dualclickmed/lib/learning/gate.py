@@ -40,7 +40,7 @@ SMALLEST = 30
 WORSE = 0.0
 """How much Dice on held-out labels may be lost."""
 FORGOTTEN = 0.05
-"""How much Dice on generated volumes may be lost, were the weights asked about them: `experts.taught` asks
+"""How much Dice on generated volumes may be lost, were the weights asked about them: `experts.scope` asks
 their origin, but what was taught and what was not are not always told apart."""
 GENERATED = 12
 _GENERATED_SEED = 7_000_003

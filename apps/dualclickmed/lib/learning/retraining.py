@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import UserError
-from ..experts.scope import LESSON, lesson_of
+from ..experts.scope import SCOPE_KEY, training_scope_of
 from ..imaging.label_map import LabelMap
 from ..training.loop import Options, Progress, train
 from ..training.recipes import Recipe, changed, fine_tune
@@ -51,7 +51,7 @@ Weights between the two forget less than they lose of what was learned (Wortsman
 REPORT_SECONDS = 5.0
 RATE = 6e-4
 """Peak learning rate of the compact preset. More data and time would want less; a few minutes on a few cases
-do not, because what the weights knew elsewhere is safe with their origin (`experts.taught`)."""
+do not, because what the weights knew elsewhere is safe with their origin (`experts.scope`)."""
 SIZES: dict[Kind, dict[str, int]] = {
     "global": {"scenes": 1, "targets": 2, "interactions": 1},
     "local": {"scenes": 1, "targets": 2, "interactions": 2},
@@ -232,9 +232,9 @@ class _Round:
         published = None
         if reason is None:
             card = self.card(prepared, training, held, before, after, blend)
-            lesson = lesson_of(parent)
-            examples = [*(lesson.examples if lesson else ()), *prior.keep(prepared.versions).all()]
-            card[LESSON] = [e.to_dict() for e in dict.fromkeys(examples[-MOST_EXAMPLES:])]
+            scope = training_scope_of(parent)
+            examples = [*(scope.examples if scope else ()), *prior.keep(prepared.versions).all()]
+            card[SCOPE_KEY] = [e.to_dict() for e in dict.fromkeys(examples[-MOST_EXAMPLES:])]
             published = publish(name, parent, card, place.model_dir)
             if place.preset is not None:
                 logger.warning(

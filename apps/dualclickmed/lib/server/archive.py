@@ -173,8 +173,8 @@ class Fresh:
         self._until = 0.0
 
 
-class _Patient(requests.Session):
-    """A session that does not wait for an archive for ever."""
+class _TimeoutSession(requests.Session):
+    """A session with time-outs: an archive that hangs must not hold a worker for ever."""
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs.setdefault("timeout", (CONNECT_SECONDS, READ_SECONDS))
@@ -190,7 +190,7 @@ def connect(address: str) -> DicomStudies:
     if "googleapis.com" in address:
         client = DICOMwebClient(url=address, session=create_session_from_gcp_credentials())
     else:
-        session = _Patient()
+        session = _TimeoutSession()
         if settings.MONAI_LABEL_DICOMWEB_USERNAME and settings.MONAI_LABEL_DICOMWEB_PASSWORD:
             session.auth = (settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD)
         client = DICOMwebClientX(

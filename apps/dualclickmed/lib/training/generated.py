@@ -31,7 +31,7 @@ MIN_TARGET_VOXELS = 24
 
 
 @dataclass
-class Scene:
+class SyntheticVolume:
     """A generated volume with its labels.
 
     Attributes:
@@ -535,7 +535,7 @@ def make_scene(
     size: int = 80,
     look: Look | None = None,
     device: torch.device | str = "cpu",
-) -> Scene:
+) -> SyntheticVolume:
     """Make one scene.
 
     Args:
@@ -554,7 +554,9 @@ def make_scene(
             return scene
 
 
-def _try_scene(rng: np.random.Generator, size: int, look: Look | None, device: torch.device) -> Scene:
+def _try_scene(
+    rng: np.random.Generator, size: int, look: Look | None, device: torch.device
+) -> SyntheticVolume:
     chosen: Look = look or LOOKS[int(rng.choice(len(LOOKS), p=LOOK_WEIGHTS))]
     spacing = np.ones(3)
     if rng.random() < 0.45:
@@ -585,7 +587,7 @@ def _try_scene(rng: np.random.Generator, size: int, look: Look | None, device: t
             weights = (0.1, 0.1, 0.15, 0.0, 0.15, 0.3, 0.2)
             _paint_objects(canvas, int(rng.integers(3, 12)), weights, (0.2, 0.9))
     image = _render(canvas, chosen)
-    return Scene(
+    return SyntheticVolume(
         image=image,
         labels=canvas.labels,
         targets=_targets(canvas),

@@ -10,7 +10,7 @@ from ..imaging.geometry import crop_to_grid, global_roi, window_at
 from ..imaging.intensity import normalise_global, normalise_local
 from .batches import GlobalSample, LocalSample
 from .first_prompts import first_box, interior_voxel
-from .generated import Scene
+from .generated import SyntheticVolume
 from .recipes import Recipe
 from .regions import inside, jittered
 
@@ -61,7 +61,7 @@ def part_of(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArra
     return part
 
 
-def global_samples(scene: Scene, rng: np.random.Generator, recipe: Recipe) -> list[GlobalSample]:
+def global_samples(scene: SyntheticVolume, rng: np.random.Generator, recipe: Recipe) -> list[GlobalSample]:
     """Up to `recipe.targets` samples of one scene, each on the 64-voxel grid of its RoI."""
     masks = [scene.mask(scene.targets[int(i)]).numpy(force=True) for i in rng.permutation(len(scene.targets))]
     # Scenes are small, so many objects are cut by their border, which real images rarely do: keep some of
@@ -84,7 +84,9 @@ def global_samples(scene: Scene, rng: np.random.Generator, recipe: Recipe) -> li
     return samples
 
 
-def local_scene_sample(scene: Scene, rng: np.random.Generator, recipe: Recipe) -> LocalSample | None:
+def local_scene_sample(
+    scene: SyntheticVolume, rng: np.random.Generator, recipe: Recipe
+) -> LocalSample | None:
     """A window of a scene with up to `recipe.targets` objects, or None if there is nothing worth asking for.
 
     A window is centred near an interior voxel of one target; the other targets whose interior it holds are

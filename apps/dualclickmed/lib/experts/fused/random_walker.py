@@ -1,9 +1,10 @@
 """Random walks with priors: probabilities that are even where the image is even and change at its edges.
 
 A walker starts at a cell and steps to a face neighbour the more readily the more alike the two cells are. At
-every step it may stop, and then takes the prior's word; at a seed it stops for sure. The probability that it
-stops as foreground solves a sparse linear system (Grady 2005, "Multilabel random walker image segmentation
-using prior models"), well conditioned by the prior, which conjugate gradients solve in a few dozen steps.
+every step it may stop: as foreground with the probability that the prior has there; at a seed it stops for
+sure. The probability that it stops as foreground solves a sparse linear system (Grady 2005, "Multilabel
+random walker image segmentation using prior models"), well conditioned by the prior, which conjugate
+gradients solve in a few dozen steps.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TOLERANCE = 1e-3
 MOST_STEPS = 120
 
 
-def likeness(
+def edge_weights(
     image: Field, step: Sequence[float], contrast: float, least: float
 ) -> tuple[Field, Field, Field]:
     """How readily a walker steps between face neighbours along each axis, at most 1.
@@ -47,13 +48,13 @@ def likeness(
     return found[0], found[1], found[2]
 
 
-def walked(
+def solve(
     links: Sequence[Field], prior: Field, trust: Field, seeds: Sequence[tuple[tuple[int, int, int], float]]
 ) -> Field:
     """The probability of foreground at every cell.
 
     Args:
-        links: of `likeness`.
+        links: of `edge_weights`.
         prior: probability of foreground that a walker reports when it stops.
         trust: how readily it stops, relative to a step between two cells that are alike; above 0.
         seeds: cells with a probability that is known.

@@ -1,15 +1,15 @@
-"""The last step of `strategy=fused`: what a network found, joined with the image's edges and the clicks.
+"""The last step of `strategy=fused`: a network's logits, refined by the image's edges and the clicks.
 
-A network's logits are one opinion of four. The others are learned anew from every request: how much more
-common a cell's intensity is inside the object than around it; what the clicks say about their surroundings;
-and that the object lies in its box. Together they are the prior of a random walk (`walk`), which moves the
-border to edges of the image and takes clicks for certain.
+The prior of a cell is the sum of four logits: the network's; the log ratio of how common the cell's intensity
+is inside the object and around it; the evidence of the clicks; and a penalty outside the box. All but the
+first are estimated anew for every request. A random walk with this prior (`random_walker`) moves the border
+to edges of the image; clicked cells are its seeds.
 
-A click speaks for the cells that are near and look alike. How far it reaches follows from where it is: users
-correct what is most wrong, and click into the middle of it, so a click that contradicts the mask that they
-saw reaches about as far as that mask's border, and never beyond half way to a click of the other kind. A
-click that agrees with the mask reaches hardly beyond itself. Far from a new click what was there before it
-holds (`settled`), which is why a correction rarely harms.
+A click is evidence for the cells that are near and look alike. How far it reaches follows from where it is:
+users correct what is most wrong, and click into the middle of it, so a click that contradicts the mask that
+they saw reaches about as far as that mask's border, and never beyond half way to a click of the other kind.
+A click that agrees with the mask reaches hardly beyond itself. Far from a new click the mask before it holds
+(`held_away_from_clicks`), which is why a correction rarely harms.
 
 Every constant was chosen on a part of a set of real objects (docs/fusion.md).
 """
@@ -27,8 +27,8 @@ from scipy import ndimage
 
 from ...imaging.geometry import Box, Index, Roi, crop_to_grid
 from ...imaging.volume import Volume
-from ..inputs import speaking
-from .random_walker import Field, likeness, walked
+from ..inputs import representative_clicks
+from .random_walker import Field, edge_weights, solve
 
 Mask = npt.NDArray[np.bool_]
 
@@ -59,7 +59,7 @@ HELD_FROM = 2.0
 CONTRAST, LEAST_LINK = 1.0, 1e-3
 """An edge, as a multiple of the median difference between neighbours; what no edge can cut."""
 TRUST = 0.1
-"""How readily a walker stops where the prior is certain."""
+"""Weight of the prior against the edges where the prior is certain."""
 UNSURE = 0.2
 """The same where the prior knows nothing, as a part of `TRUST`."""
 SHORT_SIDE = 10.0
@@ -77,8 +77,8 @@ _CLIPPED = (0.5, 99.5)
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """What the image says about a region, whatever the prompts.
+class RegionFeatures:
+    """Features of a region's image, which do not depend on the prompts.
 
     Attributes:
         roi: the region; its grid is that of all arrays.
@@ -99,8 +99,8 @@ class Scene:
         return sum(a.nbytes for a in (*self.links, self.rank, self.kind))
 
     @classmethod
-    def of(cls, volume: Volume, box: Box) -> Scene:
-        """The scene of the voxels whose centres are in `box`.
+    def of(cls, volume: Volume, box: Box) -> RegionFeatures:
+        """The features of the region of all voxels whose centres are in `box`.
 
         Raises:
             ValueError: there is none.
@@ -117,7 +117,7 @@ class Scene:
         mean = ndimage.uniform_filter(image, 3, mode="nearest")
         rank = _ranks(mean)
         kind = (_ranks(image) * BINS).astype(np.int16) * BINS + (rank * BINS).astype(np.int16)
-        links = likeness(image, (dz, dy, dx), CONTRAST * _usual_difference(image), LEAST_LINK)
+        links = edge_weights(image, (dz, dy, dx), CONTRAST * _usual_difference(image), LEAST_LINK)
         return cls(roi, (dz, dy, dx), links, rank, kind)
 
     def cell(self, index: Index) -> Index:
@@ -131,15 +131,15 @@ class Scene:
 
 @dataclass(frozen=True)
 class CellClick:
-    """A click at a cell of a scene."""
+    """A click at a cell of a region."""
 
     cell: Index
     positive: bool
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
-    """What clicks say about every cell of a scene.
+class ClickEvidence:
+    """How strongly clicks claim every cell of a region for the object or for the background.
 
     Attributes:
         fore, back: of each kind of click, in [0, 1]: 1 at a click, 0 where none reaches.
@@ -149,7 +149,7 @@ class Said:
     back: Field
 
     @classmethod
-    def nothing(cls, shape: Index) -> Said:
+    def nothing(cls, shape: Index) -> ClickEvidence:
         return cls(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
 
     @property
@@ -170,18 +170,18 @@ class Depths:
     back: Field
 
     @classmethod
-    def of(cls, scene: Scene, before: Mask, box: Box | None) -> Depths:
+    def of(cls, features: RegionFeatures, before: Mask, box: Box | None) -> Depths:
         """Those of clicks that correct a mask.
 
         Args:
-            scene: of the region.
+            features: of the region.
             before: the mask that the user saw.
             box: around the object, if the user drew one.
         """
         # A foreground click contradicts what is not in the mask but in the box, and no more than that.
-        missing = ~before if box is None else ~before & (beyond(scene.roi, box) <= 0)
+        missing = ~before if box is None else ~before & (beyond(features.roi, box) <= 0)
         fore, back = (
-            edt.edt(np.ascontiguousarray(wrong), anisotropy=scene.step, black_border=True)
+            edt.edt(np.ascontiguousarray(wrong), anisotropy=features.step, black_border=True)
             for wrong in (missing, before)
         )
         return cls(fore, back)
@@ -192,64 +192,66 @@ class Depths:
 
 
 def refined(
-    scene: Scene,
+    features: RegionFeatures,
     opinion: Field,
     box: Box | None,
     clicks: Sequence[CellClick] = (),
-    said: Said | None = None,
+    evidence: ClickEvidence | None = None,
 ) -> Field:
     """The probability of the object at every cell.
 
     Args:
-        scene: of the region.
+        features: of the region.
         opinion: the network's logits at the cells.
         box: around the object, if the user drew one, in voxel edges.
         clicks: those in the region, which are certain; in any order.
-        said: what they say about their surroundings.
+        evidence: their evidence about their surroundings.
 
     Returns:
-        float32 of the scene's grid, at most rounding outside [0, 1].
+        float32 of the region's grid, at most rounding outside [0, 1].
     """
     logits = NETWORK_WEIGHT * np.clip(opinion, -NETWORK_LIMIT, NETWORK_LIMIT)
-    outside = np.zeros_like(logits) if box is None else beyond(scene.roi, box)
+    outside = np.zeros_like(logits) if box is None else beyond(features.roi, box)
     logits -= np.minimum(BOX_SLOPE * outside, BOX_LIMIT)
-    if said is not None:
-        logits += CLICK_LOGIT * said.balance
+    if evidence is not None:
+        logits += CLICK_LOGIT * evidence.balance
     share = sigmoid(logits)
-    logits += INTENSITY_WEIGHT * _intensity_ratio(scene.kind, share * (outside < NEAR_BOX - 1), 1 - share)
+    logits += INTENSITY_WEIGHT * _intensity_ratio(features.kind, share * (outside < NEAR_BOX - 1), 1 - share)
     prior = sigmoid(logits)
     trust = TRUST * (UNSURE + (1 - UNSURE) * np.abs(2 * prior - 1))
-    links = scene.links if box is None else _shortened(scene, box)
-    found = walked(links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
+    links = features.links if box is None else _shortened(features, box)
+    found = solve(links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
     return _unshrunk(found, prior)
 
 
-def settled(scene: Scene, found: Field, before: Field, heard: Sequence[tuple[CellClick, float]]) -> Field:
+def held_away_from_clicks(
+    features: RegionFeatures, found: Field, before: Field, reaches: Sequence[tuple[CellClick, float]]
+) -> Field:
     """Probabilities after some new clicks, with the mask before them where the new ones leave it in doubt.
 
     Args:
-        scene: of the region.
+        features: of the region.
         found: the probabilities that all clicks give.
         before: those that the user saw before the new clicks.
-        heard: the new clicks and how far each reaches, in mm.
+        reaches: the new clicks and how far each reaches, in mm.
 
     Returns:
         As `found` near the new clicks; elsewhere the mask changes only where `found` says so by more than
         `HELD`. As `before` where no click is new.
     """
-    if not heard:
+    if not reaches:
         return before
     near = np.zeros_like(found)
-    for click, reach in heard:
-        np.maximum(near, _around(scene, click.cell, HELD_FROM * reach), out=near)
+    for click, reach in reaches:
+        np.maximum(near, _around(features, click.cell, HELD_FROM * reach), out=near)
     return sigmoid(_logit(found) + HELD * (1 - near) * np.where(before > 0.5, np.float32(1), np.float32(-1)))
 
 
-def _shortened(scene: Scene, box: Box) -> list[Field]:
-    """The scene's links, weaker along axes on which the box has few cells (`SHORT_SIDE`)."""
+def _shortened(features: RegionFeatures, box: Box) -> list[Field]:
+    """The region's links, weaker along axes on which the box has few cells (`SHORT_SIDE`)."""
     return [
         link if side >= SHORT_SIDE * cell else link * np.float32((side / (SHORT_SIDE * cell)) ** 2)
-        for link, side, cell in zip(scene.links, box.sides, scene.roi.spacing, strict=True)
+        for link, side, cell in zip(features.links, box.sides, features.roi.spacing, strict=True)
     ]
 
 
@@ -275,48 +277,50 @@ def beyond(roi: Roi, box: Box) -> Field:
     return found
 
 
-def heard(
-    scene: Scene,
+def accumulate_click_evidence(
+    features: RegionFeatures,
     new: Sequence[CellClick],
     clicks: Sequence[CellClick],
     deep: Depths,
-    earlier: Said,
-) -> tuple[Said, list[tuple[CellClick, float]]]:
-    """What clicks say after some new ones, and how far each new one reaches.
+    earlier: ClickEvidence,
+) -> tuple[ClickEvidence, list[tuple[CellClick, float]]]:
+    """Add the evidence of some new clicks to that of earlier ones.
 
     Args:
-        scene: of the region.
-        new: clicks that were given since; of a scribble a part speaks for the rest (`inputs.speaking`).
+        features: of the region.
+        new: clicks that were given since; of a scribble some stand for all
+            (`inputs.representative_clicks`).
         clicks: all so far, the new ones among them; those of the other kind bound how far a click reaches.
         deep: for the mask that the user saw before the new clicks.
-        earlier: what the clicks before them said.
+        earlier: the evidence of the clicks before them.
 
     Returns:
-        Of each kind what the click says that says most; and the new clicks with their reach in mm.
+        At each cell and for each kind the strongest evidence of one click; and the new clicks with their
+            reach in mm.
     """
-    least = LEAST_DEPTH * min(scene.step)
+    least = LEAST_DEPTH * min(features.step)
     found = {True: earlier.fore.copy(), False: earlier.back.copy()}
     reaches = []
-    for click, rival in speaking(new, scene.step, others=clicks):
+    for click, rival in representative_clicks(new, features.step, others=clicks):
         reach = CLICK_REACH * max(deep.at(click), least)
         reach = max(min(reach, RIVAL_SHARE * rival), least)
-        unlike = (scene.rank - scene.rank[click.cell]) / CLICK_WIDTH
+        unlike = (features.rank - features.rank[click.cell]) / CLICK_WIDTH
         # Flat in the middle and steep at its reach: a Gaussian would leak into what was right.
-        near = _around(scene, click.cell, reach) * np.exp(-0.5 * np.square(unlike))
+        near = _around(features, click.cell, reach) * np.exp(-0.5 * np.square(unlike))
         np.maximum(found[click.positive], near, out=found[click.positive])
         reaches.append((click, reach))
-    return Said(found[True], found[False]), reaches
+    return ClickEvidence(found[True], found[False]), reaches
 
 
-def _around(scene: Scene, cell: Index, reach: float) -> Field:
+def _around(features: RegionFeatures, cell: Index, reach: float) -> Field:
     """1 at a cell and about it, falling with the fourth power of the distance, 0.6 at `reach` mm."""
-    return np.exp(-0.5 * np.square(_squared_distance(scene, cell, reach)))
+    return np.exp(-0.5 * np.square(_squared_distance(features, cell, reach)))
 
 
-def _squared_distance(scene: Scene, cell: Index, unit: float) -> Field:
+def _squared_distance(features: RegionFeatures, cell: Index, unit: float) -> Field:
     z, y, x = (
         np.square((np.arange(n, dtype=np.float32) - at) * np.float32(side / unit))
-        for n, at, side in zip(scene.roi.grid, cell, scene.step, strict=True)
+        for n, at, side in zip(features.roi.grid, cell, features.step, strict=True)
     )
     return z[:, None, None] + y[:, None] + x
 

@@ -3,14 +3,14 @@
 The paper routes each object to one expert and leaves joining the two as future work (section 4.5). Here an
 expert says what the object may be, and `refinement` decides with the image and the clicks.
 
-Clicks are heard one after the other, each as a correction of the mask that its user saw: how far it reaches
+Clicks are taken one after the other, each as a correction of the mask that its user saw: how far it reaches
 depends on that mask, and away from it that mask holds. A request lists foreground and background clicks apart
 and so does not say which came first. Both lists are in order, and users click where the mask is wrong: of
 the two next clicks, the one deeper in what it contradicts is taken for the earlier one. The answer is still a
 function of the request; what was found after the first clicks is kept, so that the next one costs one step.
 
 Objects of one request share the image: a voxel that was clicked for one of them does not belong to another.
-Where it lies in another's mask it is heard there, last of all, as a background click.
+Where it lies in another's mask it counts there, last of all, as a background click.
 """
 
 from __future__ import annotations
@@ -44,26 +44,36 @@ from ..prediction import (
     paste_object,
     within,
 )
-from ..timing import Stages
+from ..timing import StageTimer
 from .random_walker import Field
 from .refinement import NETWORK_LIMIT as LIMIT
-from .refinement import CellClick, Depths, Mask, Said, Scene, heard, refined, settled, sigmoid
+from .refinement import (
+    CellClick,
+    ClickEvidence,
+    Depths,
+    Mask,
+    RegionFeatures,
+    accumulate_click_evidence,
+    held_away_from_clicks,
+    refined,
+    sigmoid,
+)
 
-SCENE_BYTES = 128 << 20
-"""Scenes, and what was found in them after each click, that are kept between requests, in bytes."""
+CACHE_BYTES = 128 << 20
+"""Of region features, and of what was found after each click, that are kept between requests."""
 MOST_ROUNDS = 16
-"""Steps in which all clicks are heard at most; of more clicks several are heard at once.
-A scribble, more clicks than `inputs.MAX_CLICKS`, is one gesture and heard in one step."""
+"""Steps in which all clicks are taken at most; of more clicks several are taken at once.
+A scribble, more clicks than `inputs.MAX_CLICKS`, is one gesture and taken in one step."""
 SURROUNDINGS = 1.5
 """How much longer than what the local expert found the region of an object without a box is, on each axis."""
 LEAST_SIDE = 24.0
 """Shortest side of that region in voxels."""
-HEARD = 0.05
-"""What clicks must say about a voxel for a given mask to be reconsidered there (`refinement.Said`)."""
+LEAST_EVIDENCE = 0.05
+"""Evidence of clicks from which on a voxel of a given mask is decided anew (`refinement.ClickEvidence`)."""
 PROBED = 0.15
 """Width of the part that `Refined.where_next` looks at, as a part of the object's size."""
 SHARPNESS = 2.0
-"""Factor on the logits of what is seen that makes them meant (docs/fusion.md): walks draw them towards 0."""
+"""Factor on the answer's logits that calibrates them (docs/fusion.md): random walks draw them towards 0."""
 _LEAST = 1e-4
 
 
@@ -109,17 +119,17 @@ class Refined:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What a user sees after some clicks: probabilities in a scene, and what the clicks so far say."""
+    """What a user sees after some clicks: probabilities in a region, and the clicks' evidence so far."""
 
-    scene: Scene
+    features: RegionFeatures
     probability: Field
-    said: Said
+    evidence: ClickEvidence
     box: Box | None
 
     @cached_property
     def depths(self) -> Depths:
         """Those of the next clicks. Which one came first and how far it reaches ask for the same."""
-        return Depths.of(self.scene, self.probability > 0.5, self.box)
+        return Depths.of(self.features, self.probability > 0.5, self.box)
 
     @property
     def nbytes(self) -> int:
@@ -130,28 +140,28 @@ class _Seen:
         """The probabilities as logits on the grid of another region."""
         limit = 1 / (1 + math.exp(-LIMIT))
         inside = torch.from_numpy(self.probability).clamp(1 - limit, limit)
-        return resampled(torch.logit(inside), self.scene.roi, roi)
+        return resampled(torch.logit(inside), self.features.roi, roi)
 
-    def moved(self, scene: Scene) -> _Seen:
-        """The same in another scene."""
-        if scene.roi == self.scene.roi:
+    def moved(self, features: RegionFeatures) -> _Seen:
+        """The same on the grid of another region."""
+        if features.roi == self.features.roi:
             return self
-        fields = (self.probability, self.said.fore, self.said.back)
+        fields = (self.probability, self.evidence.fore, self.evidence.back)
         probability, fore, back = (
-            resampled(torch.from_numpy(field), self.scene.roi, scene.roi).numpy() for field in fields
+            resampled(torch.from_numpy(field), self.features.roi, features.roi).numpy() for field in fields
         )
-        return _Seen(scene, probability, Said(fore, back), self.box)
+        return _Seen(features, probability, ClickEvidence(fore, back), self.box)
 
 
 class Fusion:
     """Answers for one object at a time from what an expert says.
 
     Attributes:
-        scenes: what was found out about regions, kept between requests.
+        cache: what was found out about regions, kept between requests.
     """
 
     def __init__(self) -> None:
-        self.scenes = ByteCache(SCENE_BYTES)
+        self.cache = ByteCache(CACHE_BYTES)
 
     def predict(
         self,
@@ -159,7 +169,7 @@ class Fusion:
         volume: Volume,
         prompts: Prompts,
         intensity: str,
-        stages: Stages,
+        stages: StageTimer,
         other: GlobalExpert | None = None,
         elsewhere: Sequence[Index] = (),
     ) -> Refined:
@@ -184,30 +194,30 @@ class Fusion:
         Raises:
             As the expert's `predict`.
         """
-        request = _Request(self.scenes, expert, other, volume, prompts, intensity, stages, elsewhere)
+        request = _Request(self.cache, expert, other, volume, prompts, intensity, stages, elsewhere)
         seen = request.seen()
-        scene, probability = seen.scene, seen.probability
+        features, probability = seen.features, seen.probability
         with stages.timed("paste"):
             sure = torch.logit(torch.from_numpy(probability).clamp(_LEAST, 1 - _LEAST))
-            found = [paste_object(sure, scene.roi, volume.shape)]
+            found = [paste_object(sure, features.roi, volume.shape)]
             if prompts.clicks and prompts.mask is not None:
-                heard_there = torch.from_numpy(np.abs(seen.said.balance))
-                found = _kept(prompts.mask, sure, heard_there, scene.roi)
-        cells = [c.cell for c in _cell_clicks(scene, prompts.clicks)]
-        return Refined(found, scene.roi, calibrated(probability), cells)
+                strength = torch.from_numpy(np.abs(seen.evidence.balance))
+                found = _kept(prompts.mask, sure, strength, features.roi)
+        cells = [c.cell for c in _cell_clicks(features, prompts.clicks)]
+        return Refined(found, features.roi, calibrated(probability), cells)
 
 
 @dataclass(frozen=True, eq=False)
 class _Request:
     """One call of `Fusion.predict`."""
 
-    scenes: ByteCache
+    cache: ByteCache
     expert: GlobalExpert | LocalExpert
     other: GlobalExpert | None
     volume: Volume
     prompts: Prompts
     intensity: str
-    stages: Stages
+    stages: StageTimer
     elsewhere: Sequence[Index]
 
     def seen(self) -> _Seen:
@@ -227,7 +237,7 @@ class _Request:
             self.volume.key, self.expert.weights_key, self.other and self.other.weights_key,
             self.prompts.box, self.intensity, _content(self.prompts.mask), bool(clicks), size,
         )  # fmt: skip
-        seen = self.scenes.get((*key, opening, ()), lambda: self._begun(opening))
+        seen = self.cache.get((*key, opening, ()), lambda: self._begun(opening))
         given: tuple[Click, ...] = ()
         if opening and not scribble:
             given = (queues[True].popleft(),)
@@ -236,21 +246,21 @@ class _Request:
             new = _next_clicks(seen, queues, size)
             given = (*given, *new)
             seen = self._after(seen, new, given, key)
-        denied = self._denied(seen)
-        return self._after(seen, denied, (*given, *denied), key) if denied else seen
+        conflicting = self._conflicting_clicks(seen)
+        return self._after(seen, conflicting, (*given, *conflicting), key) if conflicting else seen
 
-    def _denied(self, seen: _Seen) -> tuple[Click, ...]:
+    def _conflicting_clicks(self, seen: _Seen) -> tuple[Click, ...]:
         """Other objects' voxels in the mask, as background clicks; not in a cell that has a click already."""
-        scene = seen.scene
-        cells = {index: scene.cell(index) for index in self.elsewhere if scene.roi.box.contains(index)}
+        features = seen.features
+        cells = {index: features.cell(index) for index in self.elsewhere if features.roi.box.contains(index)}
         held = {index: cell for index, cell in cells.items() if seen.probability[cell] > 0.5}
         if not held:
             return ()
-        mine = {click.cell for click in _cell_clicks(scene, self.prompts.clicks)}
+        mine = {click.cell for click in _cell_clicks(features, self.prompts.clicks)}
         return tuple(Click(index, False) for index, cell in held.items() if cell not in mine)
 
-    def _scene(self, box: Box) -> Scene:
-        return self.scenes.get((self.volume.key, box), lambda: Scene.of(self.volume, box))
+    def _features(self, box: Box) -> RegionFeatures:
+        return self.cache.get((self.volume.key, box), lambda: RegionFeatures.of(self.volume, box))
 
     def _begun(self, opening: tuple[Click, ...]) -> _Seen:
         """What the user saw before the first correction."""
@@ -258,33 +268,40 @@ class _Request:
         asked = replace(self.prompts, clicks=opening, mask=None if correcting else self.prompts.mask)
         source, opinion = self._asked(asked, None)
         with self.stages.timed("refine"):
-            scene = self._scene(source.box)
+            features = self._features(source.box)
             if correcting:
-                logits = self._mask_logits(scene)
+                logits = self._mask_logits(features)
                 probability = sigmoid(logits)
             else:
-                probability = refined(scene, resampled(opinion, source, scene.roi).numpy(), self.prompts.box)
-        return _Seen(scene, probability, Said.nothing(scene.roi.grid), self.prompts.box)
+                probability = refined(
+                    features, resampled(opinion, source, features.roi).numpy(), self.prompts.box
+                )
+        return _Seen(features, probability, ClickEvidence.nothing(features.roi.grid), self.prompts.box)
 
     def _after(
         self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...], key: tuple[Hashable, ...]
     ) -> _Seen:
         """What the user sees after some new clicks."""
-        return self.scenes.get((*key, given, new), lambda: self._corrected(seen, new, given))
+        return self.cache.get((*key, given, new), lambda: self._corrected(seen, new, given))
 
     def _corrected(self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...]) -> _Seen:
         source, opinion = self._asked(replace(self.prompts, clicks=given, mask=None), seen)
         with self.stages.timed("refine"):
-            scene = self._scene(source.box)
-            seen = seen.moved(scene)
-            logits = resampled(opinion, source, scene.roi).numpy()
+            features = self._features(source.box)
+            seen = seen.moved(features)
+            logits = resampled(opinion, source, features.roi).numpy()
             if self.prompts.mask is not None:
-                logits = (logits + self._mask_logits(scene)) / 2
-            clicks = _cell_clicks(scene, given)
-            fresh = [c for c in _cell_clicks(scene, new) if c in clicks]
-            said, reaches = heard(scene, fresh, clicks, seen.depths, seen.said)
-            found = refined(scene, logits, self.prompts.box, clicks, said)
-            return _Seen(scene, settled(scene, found, seen.probability, reaches), said, self.prompts.box)
+                logits = (logits + self._mask_logits(features)) / 2
+            clicks = _cell_clicks(features, given)
+            fresh = [c for c in _cell_clicks(features, new) if c in clicks]
+            evidence, reaches = accumulate_click_evidence(features, fresh, clicks, seen.depths, seen.evidence)
+            found = refined(features, logits, self.prompts.box, clicks, evidence)
+            return _Seen(
+                features,
+                held_away_from_clicks(features, found, seen.probability, reaches),
+                evidence,
+                self.prompts.box,
+            )
 
     def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
         """What the experts say: a region and logits there.
@@ -298,11 +315,11 @@ class _Request:
         source, local = _in_one_region(found, prompts.enclosing_box(), self.volume.shape)
         if self.other is None or seen is None:
             return source, local
-        box = proposed_box(seen.probability > 0.5, seen.scene, prompts.foreground)
+        box = proposed_box(seen.probability > 0.5, seen.features, prompts.foreground)
         if box is None:
             return source, local
         boxed = replace(prompts, box=box, mask=None)
-        roi, whole = self._global(self.other.answering(self.volume, boxed), boxed, seen)
+        roi, whole = self._global(self.other.expert_for(self.volume, boxed), boxed, seen)
         return source, (local.clamp(-LIMIT, LIMIT) + resampled(whole, roi, source)) / 2
 
     def _global(self, expert: GlobalExpert, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
@@ -321,9 +338,9 @@ class _Request:
         _, second = expert.logits(volume, prompts, intensity, stages, before=before)
         return source, (first + second.clamp(-LIMIT, LIMIT)) / 2
 
-    def _mask_logits(self, scene: Scene) -> Field:
+    def _mask_logits(self, features: RegionFeatures) -> Field:
         assert self.prompts.mask is not None
-        inside = crop_to_grid(self.prompts.mask, scene.roi).numpy() >= 0.5
+        inside = crop_to_grid(self.prompts.mask, features.roi).numpy() >= 0.5
         return np.where(inside, np.float32(LIMIT), np.float32(-LIMIT))
 
 
@@ -337,9 +354,9 @@ def _next_clicks(seen: _Seen, queues: Mapping[bool, deque[Click]], size: int) ->
 
     def depth(kind: bool) -> float:
         click = queues[kind][0]
-        if not seen.scene.roi.box.contains(click.index):
+        if not seen.features.roi.box.contains(click.index):
             return -1.0
-        return seen.depths.at(CellClick(seen.scene.cell(click.index), kind))
+        return seen.depths.at(CellClick(seen.features.cell(click.index), kind))
 
     taken: list[Click] = []
     while len(taken) < size and (queues[True] or queues[False]):
@@ -395,12 +412,12 @@ def calibrated(probability: Field) -> Field:
     return torch.sigmoid(SHARPNESS * torch.logit(inside)).numpy()
 
 
-def proposed_box(found: Mask, scene: Scene, clicked: Sequence[Index]) -> Box | None:
+def proposed_box(found: Mask, features: RegionFeatures, clicked: Sequence[Index]) -> Box | None:
     """The box around those parts of a mask that were clicked, or around the largest if none was.
 
     Args:
-        found: mask on the grid of the scene.
-        scene: of the region.
+        found: mask on the grid of the region.
+        features: of the region.
         clicked: foreground clicks, in voxels of the image.
 
     Returns:
@@ -409,8 +426,8 @@ def proposed_box(found: Mask, scene: Scene, clicked: Sequence[Index]) -> Box | N
     parts, count = ndimage.label(found)
     if count == 0:
         return None
-    roi = scene.roi
-    wanted = {int(parts[scene.cell(index)]) for index in clicked if roi.box.contains(index)} - {0}
+    roi = features.roi
+    wanted = {int(parts[features.cell(index)]) for index in clicked if roi.box.contains(index)} - {0}
     if not wanted:
         wanted = {int(np.bincount(parts.ravel())[1:].argmax()) + 1}
     around = Box.of_mask(np.isin(parts, list(wanted)))
@@ -418,23 +435,23 @@ def proposed_box(found: Mask, scene: Scene, clicked: Sequence[Index]) -> Box | N
     return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
 
 
-def _cell_clicks(scene: Scene, clicks: Sequence[Click]) -> list[CellClick]:
-    """The clicks in a scene, at most one for each cell, none where a cell was clicked as both."""
+def _cell_clicks(features: RegionFeatures, clicks: Sequence[Click]) -> list[CellClick]:
+    """The clicks in a region, at most one for each cell, none where a cell was clicked as both."""
     kinds: dict[Index, set[bool]] = {}
     for click in clicks:
-        if scene.roi.box.contains(click.index):
-            kinds.setdefault(scene.cell(click.index), set()).add(click.positive)
+        if features.roi.box.contains(click.index):
+            kinds.setdefault(features.cell(click.index), set()).add(click.positive)
     return [CellClick(cell, kind.pop()) for cell, kind in sorted(kinds.items()) if len(kind) == 1]
 
 
-def _kept(mask: npt.NDArray[np.generic], logits: Tensor, heard: Tensor, roi: Roi) -> list[Prediction]:
-    """A given mask, with new logits where clicks said something."""
+def _kept(mask: npt.NDArray[np.generic], logits: Tensor, evidence: Tensor, roi: Roi) -> list[Prediction]:
+    """A given mask, with new logits where clicks are evidence."""
     region, values = paste_from_grid(logits, roi, mask.shape)
-    _, said_there = paste_from_grid(heard, roi, mask.shape)
+    _, there = paste_from_grid(evidence, roi, mask.shape)
     whole = enclosing_region([region, filled_region(mask)])
     result = np.where(mask[whole] != 0, np.float32(OUTSIDE_LOGIT), np.float32(-OUTSIDE_LOGIT))
     inner = within(region, whole)
-    result[inner] = np.where(said_there.numpy() > HEARD, values.numpy(), result[inner])
+    result[inner] = np.where(there.numpy() > LEAST_EVIDENCE, values.numpy(), result[inner])
     return [Prediction(whole, result)]
 
 
