@@ -66,7 +66,7 @@ def score_image(volume: Volume, prior: Prior, expert: DualExpert, gain: float = 
     disagreements, clicks = [], 0.0
     for prompts in propose(prior, volume, expert).values():
         given = prompts.checked(volume.shape)
-        found = expert.global_expert.answering(volume, given).predict(volume, given)
+        found = expert.global_expert.expert_for(volume, given).predict(volume, given)
         mask = _mask(found, volume.shape)
         if not mask.any():
             clicks += TARGET / gain
