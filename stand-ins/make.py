@@ -1,12 +1,12 @@
-"""Make the wheels in ``stand-ins/wheels``: packages that MONAI Label 0.8.5 asks for and that nothing here runs.
+"""Make the wheels in ``wheels``: packages that MONAI Label 0.8.5 asks for and that nothing here runs.
 
     python stand-ins/make.py
 
-``pip install monailabel`` brings 2.5 GB of packages that no part of this app imports (itk alone has 1.5 GB), and two
-of them keep numpy 2, pydicom 3 and Python 3.13 out. Each wheel made here has the name of one such package and a version
-that MONAI Label accepts, marked as ours (``itk 5.4.7+standin``), and is empty; three hold the few names that MONAI
-Label's modules need while they are imported. ``requirements.txt`` asks for them by these very versions. To use the
-real package instead, install it by name: ``pip install itk``.
+``pip install monailabel`` brings 2.5 GB of packages that no part of this app imports (itk alone has 1.5 GB),
+and two of them keep numpy 2, pydicom 3 and Python 3.13 out. Each wheel made here has the name of one such
+package and a version that MONAI Label accepts, marked as ours (``itk 5.4.7+standin``), and is empty; three hold
+the few names that MONAI Label's modules need. ``requirements.txt`` asks for them by these very versions. To use
+a real package instead, install it afterwards: ``pip install --force-reinstall itk==5.4.7``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def make(name: str, version: str, folder: Path) -> Path:
     files = {f"{plain}.py": module.read_text()} if module.exists() else {}
     files[f"{information}/METADATA"] = (
         f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}+{LABEL}\n"
-        f"Summary: Stands in for {name} {version}, which MONAI Label asks for and DualClickMed does not need\n"
+        f"Summary: Stands in for {name} {version}, which MONAI Label asks for but DualClickMed never runs\n"
         "License: Apache-2.0\n"
     )
     files[f"{information}/WHEEL"] = (

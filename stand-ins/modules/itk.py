@@ -1,4 +1,4 @@
-"""Stands in for itk (1.5 GB) where MONAI Label's stock writer uses it, by SimpleITK, which holds the same library.
+"""Stands in for itk (1.5 GB) where MONAI Label's stock writer uses it, by SimpleITK, the same library.
 
 Only what ``monailabel.transform.writer.write_itk`` calls. For another app that needs more: pip install itk
 """

@@ -5,9 +5,7 @@ MONAI Label imports it where it converts DICOM SEG objects; this app reads and w
 
 
 def __getattr__(name: str) -> object:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    raise ImportError(
-        f"pydicom_seg.{name} is not here: this is the stand-in that comes with DualClickMed, which reads DICOM SEG "
-        "itself. For another app, install the real one: pip install pydicom-seg"
+    raise AttributeError(
+        f"pydicom_seg.{name} is not here: DualClickMed reads and writes DICOM SEG itself. "
+        "For another app install the real package: pip install --force-reinstall pydicom-seg==0.4.1"
     )

@@ -9,9 +9,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pydicom
-import pydicom_seg
 import pytest
-import SimpleITK as sitk
 from dualclickmed.errors import UserError
 from dualclickmed.imaging.dicom_seg import converted, segmentation
 from dualclickmed.imaging.label_files import NamedLabels
@@ -19,6 +17,7 @@ from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.mask_files import Mask, Segment, write
 from dualclickmed.imaging.volume import Volume, load_volume
 
+from tests.support.dicom_files import read_segments
 from tests.support.dicoms import CLASSES, LAYOUTS, Series, write_series
 
 KNOWN = LabelMap(("liver", "spleen", "kidney"))
@@ -35,17 +34,12 @@ def a_series(folder: Path, layout: str = "axial", modality: str = "CT") -> Serie
 def read_back(dataset: pydicom.Dataset) -> dict[str, set[tuple[int, ...]]]:
     """Where each segment is in the patient (LPS), in hundredths of a millimetre."""
     stream = io.BytesIO()
-    dataset.save_as(stream, write_like_original=False)
+    dataset.save_as(stream, enforce_file_format=True)
     stream.seek(0)
-    result = pydicom_seg.SegmentReader().read(pydicom.dcmread(stream))
-    found = {}
-    for number in result.available_segments:
-        image = result.segment_image(number)
-        affine = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-        found[str(result.segment_infos[number].SegmentLabel)] = places(
-            sitk.GetArrayFromImage(image).T, affine, np.asarray(image.GetOrigin())
-        )
-    return found
+    return {
+        name: places(mask, affine[:3, :3], affine[:3, 3])
+        for name, (mask, affine) in read_segments(pydicom.dcmread(stream)).items()
+    }
 
 
 def places(

@@ -16,6 +16,8 @@ from dualclickmed.imaging.volume import Volume, load_volume
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.dicom_files import make_segmentation, make_series
+
 SHAPE = (20, 16, 12)
 AFFINE = np.array([[-0.8, 0, 0, 5.0], [0, -1.1, 0, -7.0], [0, 0, 2.5, 30.0], [0, 0, 0, 1]])
 KNOWN = LabelMap(("liver", "spleen", "left kidney"))
@@ -162,15 +164,12 @@ def test_a_file_without_geometry_is_taken_voxel_for_voxel(tmp_path: Path, volume
 
 
 def test_dicom_seg_without_empty_slices(tmp_path: Path) -> None:
-    """Written by the tool that MONAI Label uses, read back onto the series that it belongs to."""
-    pydicom_seg = pytest.importorskip("pydicom_seg")
-    from tests.support.dicom_files import make_segmentation, make_series
-
+    """Written by another program, read back onto the series that it belongs to."""
     series = make_series(tmp_path / "series")
     volume = load_volume(series)
     mask = np.zeros(volume.raw_shape, dtype=np.uint8)
     mask[5:12, 6:14, 4:7], mask[2:5, 2:5, 5:8] = 1, 2
-    path = make_segmentation(pydicom_seg, series, mask, ("nodule", "vessel"), tmp_path / "seg.dcm")
+    path = make_segmentation(series, mask, ("nodule", "vessel"), tmp_path / "seg.dcm")
     found = read_labels(path, volume, {"label_info": [{"name": "ignored"}]}, KNOWN)
     same(volume, found, nodule=mask == 1, vessel=mask == 2)
 

@@ -130,7 +130,7 @@ def write_dicom(
         data.HighBit, data.PixelRepresentation = 15, 1
         data.RescaleSlope, data.RescaleIntercept = slope, intercept
         data.PixelData = np.ascontiguousarray(array[:, :, k].T.astype("<i2")).tobytes()
-        data.save_as(str(file), write_like_original=False)
+        data.save_as(str(file), enforce_file_format=True)
     return folder
 
 

@@ -39,7 +39,7 @@ class Archive:
 
     def retrieve_series(self, study: str, uid: str) -> list[Any]:
         self.asked.append(f"file {uid}")
-        return [SimpleNamespace(save_as=lambda path, write_like_original: Path(path).write_text(uid))]
+        return [SimpleNamespace(save_as=lambda path, enforce_file_format: Path(path).write_text(uid))]
 
 
 def studies(archive: Any, folder: Path, study: str = "9") -> Any:

@@ -15,7 +15,6 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pydicom
-import pydicom_seg
 import pytest
 import SimpleITK as sitk
 from dualclickmed.imaging.label_files import read_labels
@@ -23,6 +22,7 @@ from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.volume import load_volume
 
 from tests.integration.test_server import affine_of, read_nrrd
+from tests.support.dicom_files import read_segments
 from tests.support.dicoms import LAYOUTS, Archive, Series, orthanc, write_series
 from tests.support.live import LABELS, Server, serving
 
@@ -99,18 +99,8 @@ def test_clicks_in_a_series(server: Server, series: dict[str, Series], modality:
 
 
 def read_back(data: bytes) -> dict[str, tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]]:
-    """Each segment of a DICOM SEG by name, as a mask (i, j, k) with its affine (LPS): by pydicom-seg."""
-    dataset = pydicom.dcmread(io.BytesIO(data))
-    result = pydicom_seg.SegmentReader().read(dataset)
-    found = {}
-    for number in result.available_segments:
-        image = result.segment_image(number)
-        affine = np.eye(4)
-        affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-        affine[:3, 3] = image.GetOrigin()
-        name = result.segment_infos[number].SegmentLabel
-        found[name] = (sitk.GetArrayFromImage(image).T != 0, affine)
-    return found
+    """Each segment of a DICOM SEG by name, as a mask (i, j, k) with its affine (LPS): by highdicom."""
+    return read_segments(pydicom.dcmread(io.BytesIO(data)))
 
 
 def places(mask: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64]) -> set[tuple[int, ...]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
+from highdicom.content import AlgorithmIdentificationSequence
+from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 SIZE = (20, 18, 10)
@@ -43,52 +44,43 @@ def make_series(folder: Path) -> Path:
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
         data.RescaleIntercept, data.RescaleSlope = 0, 1
         data.PixelData = voxels[:, :, k].T.tobytes()
-        data.save_as(folder / f"{k:03d}.dcm", write_like_original=False)
+        data.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
     return folder
 
 
-def make_segmentation(
-    pydicom_seg: Any, series: Path, mask: np.ndarray, names: Sequence[str], path: Path
-) -> Path:
-    """A DICOM SEG that leaves empty slices out, as MONAI Label's converter does."""
+def make_segmentation(series: Path, mask: np.ndarray, names: Sequence[str], path: Path) -> Path:
+    """A DICOM SEG of a label map (i, j, k) by highdicom, without empty slices."""
+    sources = [pydicom.dcmread(p) for p in sorted(series.iterdir())]
+    algorithm = AlgorithmIdentificationSequence("generated", codes.DCM.ArtificialIntelligence, "1")
     segments = [
-        {
-            "labelID": number,
-            "SegmentLabel": name,
-            "SegmentDescription": name,
-            "SegmentAlgorithmType": "MANUAL",
-            "SegmentedPropertyCategoryCodeSequence": {
-                "CodeValue": "123037004",
-                "CodingSchemeDesignator": "SCT",
-                "CodeMeaning": "Anatomical Structure",
-            },
-            "SegmentedPropertyTypeCodeSequence": {
-                "CodeValue": "78961009",
-                "CodingSchemeDesignator": "SCT",
-                "CodeMeaning": name,
-            },
-        }
+        SegmentDescription(number, name, codes.SCT.AnatomicalStructure, codes.SCT.Tissue, "MANUAL", algorithm)
         for number, name in enumerate(names, start=1)
     ]
-    template = pydicom_seg.template.from_dcmqi_metainfo(
-        {
-            "ContentCreatorName": "Reader",
-            "SeriesDescription": "Segmentation",
-            "SeriesNumber": "300",
-            "InstanceNumber": "1",
-            "segmentAttributes": [segments],
-            "ContentLabel": "SEGMENTATION",
-            "ContentDescription": "Generated",
-        }
-    )
-    writer = pydicom_seg.MultiClassWriter(
-        template=template, inplane_cropping=False, skip_empty_slices=True, skip_missing_segment=False
-    )
-    sources = [pydicom.dcmread(p, stop_before_pixels=True) for p in sorted(series.iterdir())]
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(p) for p in sorted(series.iterdir())])
-    reference = reader.Execute()
-    image = sitk.GetImageFromArray(np.ascontiguousarray(mask.T))
-    image.CopyInformation(reference)
-    writer.write(image, sources).save_as(path)
+    Segmentation(
+        sources,
+        np.ascontiguousarray(mask.T),
+        "BINARY",
+        segments,
+        generate_uid(),
+        300,
+        generate_uid(),
+        1,
+        "DualClickMed",
+        "generated",
+        "1",
+        "1",
+        omit_empty_frames=True,
+    ).save_as(path)
     return path
+
+
+def read_segments(dataset: pydicom.Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each segment of a DICOM SEG by its name, by highdicom: a mask (i, j, k) and its affine (LPS)."""
+    segmentation = Segmentation.from_dataset(dataset)
+    found = {}
+    for number in segmentation.segment_numbers:
+        volume = segmentation.get_volume(segment_numbers=[number])
+        name = str(segmentation.get_segment_description(number).SegmentLabel)
+        mask = np.asarray(volume.array)[..., 0].transpose(2, 1, 0) != 0
+        found[name] = mask, np.asarray(volume.affine)[:, [2, 1, 0, 3]]
+    return found

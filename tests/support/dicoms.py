@@ -118,7 +118,6 @@ def write_series(
         meta.MediaStorageSOPInstanceUID = generate_uid()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-        data.is_little_endian, data.is_implicit_VR = True, False
         data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, uid, frame
         data.Modality, data.SeriesDescription, data.StudyDescription = (
@@ -142,7 +141,7 @@ def write_series(
         data.RescaleIntercept, data.RescaleSlope = 0, slope
         data.WindowCenter, data.WindowWidth = 40, 400
         data.PixelData = np.ascontiguousarray(stored[:, :, k].T.astype("<i2")).tobytes()
-        data.save_as(folder / f"{numbers[k]:04d}.dcm", write_like_original=False)
+        data.save_as(folder / f"{numbers[k]:04d}.dcm", enforce_file_format=True)
     return Series(folder, study, uid, tuple(stored.shape), affine)
 
 

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 import torch
-from numpymaxflow import maxflow
 from scipy import ndimage
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from scipy.special import expit
 from skimage.segmentation import random_walker as solve_random_walker
 
@@ -192,24 +193,51 @@ GRAPH_LAMBDA = 3.0
 GRAPH_SIGMA = 0.8
 """Contrast that makes a cut cheap, in root mean squares of the region's own differences."""
 LEAST_SIGMA = 0.01
-FACES = 6
-"""Neighbours of a cell in the graph."""
+CAPACITY = 10_000
+"""Whole units in which the flow is counted for a cost of 1."""
 
 
 def graph_cut(volume: Volume, prompts: Prompts) -> Scores:
     """GrabCut's idea in 3D: intensity model, shape prior and clicks as costs of a cell, contrast as cost of a
-    cut, solved exactly by numpymaxflow, which MONAI Label uses for scribbles.
+    cut (between the six neighbours of a cell), solved exactly by SciPy.
     """
     place = problem_of(volume, prompts)
     ratio = evidence(place) + place.shape + place.clicks
     probability = np.clip(_share(ratio, place), 1e-4, 1 - 1e-4).astype(np.float32)
     probability[place.inside], probability[place.outside] = 1 - 1e-6, 1e-6
-    costs = np.ascontiguousarray(np.stack([1 - probability, probability]))
     differences = [np.diff(place.grey, axis=axis) for axis in range(3)]
     squares, count = (sum(float(f(d)) for d in differences) for f in (lambda d: np.square(d).sum(), np.size))
     sigma = max(LEAST_SIGMA, GRAPH_SIGMA * math.sqrt(squares / count))
-    cut = maxflow(np.ascontiguousarray(place.grey[None]), costs, GRAPH_LAMBDA, sigma, FACES)
-    return place.pasted(cut[0].astype(np.float32) - 0.5, volume)
+    return place.pasted(minimum_cut(place.grey, probability, sigma).astype(np.float32) - 0.5, volume)
+
+
+def minimum_cut(grey: Scores, probability: Scores, sigma: float) -> Mask:
+    """The cells on the inside of the cheapest cut.
+
+    Args:
+        grey: float32 (D, H, W); cutting between neighbours costs GRAPH_LAMBDA exp(-difference^2 / 2 sigma^2).
+        probability: of being inside, in (0, 1); minus the logarithm of a side's probability is its cost.
+        sigma: a contrast.
+    """
+    cells = np.arange(grey.size, dtype=np.int32).reshape(grey.shape)
+    source, sink = grey.size, grey.size + 1
+    ratio = (np.log(probability) - np.log1p(-probability)).ravel()
+    ends = [
+        (np.full(grey.size, source, np.int32), cells.ravel(), np.maximum(ratio, 0)),
+        (cells.ravel(), np.full(grey.size, sink, np.int32), np.maximum(-ratio, 0)),
+    ]
+    for axis, size in enumerate(grey.shape):
+        one, other = (cells.take(range(*part), axis).ravel() for part in ((size - 1,), (1, size)))
+        cost = GRAPH_LAMBDA * np.exp(-np.square(np.diff(grey, axis=axis)).ravel() / (2 * sigma**2))
+        ends += [(one, other, cost), (other, one, cost)]
+    start, end, costs = (np.concatenate(part) for part in zip(*ends, strict=True))
+    capacity = np.rint(costs * CAPACITY).astype(np.int32)
+    graph = csr_array((capacity, (start, end)), shape=(sink + 1, sink + 1))
+    left = graph - maximum_flow(graph, source, sink).flow
+    left.eliminate_zeros()
+    inside = np.zeros(sink + 1, dtype=bool)
+    inside[breadth_first_order(left, source, return_predecessors=False)] = True
+    return inside[: grey.size].reshape(grey.shape)
 
 
 WALKER_BETA = 130.0

@@ -185,7 +185,6 @@ def _by_gdcm(dataset: Dataset, shape: tuple[int, int, int], name: str) -> npt.ND
     )
     meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     bare = FileDataset("", {}, file_meta=meta, preamble=b"\0" * _PREAMBLE)
-    bare.is_little_endian, bare.is_implicit_VR = True, False
     bare.SOPClassUID, bare.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     bare.Modality, bare.NumberOfFrames = "OT", shape[0]
     for key in _DESCRIBING:
@@ -194,7 +193,7 @@ def _by_gdcm(dataset: Dataset, shape: tuple[int, int, int], name: str) -> npt.ND
     bare["PixelData"].is_undefined_length = True
     with tempfile.TemporaryDirectory(prefix="dualclickmed-") as folder:
         path = Path(folder) / "pixels.dcm"
-        bare.save_as(path, write_like_original=False)
+        bare.save_as(path, enforce_file_format=True)
         found = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
     if found.size != shape[0] * shape[1] * shape[2]:
         raise VolumeError(f"The pixels of {name} should be {shape}, but they unpack to {found.shape}.")

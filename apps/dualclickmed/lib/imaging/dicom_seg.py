@@ -64,7 +64,7 @@ def converted(
     handle, name = tempfile.mkstemp(prefix="dualclickmed-", suffix=".dcm")
     os.close(handle)
     try:
-        dataset.save_as(name, write_like_original=False)
+        dataset.save_as(name, enforce_file_format=True)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -134,7 +134,6 @@ def _header(source: Dataset) -> FileDataset:
     meta.MediaStorageSOPInstanceUID = generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.is_little_endian, dataset.is_implicit_VR = True, False
     for keyword in _EMPTY:
         setattr(dataset, keyword, "")
     for keyword in _COPIED:

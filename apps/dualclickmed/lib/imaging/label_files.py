@@ -24,7 +24,9 @@ from scipy.ndimage import affine_transform
 
 from ..errors import UserError
 from ..infers.wire import RESERVED
+from .facts import ReadLimits
 from .label_map import BACKGROUND, LabelMap
+from .seg_frames import read_segmentation
 from .volume import ITK_SUFFIXES, NIFTI_SUFFIXES, Volume
 
 logger = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ def read_labels(
     """
     path = Path(path)
     known = LabelMap(()) if known is None else known
-    stored = _read(path)
+    stored = _read(path, volume)
     notes: list[str] = []
     masks: dict[str, npt.NDArray[np.bool_]] = {}
     # Layers without names of their own count on: a channel each, numbered from 1.
@@ -260,11 +262,11 @@ def _layered(masks: Mapping[str, npt.NDArray[np.bool_]], notes: list[str]) -> Na
 # Files ----------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> list[_Stored]:
+def _read(path: Path, volume: Volume) -> list[_Stored]:
     name = path.name.lower()
     try:
         if path.is_dir() or name.endswith(".dcm"):
-            return _read_dicom_seg(path)
+            return _read_dicom_seg(path, volume)
         if name.endswith(NIFTI_SUFFIXES):
             return _read_nifti(path)
         if name.endswith(ITK_SUFFIXES):
@@ -331,21 +333,9 @@ def _from_itk(image: sitk.Image, names: Mapping[int, str]) -> _Stored:
     return _Stored(array.T, _RAS_FROM_LPS @ affine, names)
 
 
-def _read_dicom_seg(path: Path) -> list[_Stored]:
-    # Needed for these files alone, and slow to import.
-    import pydicom
-    import pydicom_seg
-
+def _read_dicom_seg(path: Path, volume: Volume) -> list[_Stored]:
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     if len(files) != 1:
         raise LabelError(f"A DICOM SEG is one file, but the folder {path.name} holds {len(files)}.")
-    dataset = pydicom.dcmread(files[0])
-    if dataset.get("Modality") != "SEG":
-        raise LabelError(f"The DICOM file {files[0].name} is not a segmentation (SEG).")
-    result = pydicom_seg.SegmentReader().read(dataset)
-    parts = []
-    for number in sorted(result.available_segments):
-        name = str(result.segment_infos[number].get("SegmentLabel", ""))
-        stored = _from_itk(result.segment_image(number), {number: name})
-        parts.append(_Stored((stored.array != 0) * number, stored.affine, stored.names))
-    return parts
+    maps = read_segmentation(files[0], ReadLimits(), volume.affine)
+    return [_Stored(part.array, part.affine, part.names) for part in maps]

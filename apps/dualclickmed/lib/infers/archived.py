@@ -67,7 +67,7 @@ class Segmentations:
                 folder.mkdir(parents=True, exist_ok=True)
                 part = folder / f".{uuid.uuid4().hex}"
                 try:
-                    client.retrieve_series(study, uid)[0].save_as(part, write_like_original=False)
+                    client.retrieve_series(study, uid)[0].save_as(part, enforce_file_format=True)
                     part.replace(path)
                 finally:
                     part.unlink(missing_ok=True)
