@@ -10,12 +10,12 @@ cd "$(dirname "$0")/.."
 
 # Succeeds for an interpreter that can make an environment for us. Debian ships venv without ensurepip.
 usable() {
-    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
 }
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
+    for candidate in ${PYTHON:-python3 python3.11 python3.12 python3.13}; do
         if usable "$candidate"; then
             echo "$candidate"
             return
@@ -31,7 +31,7 @@ if [[ ! -x .venv/bin/python ]]; then
             apt-get install -y -qq --no-install-recommends python3 python3-venv
         fi
         if ! python=$(find_python); then
-            echo "setup: needs Python 3.10, 3.11 or 3.12 with its venv module (on Debian or Ubuntu:" \
+            echo "setup: needs Python 3.11, 3.12 or 3.13 with its venv module (on Debian or Ubuntu:" \
                 "apt-get install python3 python3-venv); PYTHON=/path/to/python chooses another one." >&2
             exit 1
         fi
@@ -44,10 +44,10 @@ for file in "$@"; do
     requirements+=(-r "$file")
 done
 
-# Through the environment, not as an option, so that isolated builds of source packages (sam2) are bound as well;
-# newer versions of pip read the second variable there. Relative, because pip splits the variables at spaces.
-export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
-# sam2's optional CUDA kernel is not used and would be compiled wherever a CUDA compiler is found.
-export SAM2_BUILD_CUDA=0
-.venv/bin/python -m pip install --quiet --progress-bar off "${requirements[@]}"
-.venv/bin/python -m pip install --quiet --no-deps --editable .
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+# Not compiled, because most of what lies in these packages is never imported (a tenth of the size); what the
+# server imports is compiled by the last line.
+pip=(.venv/bin/python -m pip install --quiet --progress-bar off --no-compile)
+"${pip[@]}" -c constraints.txt "${requirements[@]}"
+"${pip[@]}" --no-deps --editable .
+.venv/bin/python -c "import dualclickmed.infers.segmenter, monailabel.app, monailabel.main" >/dev/null 2>&1 || true

@@ -4,9 +4,9 @@
 
 ``pip install monailabel`` brings 2.5 GB of packages that no part of this app imports (itk alone has 1.5 GB),
 and two of them keep numpy 2, pydicom 3 and Python 3.13 out. Each wheel made here has the name of one such
-package and a version that MONAI Label accepts, marked as ours (``itk 5.4.7+standin``), and is empty; three hold
-the few names that MONAI Label's modules need. ``requirements.txt`` asks for them by these very versions. To use
-a real package instead, install it afterwards: ``pip install --force-reinstall itk==5.4.7``.
+package and a version that MONAI Label accepts, marked as ours (``itk 5.4.7+standin``), and is empty; three
+hold the few names that MONAI Label needs. ``requirements.txt`` asks for them by these very versions. To
+use a real package instead, install it afterwards: ``pip install --force-reinstall itk==5.4.7``.
 """
 
 from __future__ import annotations
