@@ -10,14 +10,10 @@ FROM python:3.11-slim
 WORKDIR /workspace
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 MPLCONFIGDIR=/tmp/matplotlib
 
-# Answering takes no server: everything but MONAI Label and what belongs to it.
-COPY requirements.txt constraints.txt ./
-RUN grep -vE '^(monailabel|pydicom|dcmqi|pynrrd|tensorboard|#)' requirements.txt > needed.txt \
-    && pip install -c constraints.txt -r needed.txt
-
-COPY pyproject.toml setup.py README.md LICENSE main.py predict.sh ./
+# Answering takes no server: the package without its extras.
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE main.py predict.sh ./
 COPY apps ./apps
 COPY model ./model
-RUN pip install --no-deps -e .
+RUN pip install -c constraints.txt -e .
 
 CMD ["sh", "predict.sh"]

@@ -22,12 +22,12 @@ setup: .venv/setup.stamp
 setup-dev: .venv/setup-dev.stamp
 	@:
 
-.venv/setup.stamp: requirements.txt constraints.txt pyproject.toml scripts/setup.sh
+.venv/setup.stamp: requirements.txt constraints.txt pyproject.toml setup.py scripts/setup.sh $(wildcard stand-ins/wheels/*)
 	@echo "Setting up .venv (a few minutes the first time)"
 	@scripts/setup.sh requirements.txt
 	@touch $@
 
-.venv/setup-dev.stamp: requirements.txt requirements-dev.txt constraints.txt pyproject.toml scripts/setup.sh
+.venv/setup-dev.stamp: requirements.txt requirements-dev.txt constraints.txt pyproject.toml setup.py scripts/setup.sh $(wildcard stand-ins/wheels/*)
 	@echo "Setting up .venv for development (a few minutes the first time)"
 	@scripts/setup.sh requirements.txt requirements-dev.txt
 	@touch .venv/setup.stamp $@

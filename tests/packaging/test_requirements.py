@@ -1,0 +1,83 @@
+"""The lists of packages agree with each other, and the empty wheels with what makes them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tomllib
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines(file: str) -> list[str]:
+    """The requirements of a file, without comments and options."""
+    found = (line.strip() for line in (ROOT / file).read_text().splitlines())
+    return [line for line in found if line and not line.startswith(("#", "-"))]
+
+
+def stand_ins() -> Any:
+    spec = importlib.util.spec_from_file_location("stand_ins", ROOT / "stand-ins" / "make.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_list_for_a_clone_is_the_packages_own_with_all_extras() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"]]
+    for extra in ("server", "train", "eval"):
+        wanted += project["optional-dependencies"][extra]
+    names = {canonicalize_name(Requirement(line).name) for line in wanted}
+    listed = [Requirement(line) for line in lines("requirements.txt")]
+    ours = {r.name for r in listed if "standin" in str(r.specifier)}
+    assert {canonicalize_name(r.name) for r in listed} - ours == names
+    assert [r.name for r in listed[:5]] == ["monailabel", "monai", "torch", "numpy", "pynrrd"]
+
+
+def test_every_package_of_the_lists_is_pinned() -> None:
+    pinned = {
+        canonicalize_name(Requirement(line).name): Requirement(line) for line in lines("constraints.txt")
+    }
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-browser.txt"):
+        for requirement in map(Requirement, lines(file)):
+            if "standin" in str(requirement.specifier):
+                continue
+            (pin,) = pinned[canonicalize_name(requirement.name)].specifier
+            assert requirement.specifier.contains(pin.version), (file, requirement.name)
+
+
+def test_stand_ins_are_what_their_source_makes(tmp_path: Path) -> None:
+    module = stand_ins()
+    made = {module.make(name, version, tmp_path).name for name, version in module.VERSIONS.items()}
+    kept = {wheel.name for wheel in module.FOLDER.glob("*.whl")}
+    assert made == kept
+    for name in made:
+        assert (tmp_path / name).read_bytes() == (module.FOLDER / name).read_bytes(), name
+    asked = {line for line in lines("requirements.txt") if "standin" in line}
+    assert asked == {f"{name}=={version}+{module.LABEL}" for name, version in module.VERSIONS.items()}
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_monai_labels_own_writer_runs_on_the_stand_in_for_itk(tmp_path: Path, ending: str) -> None:
+    from monai.transforms import LoadImage
+    from monailabel.transform.writer import write_itk
+
+    mask = np.zeros((4, 5, 6), dtype=np.uint8)
+    mask[1, 2, 3] = 7
+    affine = np.array([[0, -2, 0, 5], [1.5, 0, 0, -3], [0, 0, 2.5, 1], [0, 0, 0, 1]], dtype=float)
+    path = tmp_path / f"mask{ending}"
+    write_itk(mask, str(path), affine, None, True)
+    # MONAI takes itk for installed, and must still read what only its other readers can.
+    read = LoadImage(image_only=True)(str(path))
+    np.testing.assert_array_equal(np.asarray(read), mask)
+    np.testing.assert_allclose(np.asarray(read.affine), affine, atol=1e-5)
+    if ending == ".nii.gz":
+        np.testing.assert_allclose(nib.load(path).affine, affine, atol=1e-5)
