@@ -22,10 +22,11 @@ from lib.learning.record import VERSIONS
 from lib.server.archive import connect
 from lib.server.leftovers import clear_half_written, private_temporary_folder
 from lib.server.limits import Limits
-from lib.server.routes import install
+from lib.server.routes import answer_to, install
 from lib.server.sessions import SafeSessions
 from lib.server.studies import Studies
 from lib.trainers.learning import Learning
+from lib.viewers.page_routes import Page
 from lib.weights.files import model_dir
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
@@ -120,7 +121,9 @@ class DualClickMed(MONAILabelApp):
         # Complete by now, and needed in no other process.
         from monailabel.app import app as web
 
-        install(web, self.limits, self.segmenter.waiting_for)
+        endpoints = install(web, self.limits, self.segmenter.waiting_for)
+        page = Page(self, endpoints.in_turn, answer_to, endpoints.submitting)
+        web.include_router(page.router(), prefix=settings.MONAI_LABEL_API_STR)
         self.learning.watch(lambda trainer: self.async_training(trainer, enqueue=True))
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 

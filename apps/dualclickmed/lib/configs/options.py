@@ -38,6 +38,8 @@ class Options:
         preset: which weights of that folder; None: what 'weights use' chose, else the compact.
         precision: of the networks, one of `experts.precision.PRECISIONS`.
         retrain_after: new final labels after which a training starts by itself; 0 for never.
+        review: only show images and labels; nothing is segmented, stored or trained, and no weights are
+            needed.
     """
 
     labels: LabelMap = field(default_factory=lambda: LabelMap(DEFAULT_NAMES))
@@ -48,6 +50,7 @@ class Options:
     preset: str | None = None
     precision: str = PRECISIONS[0]
     retrain_after: int = 0
+    review: bool = False
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, str]) -> Options:
@@ -68,6 +71,7 @@ class Options:
             preset=None if preset is None else _one_of("preset", preset, tuple(PRESETS)),
             precision=_one_of("precision", conf.get("precision", PRECISIONS[0]), PRECISIONS),
             retrain_after=_count("retrain_after", conf.get("retrain_after", "0")),
+            review=_one_of("review", conf.get("review", "false"), ("true", "false")) == "true",
         )
 
     def strategies(self) -> list[str]:

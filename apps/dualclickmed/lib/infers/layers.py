@@ -48,6 +48,7 @@ class Layers:
         labels: the task's labels, whose values and spelling an existing segmentation may use.
         existing: one of `EXISTING`.
         path: the file of the existing segmentation; None if there is none.
+        given: the existing segmentation itself, where it is no file.
         info: what names its values, see `learning.labels.read_labels`.
         required: whether a file that cannot be used is an error, or else passed over with a note.
         overlap: one of `OVERLAPS`.
@@ -59,6 +60,7 @@ class Layers:
     labels: LabelMap = field(default_factory=lambda: LabelMap(()))
     existing: str = EXISTING[0]
     path: Path | None = None
+    given: NamedLabels | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     required: bool = False
     overlap: str = OVERLAPS[0]
@@ -72,6 +74,8 @@ class Layers:
         Raises:
             LabelError: the file cannot be used, and is required.
         """
+        if self.given is not None:
+            return self.given
         if self.existing == EXISTING[0] or self.path is None:
             return NamedLabels([], [])
         try:

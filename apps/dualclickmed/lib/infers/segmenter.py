@@ -87,6 +87,14 @@ class Segmenter:
         problem = self.problem()
         return problem if problem or self._warm.is_set() else "The networks are being warmed up."
 
+    def volume(self, image: Path, modality: str | None = None) -> Volume:
+        """The image that answers are for, from the cache where it was used lately.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return self._volumes.get(image, modality)
+
     def segment(
         self,
         image: Path,

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException, Request
@@ -71,7 +71,7 @@ MODULES = (
     *(info, model, infer, wsi_infer, batch_infer, train, activelearning),
     *(scoring, datastore, logs, ohif, proxy, session),
 )
-KEPT = frozenset({"/openapi.json", "/docs", "/static", "/", "/favicon.ico"})
+KEPT = frozenset({"/openapi.json", "/docs", "/static", "/favicon.ico"})
 """Routes of MONAI Label that read nothing of a request. /reload, which builds the app anew, is not one."""
 CLIENT_LEFT = 499
 MAX_LOG_LINES = 10_000
@@ -79,6 +79,7 @@ MAX_TASKS_WAITING = 8
 """Trainings and the like that may wait for one another."""
 
 Endpoint = Callable[..., Coroutine[Any, Any, Any]]
+T = TypeVar("T")
 
 
 class Endpoints:
@@ -95,7 +96,7 @@ class Endpoints:
         self.line = Line(WORKING, limits.queue, limits.timeout)
         self._threads = ThreadPoolExecutor(WORKING, thread_name_prefix="infer")
         # A label is stored and then noted with who submitted it: nobody may come in between.
-        self._submitting = threading.Lock()
+        self.submitting = threading.Lock()
         self._own: dict[str, Endpoint] = {
             "api_run_inference": self.segment,
             "api_run_wsi_inference": self.no_slides,
@@ -143,7 +144,7 @@ class Endpoints:
                 # Uploads are removed by these tasks, which run after an answer alone.
                 if isinstance(tasks, BackgroundTasks):
                     await tasks()
-                raise _answer_to(error) from error
+                raise answer_to(error) from error
 
         signature = inspect.signature(original)
         if own is not None and "request" in inspect.signature(own).parameters:
@@ -159,7 +160,7 @@ class Endpoints:
         """In a thread: MONAI Label's endpoints are coroutines that never wait."""
         name = original.__name__
         if name == "api_save_label":
-            with self._submitting:
+            with self.submitting:
                 return _driven(original, given)
         if name in ("api_run_model", "api_run_method", "api_run"):
             _check_task(original.__module__, given)
@@ -181,6 +182,13 @@ class Endpoints:
             raise UserError("DICOM SEG can be written for images of a DICOMweb archive only.")
         if given["output"] == infer.ResultType.dicom_seg:
             given = _as_dicom_seg(given)
+        answer = await self.in_turn(request, functools.partial(_driven, infer.api_run_inference, given))
+        if given["output"] == infer.ResultType.dicom_seg:
+            given["background_tasks"].add_task(remove_file, answer.path)
+        return answer
+
+    async def in_turn(self, request: Request, work: Callable[[], T]) -> T:
+        """What `work` gives in a thread, after those that came before; it ends once the client left."""
         gone = asyncio.ensure_future(_left(request))
         try:
             async with self.line.turn(gone):
@@ -188,11 +196,8 @@ class Endpoints:
                 gone.add_done_callback(lambda _: stopper.stop())
                 with within(stopper):
                     context = contextvars.copy_context()
-                work = functools.partial(context.run, _driven, infer.api_run_inference, given)
-                answer = await asyncio.get_running_loop().run_in_executor(self._threads, work)
-                if given["output"] == infer.ResultType.dicom_seg:
-                    given["background_tasks"].add_task(remove_file, answer.path)
-                return answer
+                run = functools.partial(context.run, work)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, run)
         finally:
             gone.cancel()
 
@@ -415,7 +420,7 @@ def _check_task(module: str, given: Mapping[str, Any]) -> None:
         raise HTTPException(429, f"{MAX_TASKS_WAITING} tasks wait already.", _retry(60))
 
 
-def _answer_to(error: Exception) -> Exception:
+def answer_to(error: Exception) -> Exception:
     """What the client is told; anything unforeseen stays what it is and is logged by the server."""
     if isinstance(error, HTTPException) and error.status_code < 500:
         return error

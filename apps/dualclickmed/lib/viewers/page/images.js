@@ -1,0 +1,74 @@
+// The list of images, with thumbnails, and which are done.
+
+import * as api from './api.js'
+import { unfinished } from './store.js'
+import { $, ago, el } from './dom.js'
+
+export class Images {
+    /** @param {(id: string) => void} choose */
+    constructor(choose) {
+        this.choose = choose
+        this.images = []
+        this.current = null
+        this.pictures = new Map()
+        $('filter').addEventListener('input', () => this.draw())
+        // Pictures are made by the server one at a time: only those that are looked at are asked for.
+        this.seen = new IntersectionObserver((entries) => {
+            for (const { isIntersecting, target } of entries) if (isIntersecting) this.picture(target)
+        }, { root: $('list') })
+    }
+
+    async load() {
+        this.images = await api.images()
+        this.draw()
+    }
+
+    find(id) {
+        return this.images.find((image) => image.id === id)
+    }
+
+    mark(id) {
+        this.current = id
+        this.draw()
+    }
+
+    draw() {
+        const wanted = $('filter').value.trim().toLowerCase()
+        const open = unfinished()
+        const shown = this.images.filter(({ id, title }) => `${id} ${title}`.toLowerCase().includes(wanted))
+        $('list').replaceChildren(...shown.slice(0, 500).map((image) => el('li', {}, this.row(image, open.has(image.id)))))
+        const done = this.images.filter((image) => image.done).length
+        $('done').textContent = `${done} of ${this.images.length} done`
+    }
+
+    row(image, open) {
+        const thumb = el('span', { className: 'thumb', 'data-image': image.id, textContent: image.modality || '' })
+        const known = this.pictures.get(image.id)
+        if (known) thumb.replaceChildren(el('img', { src: known, alt: '' }))
+        else if (known === undefined) this.seen.observe(thumb)
+        const mark = open
+            ? el('span', { className: 'mark open', textContent: 'Not submitted' })
+            : image.done
+              ? el('span', { className: 'mark done', textContent: image.time ? `Done, ${ago(image.time)}` : 'Done', title: image.by ? `by ${image.by}` : '' })
+              : el('span', { className: 'mark', textContent: 'To do' })
+        const text = el('span', { className: 'text' }, el('span', { textContent: image.title, title: image.id }), mark)
+        const button = el('button', { 'data-id': image.id, onclick: () => this.choose(image.id) }, thumb, text)
+        if (image.id === this.current) button.setAttribute('aria-current', 'true')
+        return button
+    }
+
+    async picture(thumb) {
+        const id = thumb.dataset.image
+        this.seen.unobserve(thumb)
+        if (this.pictures.has(id)) return
+        this.pictures.set(id, null)
+        try {
+            this.pictures.set(id, await api.thumbnail(id))
+        } catch {
+            return // Its kind is shown instead.
+        }
+        for (const place of document.querySelectorAll('.thumb')) {
+            if (place.dataset.image === id) place.replaceChildren(el('img', { src: this.pictures.get(id), alt: '' }))
+        }
+    }
+}

@@ -1,0 +1,403 @@
+// The page: puts the parts together and says what each action does.
+
+import * as api from './api.js'
+import { $, el, millilitres, toast } from './dom.js'
+import { Images } from './images.js'
+import { Keys } from './keys.js'
+import { Learning } from './learning.js'
+import { Overlay } from './overlay.js'
+import { Panel, fill } from './panel.js'
+import { Session } from './session.js'
+import * as store from './store.js'
+import { TOOLS, Tools } from './tools.js'
+import { ACROSS, AXIAL, SAGITTAL, Viewer } from './viewer.js'
+
+const DEFAULTS = {
+    auto: true, lock: true, correct: true, doubt: false, outline: false, crosshair: true, hints: true,
+    opacity: 0.45, strategy: null, ctWindow: 'auto', client: '', theme: 'auto', next: null, layout: 'one'
+}
+const BUSY_AFTER = 250 // milliseconds before a running answer is shown
+const LAYOUTS = ['one', 'equal', 'alone']
+
+const settings = { ...DEFAULTS, ...store.settings() }
+let server = null
+let plane = AXIAL
+let corner = null // the first corner of a box that is given by keys
+const timers = {}
+
+const viewer = new Viewer($('picture'), () => overlay.draw())
+const overlay = new Overlay($('over'), viewer)
+const session = new Session(viewer, settings)
+const images = new Images((id) => open(id))
+const panel = new Panel(session, settings, {
+    look,
+    hint: toHint,
+    hintOf: () => hint(),
+    problem,
+    windowed,
+    ask: () => session.ask()
+})
+const learning = new Learning(refresh, images, session)
+const tools = new Tools($('over'), viewer, overlay, {
+    click: (voxel, inside) => session.click(voxel, inside),
+    stroke: (points, inside) => session.stroke(points, inside),
+    box: (edges, axis) => session.box(edges, axis),
+    editBox: (edges, done) => {
+        if (done) session.editBox(edges)
+        else {
+            overlay.show.prompts = { ...session.current, box: { edges, flat: null } }
+            overlay.draw()
+        }
+    },
+    moved: () => where(viewer.crosshair),
+    hover: (over, voxel) => {
+        if (over !== null) plane = over in ACROSS ? over : plane
+        if (overlay.show.hover !== over) {
+            overlay.show.hover = over
+            overlay.draw()
+        }
+        where(voxel ?? (viewer.opened ? viewer.crosshair : null))
+    },
+    scroll: (on, steps) => scroll(on, steps),
+    windowed,
+    layout: (main) => arrange('one', main)
+})
+
+// What is seen --------------------------------------------------------------------------------------------
+
+function look() {
+    overlay.crosshair = settings.crosshair
+    viewer.blend(settings.opacity, settings.outline)
+    store.keepSettings(settings)
+    refreshOverlay()
+    if (session.map) panel.draw()
+}
+
+function refreshOverlay() {
+    overlay.show.prompts = settings.review ? null : session.current
+    overlay.show.colour = session.label?.colour ?? '#fff'
+    overlay.show.suggestion = settings.hints ? hint() : null
+    overlay.setDoubt(settings.doubt ? session.answer?.parts?.doubt : null)
+    overlay.draw()
+}
+
+const hint = () => session.answer?.suggestions?.[session.label?.name] ?? null
+
+function toHint() {
+    const voxel = hint()
+    if (voxel) moveTo(voxel)
+}
+
+function moveTo(voxel) {
+    viewer.crosshair = voxel
+    where(voxel)
+}
+
+function scroll(on, steps) {
+    plane = on
+    const voxel = viewer.crosshair
+    voxel[ACROSS[on]] = viewer.bounded(voxel[ACROSS[on]] + steps, ACROSS[on])
+    moveTo(voxel)
+}
+
+function where(voxel) {
+    if (!voxel) {
+        $('where').textContent = $('under').textContent = ''
+        return
+    }
+    const mm = session.about.affine.slice(0, 3).map((row) => row[3] + voxel.reduce((sum, p, at) => sum + row[at] * p, 0))
+    const unit = session.about.modality === 'ct' ? ' HU' : ''
+    const value = viewer.value(voxel)
+    $('where').textContent = `${voxel.join(', ')}   ${mm.map((p) => p.toFixed(1)).join(', ')} mm   ${Math.round(value * 1000) / 1000}${unit}`
+    const label = session.labels[session.map.at(voxel) - 1]
+    $('under').textContent = label ? label.name : ''
+}
+
+function windowed(range) {
+    viewer.window = range
+    panel.showWindow(range)
+}
+
+function arrange(layout, main = viewer.main) {
+    settings.layout = layout
+    plane = main
+    viewer.arrange(layout, main)
+    store.keepSettings(settings)
+}
+
+function theme(choice) {
+    settings.theme = choice
+    const light = choice === 'light' || (choice === 'auto' && matchMedia('(prefers-color-scheme: light)').matches)
+    document.documentElement.dataset.theme = light ? 'light' : 'dark'
+    store.keepSettings(settings)
+}
+
+function choose(tool) {
+    tools.tool = tool
+    corner = null
+    for (const button of document.querySelectorAll('#tools [data-tool]')) {
+        button.setAttribute('aria-pressed', String(button.dataset.tool === tool))
+    }
+}
+
+function problem(error) {
+    if (error.status === 401) logIn()
+    else toast(error.message, { kind: 'bad' })
+}
+
+// Images ----------------------------------------------------------------------------------------------------
+
+async function open(id, asked = true) {
+    if (id === session.image && !asked) return
+    if (session.dirty && session.image !== id) await session.saveNow()
+    loading(`Opening ${images.find(id)?.title ?? id}`)
+    try {
+        const opened = await session.open(id, server.labels, (part) => ($('loading-part').value = part))
+        if (!opened) return
+        const { about } = session
+        images.mark(id)
+        history.replaceState(null, '', `#${encodeURIComponent(id)}`)
+        $('title').textContent = images.find(id)?.title ?? id
+        const step = about.spacing.map((mm) => Number(mm.toFixed(2))).join(' × ')
+        $('facts').textContent = `${about.modality === 'unknown' ? '' : `${about.modality.toUpperCase()} · `}${about.shape.join(' × ')} · ${step} mm`
+        panel.showWindow(about.window)
+        arrange(settings.layout, AXIAL)
+        look()
+        where(viewer.crosshair)
+        if (opened === 'restored') {
+            toast('Your clicks are back. They were not submitted.', { action: { name: 'Start anew', run: () => session.discard() } })
+        }
+        for (const note of session.notes) toast(note)
+    } catch (error) {
+        problem(error)
+    } finally {
+        loading(null)
+    }
+}
+
+session.reopen = () => open(session.image)
+
+function loading(text) {
+    $('loading').hidden = text === null
+    $('loading-text').textContent = text ?? ''
+    $('loading-part').removeAttribute('value')
+}
+
+async function next() {
+    try {
+        const found = await api.next($('strategy').value)
+        if (!found.id) toast('Every image is labelled.', { kind: 'good' })
+        else await open(found.id)
+    } catch (error) {
+        problem(error)
+    }
+}
+
+async function submit() {
+    $('submit').disabled = true
+    try {
+        const told = await session.submit(settings.client)
+        const lines = told.labels.map(({ name, ml }) => `${name}: ${millilitres(ml)}`)
+        const replaced = told.learning?.replaced
+        if (replaced) lines.push(`It replaces the label of ${replaced.by}, which is kept.`)
+        toast(`Submitted. The server understood:\n${lines.join('\n')}`, { kind: 'good', seconds: 15, action: { name: 'Next image', run: next } })
+        await images.load()
+    } catch (error) {
+        problem(error)
+    } finally {
+        $('submit').disabled = settings.review
+    }
+}
+
+// The server ------------------------------------------------------------------------------------------------
+
+async function refresh() {
+    server = await api.state()
+    settings.review = server.review
+    const [text, kind] = server.review
+        ? ['Review, read-only', '']
+        : server.problem
+          ? [server.problem, 'warn']
+          : server.training
+            ? ['Ready, training', 'good']
+            : ['Ready', 'good']
+    $('server').textContent = text
+    $('server').className = `pill ${kind}`
+    if (server.problem) timers.state = setTimeout(() => refresh().catch(problem), 1500)
+    return server
+}
+
+function busy() {
+    clearTimeout(timers.busy)
+    clearInterval(timers.count)
+    if (!session.asking) {
+        $('busy').hidden = true
+        return
+    }
+    const { since } = session.asking
+    const show = () => {
+        $('busy').hidden = false
+        $('busy-text').textContent = `Segmenting, ${((performance.now() - since) / 1000).toFixed(1)} s`
+    }
+    timers.busy = setTimeout(() => {
+        show()
+        timers.count = setInterval(show, 100)
+    }, BUSY_AFTER)
+}
+
+function answered({ milliseconds, notes = [], experts = {} }) {
+    if (milliseconds) {
+        const by = [...new Set(Object.values(experts))].filter((name) => name !== 'kept').join(', ')
+        $('last').textContent = `Answer in ${(milliseconds / 1000).toFixed(2)} s${by ? ` (${by} expert)` : ''}`
+    }
+    for (const note of notes) toast(note)
+}
+
+function logIn() {
+    const sheet = $('log-in')
+    if (sheet.open) return
+    sheet.showModal()
+    $('log-in-form').onsubmit = async (event) => {
+        event.preventDefault()
+        try {
+            await api.logIn($('user').value, $('password').value)
+            location.reload()
+        } catch (error) {
+            $('log-in-problem').textContent = error.message
+        }
+    }
+}
+
+// Keys --------------------------------------------------------------------------------------------------------
+
+/** A click, or a corner of a box, at the crosshair. */
+function press(inside) {
+    const voxel = viewer.crosshair
+    if (tools.tool !== 'box') session.click(voxel, inside)
+    else if (!corner) {
+        corner = voxel
+        toast('First corner. Go to the opposite one and press Space again.')
+    } else {
+        const edges = voxel.flatMap((index, axis) => [Math.min(index, corner[axis]), Math.max(index, corner[axis]) + 1])
+        const flat = [0, 1, 2].filter((axis) => voxel[axis] === corner[axis])
+        corner = null
+        if (flat.length > 1) toast('These corners span no box: they share more than one side.')
+        else if (flat.length) session.box(edges, flat[0])
+        else session.editBox(edges)
+    }
+}
+
+function step(dx, dy) {
+    const [across, upward] = [0, 1, 2].filter((axis) => axis !== ACROSS[plane])
+    const voxel = viewer.crosshair
+    // Right is the patient's left in axial and coronal planes.
+    voxel[across] = viewer.bounded(voxel[across] + (plane === SAGITTAL ? dx : -dx), across)
+    voxel[upward] = viewer.bounded(voxel[upward] + dy, upward)
+    moveTo(voxel)
+}
+
+const when = (action) => (event) => session.map && !settings.review && action(event)
+const shown = (action) => (event) => session.map && action(event)
+
+const KEYS = [
+    ['Tools', 'c', 'click', () => choose('click')],
+    ['Tools', 'b', 'box', () => choose('box')],
+    ['Tools', 's', 'scribble', () => choose('scribble')],
+    ['Tools', 'v', 'look around', () => choose('move')],
+    ['Tools', 'Space', 'inside at the crosshair, or a corner of a box', when(() => press(true))],
+    ['Tools', 'Shift+Space', 'outside at the crosshair', when(() => press(false))],
+    ['Answers', 'Enter', 'answer now', when(() => session.ask())],
+    ['Answers', 'Escape', 'cancel the answer', () => session.cancel()],
+    ['Answers', 'Ctrl+z u', 'undo', when(() => session.undo())],
+    ['Answers', 'Ctrl+Shift+z Ctrl+y', 'redo', when(() => session.redo())],
+    ['Answers', 'Delete', "forget the label's clicks", when(() => session.clear())],
+    ['Answers', 'g', 'go where the server would click next', shown(toHint)],
+    ['Answers', 'd', 'map of doubt', when(() => panel.switched('doubt', !settings.doubt))],
+    ['Labels', '1 2 3 4 5 6 7 8 9', 'choose a label', (event) => session.choose(Number(event.key) - 1)],
+    ['Labels', 'n', 'add a label', () => $('name').focus()],
+    ['Labels', 'l', 'lock other labels', () => panel.switched('lock', !settings.lock)],
+    ['Labels', 'h', 'hide or show the label', shown(() => session.toggle(session.active))],
+    ['View', 'ArrowLeft', 'crosshair', shown(() => step(-1, 0))],
+    ['View', 'ArrowRight', 'crosshair', shown(() => step(1, 0))],
+    ['View', 'ArrowUp', 'crosshair', shown(() => step(0, 1))],
+    ['View', 'ArrowDown', 'crosshair', shown(() => step(0, -1))],
+    ['View', 'PageUp .', 'next slice', shown(() => scroll(plane, 1))],
+    ['View', 'PageDown ,', 'slice before', shown(() => scroll(plane, -1))],
+    ['View', 'p', 'next plane', shown(() => arrange(settings.layout, (plane + 1) % 3))],
+    ['View', 'm', 'arrangement', shown(() => arrange(LAYOUTS[(LAYOUTS.indexOf(settings.layout) + 1) % 3]))],
+    ['View', '+ =', 'zoom in', shown(() => viewer.zoom(1.25))],
+    ['View', '-', 'zoom out', shown(() => viewer.zoom(0.8))],
+    ['View', '0', 'whole image', shown(() => viewer.resetView())],
+    ['View', 'w', 'next window', shown(() => panel.nextPreset())],
+    ['View', 'o', 'outlines only', () => panel.switched('outline', !settings.outline)],
+    ['View', '[', 'less opacity', () => opacity(-0.1)],
+    ['View', ']', 'more opacity', () => opacity(0.1)],
+    ['View', 'x', 'crosshair on or off', () => panel.switched('crosshair', !settings.crosshair)],
+    ['Images', 'Shift+n', 'next image', when(next)],
+    ['Images', 'Ctrl+Enter', 'submit', when(submit)],
+    ['Page', 'a', 'learning', () => learning.toggle()],
+    ['Page', 't', 'light or dark', () => otherTheme()],
+    ['Page', '?', 'this sheet', () => $('help-sheet').showModal()]
+]
+
+function opacity(by) {
+    settings.opacity = Math.min(1, Math.max(0, Math.round((settings.opacity + by) * 20) / 20))
+    $('opacity').value = settings.opacity
+    look()
+}
+
+const otherTheme = () => theme(document.documentElement.dataset.theme === 'light' ? 'dark' : 'light')
+
+// Wiring ------------------------------------------------------------------------------------------------------
+
+session.addEventListener('change', () => {
+    panel.draw()
+    refreshOverlay()
+    if (session.map) where(viewer.crosshair)
+    $('work').hidden = !session.dirty
+    $('work').textContent = 'Not submitted'
+})
+session.addEventListener('busy', busy)
+session.addEventListener('answer', ({ detail }) => answered(detail))
+session.addEventListener('problem', ({ detail }) => problem(detail))
+
+for (const tool of TOOLS) document.querySelector(`[data-tool=${tool}]`).addEventListener('click', () => choose(tool))
+const press2 = { undo: () => session.undo(), redo: () => session.redo(), next, submit, cancel: () => session.cancel(), reset: () => viewer.resetView(), admin: () => learning.toggle(), theme: otherTheme, help: () => $('help-sheet').showModal(), layout: () => arrange(LAYOUTS[(LAYOUTS.indexOf(settings.layout) + 1) % 3]) }
+for (const [id, action] of Object.entries(press2)) $(id).addEventListener('click', action)
+
+window.addEventListener('beforeunload', (event) => {
+    if (!session.dirty) return
+    session.saveNow()
+    event.preventDefault()
+})
+document.addEventListener('visibilitychange', () => document.hidden && session.dirty && session.saveNow())
+
+async function begin() {
+    theme(settings.theme)
+    choose('click')
+    new Keys(KEYS)
+    try {
+        // Side by side: none waits for what another tells.
+        await Promise.all([refresh(), images.load(), viewer.start()])
+        panel.offer(server)
+        fill($('strategy'), Object.keys(server.next), settings.next)
+        $('strategy').title = server.next[$('strategy').value] ?? ''
+        $('strategy').addEventListener('change', () => {
+            settings.next = $('strategy').value
+            $('strategy').title = server.next[settings.next]
+            store.keepSettings(settings)
+        })
+        document.body.classList.toggle('review', server.review)
+        tools.readOnly = server.review
+        const asked = decodeURIComponent(location.hash.slice(1))
+        const first = images.find(asked) ?? images.images.find((image) => !image.done) ?? images.images[0]
+        if (first) await open(first.id)
+        else $('list').replaceChildren(el('li', { className: 'note', textContent: 'The studies folder holds no image.' }))
+    } catch (error) {
+        problem(error)
+    }
+    document.body.dataset.ready = 'true'
+}
+
+window.dualclickmed = { session, viewer, settings }
+begin()

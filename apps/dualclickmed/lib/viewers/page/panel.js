@@ -1,0 +1,183 @@
+// The panel of labels, answers and display.
+
+import { $, el, icon, millilitres } from './dom.js'
+import { count, isEmpty } from './prompts.js'
+
+const SWITCHES = ['auto', 'lock', 'correct', 'doubt', 'outline', 'crosshair', 'hints']
+
+export class Panel {
+    /**
+     * @param session
+     * @param settings kept by `keep`
+     * @param actions {look, ask, windowed, hint, problem}
+     */
+    constructor(session, settings, actions) {
+        Object.assign(this, { session, settings, actions })
+        for (const name of SWITCHES) {
+            $(name).checked = settings[name]
+            $(name).addEventListener('change', () => this.switched(name))
+        }
+        $('opacity').value = settings.opacity
+        $('opacity').addEventListener('input', () => {
+            settings.opacity = Number($('opacity').value)
+            actions.look()
+        })
+        $('method').addEventListener('change', () => this.chosen('strategy', $('method').value))
+        $('ct-window').addEventListener('change', () => this.chosen('ctWindow', $('ct-window').value))
+        $('client').value = settings.client
+        $('client').addEventListener('change', () => this.chosen('client', $('client').value, false))
+        $('window').addEventListener('change', () => this.preset($('window').value))
+        for (const name of ['level', 'width']) {
+            $(name).addEventListener('change', () => {
+                const [level, width] = [Number($('level').value), Math.max(1e-3, Number($('width').value))]
+                actions.windowed([level - width / 2, level + width / 2])
+            })
+        }
+        $('add').addEventListener('submit', (event) => {
+            event.preventDefault()
+            this.add()
+        })
+        $('ask').addEventListener('click', () => session.ask())
+        $('clear').addEventListener('click', () => session.clear())
+        $('suggest').addEventListener('click', () => actions.hint())
+    }
+
+    /** What the server offers. */
+    offer(server) {
+        this.server = server
+        fill($('method'), server.strategies, this.settings.strategy ?? server.strategies[0])
+        fill($('ct-window'), ['auto', ...Object.keys(server.windows), 'none'], this.settings.ctWindow)
+        this.settings.strategy = $('method').value
+        this.settings.ctWindow = $('ct-window').value
+        $('names').replaceChildren(...server.labels.map((name) => el('option', { value: name })))
+    }
+
+    switched(name, value = $(name).checked) {
+        $(name).checked = value
+        this.settings[name] = value
+        if (name === 'doubt' && value) this.actions.ask()
+        else if (name === 'correct' || name === 'lock') this.session.tell('change')
+        this.actions.look()
+    }
+
+    chosen(name, value, ask = true) {
+        this.settings[name] = value
+        this.actions.look()
+        if (ask && !isEmpty(this.session.current)) this.session.ask()
+    }
+
+    add() {
+        const name = $('name').value.trim()
+        if (!name) return
+        if (name.includes(',') || name.toLowerCase() === 'background') {
+            this.actions.problem(new Error("A label's name has no comma and is not 'background'."))
+            return
+        }
+        // The server spells its own labels.
+        const known = this.server.labels.find((one) => one.toLowerCase() === name.toLowerCase())
+        this.session.addLabel(known ?? name)
+        $('name').value = ''
+        $('over').focus()
+    }
+
+    // Window -------------------------------------------------------------------------------------------------
+
+    presets() {
+        const { about } = this.session
+        if (about.modality === 'ct') return this.server.windows
+        const [low, high] = about.range
+        return { usual: about.window, 'whole range': [low, high] }
+    }
+
+    preset(name) {
+        if (name !== 'own') this.actions.windowed(this.presets()[name])
+    }
+
+    nextPreset() {
+        const names = Object.keys(this.presets())
+        this.preset(names[(names.indexOf($('window').value) + 1) % names.length])
+    }
+
+    showWindow([low, high]) {
+        const presets = Object.entries(this.presets())
+        const known = presets.find(([, [a, b]]) => Math.abs(a - low) < 0.5 && Math.abs(b - high) < 0.5)
+        fill($('window'), [...presets.map(([name]) => name), 'own'], known ? known[0] : 'own')
+        const digits = high - low < 10 ? 3 : 0
+        $('level').value = ((low + high) / 2).toFixed(digits)
+        $('width').value = (high - low).toFixed(digits)
+    }
+
+    // Drawing ------------------------------------------------------------------------------------------------
+
+    draw() {
+        const { session, settings } = this
+        $('opacity-value').textContent = `${Math.round(100 * settings.opacity)} %`
+        $('labels').replaceChildren(...session.labels.map((label, at) => this.row(label, at)))
+        $('labels').querySelector('[aria-selected="true"]')?.scrollIntoView({ block: 'nearest' })
+        $('label-count').textContent = session.labels.length > 1 ? `${session.labels.length}` : ''
+        this.given()
+        const review = settings.review
+        $('undo').disabled = review || !session.history.canUndo
+        $('redo').disabled = review || !session.history.canRedo
+        $('clear').disabled = isEmpty(session.current)
+        $('ask').disabled = isEmpty(session.current)
+        $('submit').disabled = review || !session.map
+        $('suggest').disabled = !this.actions.hintOf()
+    }
+
+    given() {
+        const { session } = this
+        const { inside, outside, strokes, box } = session.current
+        const parts = []
+        const many = (number, one, more = `${one}s`) => number && parts.push(`${number} ${number === 1 ? one : more}`)
+        many(inside.length, 'click inside', 'clicks inside')
+        many(outside.length, 'click outside', 'clicks outside')
+        many(strokes.length, 'stroke')
+        if (box) parts.push(box.flat === null ? 'a box' : 'a flat box: draw it in a second plane for its depth')
+        const text = parts.length ? parts.join(', ') : 'Click inside it, Shift-click outside, or drag a box.'
+        $('given').replaceChildren(el('b', { textContent: session.label?.name ?? '' }), `: ${text}`)
+    }
+
+    row(label, at) {
+        const { session } = this
+        const chosen = at === session.active
+        const colour = el('input', {
+            type: 'color',
+            value: label.colour,
+            title: 'Colour',
+            'aria-label': `Colour of ${label.name}`,
+            onchange: (event) => session.paintLabel(at, event.target.value),
+            onclick: (event) => event.stopPropagation()
+        })
+        const see = el('button', {
+            className: 'see',
+            title: label.shown ? 'Hide' : 'Show',
+            'aria-label': `${label.shown ? 'Hide' : 'Show'} ${label.name}`,
+            onclick: (event) => {
+                event.stopPropagation()
+                session.toggle(at)
+            }
+        }, icon(label.shown ? 'eye' : 'hidden'))
+        const clicks = count(session.given[label.name])
+        return el('li', {
+            role: 'option',
+            'aria-selected': String(chosen),
+            tabIndex: 0,
+            title: at < 9 ? `Key ${at + 1}` : '',
+            onclick: () => session.choose(at),
+            onkeydown: (event) => {
+                if (event.key === 'Enter' && event.target === event.currentTarget) session.choose(at)
+            }
+        },
+        colour,
+        el('span', { className: 'name', textContent: label.name, title: clicks ? `${clicks} clicks` : '' }),
+        el('span', { className: 'ml', textContent: session.map ? millilitres(session.volumeOf(at)) : '' }),
+        see)
+    }
+}
+
+export function fill(select, names, chosen) {
+    const options = names.map((name) => (typeof name === 'string' ? [name, name] : name))
+    select.replaceChildren(...options.map(([value, text]) => el('option', { value, textContent: text })))
+    if (options.some(([value]) => value === chosen)) select.value = chosen
+}

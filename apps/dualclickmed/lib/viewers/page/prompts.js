@@ -1,0 +1,80 @@
+// What an annotator gave for each label: clicks, strokes, a box. Plain objects that can be stored and compared.
+
+/** Points of a stroke that are sent: an answer needs the course of a line, not each of its voxels. */
+export const STROKE_POINTS = 24
+
+export const none = () => ({ inside: [], outside: [], strokes: [], box: null })
+
+export const isEmpty = (given) =>
+    !given || !(given.inside.length || given.outside.length || given.strokes.length || given.box)
+
+export const count = (given) => (given ? given.inside.length + given.outside.length + given.strokes.length : 0)
+
+const same = (a, b) => a[0] === b[0] && a[1] === b[1] && a[2] === b[2]
+
+/** With one click more; a voxel that was clicked before changes sides, or stays. */
+export function clicked(given, point, inside) {
+    const without = (points) => points.filter((other) => !same(other, point))
+    const changed = { ...given, inside: without(given.inside), outside: without(given.outside) }
+    const side = inside ? 'inside' : 'outside'
+    return { ...changed, [side]: [...changed[side], point] }
+}
+
+/** With a stroke: voxels in the order in which the pointer went over them. */
+export function scribbled(given, points, inside) {
+    return { ...given, strokes: [...given.strokes, { points, inside }] }
+}
+
+/**
+ * With a rectangle that was drawn in the plane across `axis`.
+ *
+ * A first one is flat: how deep it goes is the server's to guess. A second one in another plane adds the depth,
+ * and both count along the side that they share. A further one starts anew.
+ */
+export function boxed(given, edges, axis) {
+    const old = given.box
+    if (!old || old.flat === null || old.flat === axis) return { ...given, box: { edges, flat: axis } }
+    const joined = edges.slice()
+    for (let side = 0; side < 3; side++) {
+        const [low, high] = [2 * side, 2 * side + 1]
+        if (side === axis) {
+            joined[low] = old.edges[low]
+            joined[high] = old.edges[high]
+        } else if (side !== old.flat) {
+            joined[low] = Math.min(edges[low], old.edges[low])
+            joined[high] = Math.max(edges[high], old.edges[high])
+        }
+    }
+    return { ...given, box: { edges: joined, flat: null } }
+}
+
+/** A stroke's voxels, evenly thinned; the ends stay. */
+export function thinned(points, most = STROKE_POINTS) {
+    const kept = points.filter((point, at) => !at || !same(point, points[at - 1]))
+    if (kept.length <= most) return kept
+    return Array.from({ length: most }, (_, at) => kept[Math.round((at * (kept.length - 1)) / (most - 1))])
+}
+
+/** A label's prompts as the server takes them; no voxel is both inside and outside, the later word counts. */
+export function toServer(given) {
+    const sides = new Map()
+    const add = (point, inside) => {
+        sides.delete(point.join())
+        sides.set(point.join(), { point, inside })
+    }
+    for (const stroke of given.strokes) for (const point of thinned(stroke.points)) add(point, stroke.inside)
+    for (const point of given.inside) add(point, true)
+    for (const point of given.outside) add(point, false)
+    const found = [...sides.values()]
+    const points = (inside) => found.filter((one) => one.inside === inside).map((one) => one.point)
+    const sent = { inside: points(true), outside: points(false) }
+    return given.box ? { ...sent, box: given.box.edges } : sent
+}
+
+/** Whether the server can answer: something is said to be inside. */
+export const canAsk = (given, started) =>
+    !isEmpty(given) &&
+    (started ||
+        given.box !== null ||
+        given.inside.length > 0 ||
+        given.strokes.some((stroke) => stroke.inside))

