@@ -7,14 +7,14 @@ SAMPLE := studies/sample
 
 help:
 	@echo "make setup      .venv with everything that runs (repeated calls are instant)"
-	@echo "make serve      MONAI Label server on http://127.0.0.1:8000 with a generated study (ARGS='--port 8001')"
+	@echo "make serve      a page to click in on http://127.0.0.1:8000, with a generated study (ARGS='--port 8001')"
 	@echo "make test       lint, types, tests with coverage (ARGS='-k geometry')"
 	@echo "make test-all   the same with the slow tests"
 	@echo "make test-learning what a training on ten real cases must gain (20 minutes; DUALCLICKMED_REAL_DATA)"
-	@echo "make test-browser  OHIF in a headless browser on an archive of its own (installs Chromium and Orthanc)"
+	@echo "make test-browser  the page and OHIF in a headless browser (installs Chromium and Orthanc)"
 	@echo "make test-server   fuzzing, kills, load, replicas and a soak of the running server (an hour or more)"
 	@echo "make bench      size, speed and memory of the networks on this machine (ARGS=--quick)"
-	@echo "make lint       ruff and mypy only;  make format: let ruff rewrite"
+	@echo "make lint       ruff, mypy and eslint only;  make format: let ruff rewrite"
 
 setup: .venv/setup.stamp
 	@:
@@ -22,14 +22,18 @@ setup: .venv/setup.stamp
 setup-dev: .venv/setup-dev.stamp
 	@:
 
-.venv/setup.stamp: requirements.txt constraints.txt pyproject.toml setup.py scripts/setup.sh $(wildcard stand-ins/wheels/*)
+.venv/setup.stamp: requirements.txt constraints.txt pyproject.toml setup.py scripts/setup.sh $(wildcard stand-ins/wheels/*) \
+    scripts/page.sh package-lock.json
 	@echo "Setting up .venv (a few minutes the first time)"
 	@scripts/setup.sh requirements.txt
+	@scripts/page.sh
 	@touch $@
 
-.venv/setup-dev.stamp: requirements.txt requirements-dev.txt constraints.txt pyproject.toml setup.py scripts/setup.sh $(wildcard stand-ins/wheels/*)
+.venv/setup-dev.stamp: requirements.txt requirements-dev.txt constraints.txt pyproject.toml setup.py scripts/setup.sh $(wildcard stand-ins/wheels/*) \
+    scripts/page.sh package-lock.json
 	@echo "Setting up .venv for development (a few minutes the first time)"
 	@scripts/setup.sh requirements.txt requirements-dev.txt
+	@scripts/page.sh --dev
 	@touch .venv/setup.stamp $@
 
 $(SAMPLE)/trunk_ct.nii.gz: | .venv/setup.stamp
@@ -45,6 +49,8 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@PATH=$(CURDIR)/$(BIN):$$PATH; if [[ -x node_modules/.bin/eslint ]]; then npm run --silent lint; \
+	    else echo "lint: no eslint, so the page's scripts were not looked at (scripts/page.sh --dev)"; fi
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

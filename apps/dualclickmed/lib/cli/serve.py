@@ -43,7 +43,7 @@ def serve(
         list[str] | None, typer.Option(help="KEY=VALUE for the app (repeatable), as MONAI Label's --conf.")
     ] = None,
 ) -> None:
-    """Start the MONAI Label server for OHIF, 3D Slicer and MITK."""
+    """Start the server: a page to click in, and MONAI Label for OHIF, 3D Slicer and MITK."""
     from ..weights.files import KINDS, default_path, verify
 
     settings = {"device": device}
@@ -63,7 +63,8 @@ def serve(
         raise UserError(
             f"'{APP_DIR}' is not the MONAI Label app; call 'python main.py serve' in the repository."
         )
-    for kind in KINDS:
+    # A review needs no networks.
+    for kind in KINDS if settings.get("review") != "true" else ():
         verify(default_path(kind, settings.get("preset"), settings.get("model_dir")))
     _require_free(host, port)
     if host not in LOOPBACK:
@@ -88,7 +89,9 @@ def serve(
     arguments.app, arguments.studies = str(APP_DIR), studies
     arguments.host, arguments.port = host, port
     arguments.conf = [[key, value] for key, value in settings.items()]
-    say(stderr(), f"Starting on http://{host}:{port} (OHIF: http://{host}:{port}/ohif/); Ctrl+C stops it.")
+    # OHIF shows what an archive holds, the page everything.
+    ohif = f" (OHIF: http://{host}:{port}/ohif/)" if studies.startswith(("http://", "https://")) else ""
+    say(stderr(), f"Open http://{host}:{port} in a browser{ohif}; it answers in half a minute. Ctrl+C stops it.")
     server.action_start_server(arguments)
 
 
