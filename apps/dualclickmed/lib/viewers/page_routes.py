@@ -363,7 +363,7 @@ def _client(sent: Mapping[str, Any], user: str) -> str:
 
 def _served(options: Options) -> dict[str, Any]:
     """What each expert is served from."""
-    found = {}
+    found: dict[str, Any] = {}
     for kind in KINDS:
         try:
             path = default_path(kind, options.preset, options.model_dir)
@@ -382,4 +382,4 @@ def _served(options: Options) -> dict[str, Any]:
 
 
 def _kind(name: str) -> Kind:
-    return KINDS[KINDS.index(name)]  # type: ignore[arg-type]
+    return KINDS[KINDS.index(name)]

@@ -296,6 +296,7 @@ function step(dx, dy) {
     moveTo(voxel)
 }
 
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }
 const when = (action) => (event) => session.map && !settings.review && action(event)
 const shown = (action) => (event) => session.map && action(event)
 
@@ -317,21 +318,15 @@ const KEYS = [
     ['Labels', 'n', 'add a label', () => $('name').focus()],
     ['Labels', 'l', 'lock other labels', () => panel.switched('lock', !settings.lock)],
     ['Labels', 'h', 'hide or show the label', shown(() => session.toggle(session.active))],
-    ['View', 'ArrowLeft', 'crosshair', shown(() => step(-1, 0))],
-    ['View', 'ArrowRight', 'crosshair', shown(() => step(1, 0))],
-    ['View', 'ArrowUp', 'crosshair', shown(() => step(0, 1))],
-    ['View', 'ArrowDown', 'crosshair', shown(() => step(0, -1))],
-    ['View', 'PageUp .', 'next slice', shown(() => scroll(plane, 1))],
-    ['View', 'PageDown ,', 'slice before', shown(() => scroll(plane, -1))],
+    ['View', 'ArrowLeft ArrowRight ArrowUp ArrowDown', 'crosshair', shown(({ key }) => step(...ARROWS[key]))],
+    ['View', 'PageUp . PageDown ,', 'slices', shown(({ key }) => scroll(plane, ['PageUp', '.'].includes(key) ? 1 : -1))],
     ['View', 'p', 'next plane', shown(() => arrange(settings.layout, (plane + 1) % 3))],
     ['View', 'm', 'arrangement', shown(() => arrange(LAYOUTS[(LAYOUTS.indexOf(settings.layout) + 1) % 3]))],
-    ['View', '+ =', 'zoom in', shown(() => viewer.zoom(1.25))],
-    ['View', '-', 'zoom out', shown(() => viewer.zoom(0.8))],
+    ['View', '+ = -', 'zoom', shown(({ key }) => viewer.zoom(key === '-' ? 0.8 : 1.25))],
     ['View', '0', 'whole image', shown(() => viewer.resetView())],
     ['View', 'w', 'next window', shown(() => panel.nextPreset())],
     ['View', 'o', 'outlines only', () => panel.switched('outline', !settings.outline)],
-    ['View', '[', 'less opacity', () => opacity(-0.1)],
-    ['View', ']', 'more opacity', () => opacity(0.1)],
+    ['View', '[ ]', 'less or more opacity', ({ key }) => opacity(key === '[' ? -0.1 : 0.1)],
     ['View', 'x', 'crosshair on or off', () => panel.switched('crosshair', !settings.crosshair)],
     ['Images', 'Shift+n', 'next image', when(next)],
     ['Images', 'Ctrl+Enter', 'submit', when(submit)],

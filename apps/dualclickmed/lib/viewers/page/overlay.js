@@ -266,7 +266,7 @@ export class Overlay {
                 pixels.data[to] = Math.min(255, 90 + 2 * percent)
                 pixels.data[to + 1] = Math.max(0, 2.4 * percent - 20)
                 pixels.data[to + 2] = Math.max(40, 170 - 1.6 * percent)
-                pixels.data[to + 3] = Math.min(190, 2.4 * percent)
+                pixels.data[to + 3] = Math.max(0, Math.min(200, 3.2 * (percent - 15)))
             }
         }
         pen.putImageData(pixels, 0, 0)

@@ -15,10 +15,21 @@ export const EDGES = { [AXIAL]: 'RLAP', [CORONAL]: 'RLSI', [SAGITTAL]: 'PASI' }
 
 const MOST_ZOOM = 20
 const GAP = 0.004
+const BODY = 0.3 // opacity of the image in 3D
 const DRAW_TEXTURE = 33991 // WebGL's TEXTURE7, where NiiVue keeps the drawing
 
 /** NiiVue leaves the sides of a tile empty where the image is narrower; here the view goes on to its edges. */
 class Tiles extends Niivue {
+    /** In 3D the body is a mere shade around the labels, which are shown whole however they look in the planes. */
+    drawImage3D(...given) {
+        const { gl, renderShader, drawOpacity } = this
+        renderShader.use(gl)
+        gl.uniform1f(renderShader.uniforms.backOpacity, BODY)
+        this.drawOpacity = 1
+        super.drawImage3D(...given)
+        this.drawOpacity = drawOpacity
+    }
+
     calculateWidthHeight(type, scale, width, height) {
         this.tile = [width, height]
         return [width, height]
@@ -86,7 +97,6 @@ export class Viewer {
         // The page keeps the voxels itself, and no states of them here.
         this.nv.drawClearAllUndoBitmaps()
         this.arrange()
-        this.seeThrough()
     }
 
     get opened() {
@@ -127,7 +137,6 @@ export class Viewer {
             table.labels.push(String(at + 1))
         })
         this.nv.setDrawColormap(table)
-        this.seeThrough()
         this.draw()
     }
 
@@ -135,17 +144,7 @@ export class Viewer {
     blend(opacity, outline) {
         this.nv.drawOpacity = outline ? 0.0001 : opacity
         this.nv.drawRimOpacity = outline ? 1 : Math.min(1, opacity + 0.35)
-        if (this.opened) this.nv.updateGLVolume()
-        this.seeThrough()
         this.draw()
-    }
-
-    /** In 3D the body is a mere shade around the labels. */
-    seeThrough() {
-        const shader = this.nv.renderShader
-        if (!shader || !this.opened) return
-        shader.use(this.nv.gl)
-        this.nv.gl.uniform1f(shader.uniforms.backOpacity, 0.22)
     }
 
     // Window and view ------------------------------------------------------------------------------------------
@@ -160,7 +159,6 @@ export class Viewer {
         image.cal_min = low
         image.cal_max = Math.max(high, low + 1e-6)
         this.nv.updateGLVolume()
-        this.seeThrough()
         this.draw()
     }
 
