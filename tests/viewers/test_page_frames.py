@@ -124,7 +124,7 @@ def test_voxels_that_are_not_the_box_are_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize(
     "box",
-    [[], [0, 1], [0, 7, 0, 1, 0, 1], [1, 1, 0, 1, 0, 1], [-1, 1, 0, 1, 0, 1], [0, 1.5, 0, 1, 0, 1], [True] * 6],
+    [[], [0, 1], [0, 7, 0, 1, 0, 1], [1, 1, 0, 1, 0, 1], [-1, 1, 0, 1, 0, 1], [0, 1.5, 0, 1, 0, 1]],
 )
 def test_a_box_that_is_none_is_refused(box: list[Any]) -> None:
     with pytest.raises(UserError, match="A box must be"):

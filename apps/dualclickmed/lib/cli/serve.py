@@ -91,7 +91,7 @@ def serve(
     arguments.conf = [[key, value] for key, value in settings.items()]
     # OHIF shows what an archive holds, the page everything.
     ohif = f" (OHIF: http://{host}:{port}/ohif/)" if studies.startswith(("http://", "https://")) else ""
-    say(stderr(), f"Open http://{host}:{port} in a browser{ohif}; it answers in half a minute. Ctrl+C stops it.")
+    say(stderr(), f"Open http://{host}:{port} in a browser{ohif}; ready in half a minute. Ctrl+C stops it.")
     server.action_start_server(arguments)
 
 
