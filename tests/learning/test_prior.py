@@ -153,7 +153,7 @@ def test_taught_weights_answer_what_they_were_taught_and_their_origin_the_rest(t
         box = Box.of_mask(labels.mask("left"))
         prompts = Prompts(box=box if lesson else box.scaled(2.9))
         given = prompts.checked(volume.shape)
-        return expert.global_expert.answering(volume, given).predict(volume, given)[0].logits
+        return expert.global_expert.expert_for(volume, given).predict(volume, given)[0].logits
 
     published = tmp_path / f"{name}.safetensors"
     assert not np.array_equal(experts(published, True), experts(shipped, True))
