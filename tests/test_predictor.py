@@ -67,12 +67,12 @@ def test_boxes_and_masks_of_files_are_in_the_files_order(predictor, nifti):
     volume = load_volume(nifti)
     previous = np.zeros(RAW_SHAPE, np.uint8)
     previous[6:11, 3:9, 12:20] = 1
-    mask = predictor.predict(box=(5, 12, 2, 10, 11, 22), mask=previous, intensity="none")
+    mask = predictor.predict(box=(5, 12, 2, 10, 11, 22), mask=previous, strategy="paper", intensity="none")
     assert predictor.result.strategies == {"object": "global"}
     prompts = Prompts((), volume.box_to_canonical((5, 2, 11), (12, 10, 22)), volume.from_raw_array(previous))
-    direct = predictor.expert.segment(volume, {"object": prompts}, intensity="none")
+    direct = predictor.expert.segment(volume, {"object": prompts}, "paper", "none")
     np.testing.assert_array_equal(mask, volume.to_raw_array(direct.labels) > 0)
-    without = predictor.predict(box=(5, 12, 2, 10, 11, 22), intensity="none")
+    without = predictor.predict(box=(5, 12, 2, 10, 11, 22), strategy="paper", intensity="none")
     assert (without != mask).any()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dualclickmed.cli.app import app
-from dualclickmed.cli.challenge import predict, predict_folder
+from dualclickmed.cli.challenge import answer, predict_folder
 from dualclickmed.errors import UserError
 from dualclickmed.experts import DualExpert
 from dualclickmed.imaging.case_files import read_case, write_case
@@ -252,12 +252,12 @@ def clicked(path: Path) -> Path:
 def test_an_answer_depends_on_its_file_alone(tmp_path: Path, expert: DualExpert) -> None:
     first = save(tmp_path / "first.npz", boxes=[BOX, OTHER_BOX])
     later = clicked(tmp_path / "later.npz")
-    segs, failures = predict(read_case(later), expert)
+    segs, failures = answer(read_case(later), expert)
     assert not failures and segs.dtype == np.uint8 and segs.shape == SHAPE
     # Another expert that has seen the earlier step, with a cold cache, in another order.
     other = Predictor.from_weights(device="cpu").expert
-    predict(read_case(first), other)
-    assert np.array_equal(predict(read_case(later), other)[0], segs)
+    answer(read_case(first), other)
+    assert np.array_equal(answer(read_case(later), other)[0], segs)
     assert segs[8, 10, 10] == 1 and segs[8, 10, 22] == 2 and segs[8, 10, 20] != 1
     for value, columns in ((1, slice(6, 16)), (2, slice(18, 26))):
         truth = np.zeros(SHAPE, bool)
@@ -269,7 +269,7 @@ def test_an_answer_depends_on_its_file_alone(tmp_path: Path, expert: DualExpert)
 def test_classes_keep_the_values_of_the_truth(tmp_path: Path, expert: DualExpert) -> None:
     truth = np.zeros(SHAPE, np.uint8)
     truth[0], truth[1] = 5, 130
-    segs, _ = predict(read_case(save(tmp_path / "a.npz", boxes=[BOX, OTHER_BOX], gts=truth)), expert)
+    segs, _ = answer(read_case(save(tmp_path / "a.npz", boxes=[BOX, OTHER_BOX], gts=truth)), expert)
     assert set(np.unique(segs)) == {0, 5, 130}
     assert np.median(np.argwhere(segs == 130)[:, 2]) > 16 > np.median(np.argwhere(segs == 5)[:, 2])
 
@@ -278,14 +278,14 @@ def test_without_a_box_the_clicks_answer_and_a_class_without_prompts_is_empty(
     tmp_path: Path, expert: DualExpert
 ) -> None:
     clicks = [{"fg": [], "bg": []}, {"fg": [[8, 10, 22]], "bg": []}]
-    segs, failures = predict(read_case(save(tmp_path / "a.npz", clicks=clicks)), expert)
+    segs, failures = answer(read_case(save(tmp_path / "a.npz", clicks=clicks)), expert)
     assert not failures and segs[8, 10, 22] == 2 and not (segs == 1).any()
 
 
 def test_a_class_that_fails_does_not_take_the_others_along(tmp_path: Path, expert: DualExpert) -> None:
     # Without a box, background clicks alone say nothing about where the object is.
     clicks = [{"fg": [], "bg": [[1, 1, 1]]}, {"fg": [[8, 10, 22]], "bg": []}]
-    segs, failures = predict(read_case(save(tmp_path / "a.npz", clicks=clicks)), expert)
+    segs, failures = answer(read_case(save(tmp_path / "a.npz", clicks=clicks)), expert)
     assert segs[8, 10, 22] == 2 and not (segs == 1).any()
     assert len(failures) == 1 and failures[0].startswith("class 1:")
 

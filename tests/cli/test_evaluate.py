@@ -261,7 +261,7 @@ def test_our_weights_are_named(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate("--cases", folder, "--only", "CT_one_1", "--out", out, "--method", "ours", "--clicks", 1)
     summary = json.loads((out / "summary.json").read_text())
-    sha = summary["methods"]["paper"]["weights"]["global"]["sha256"]
+    sha = summary["methods"]["fused"]["weights"]["global"]["sha256"]
     assert re.fullmatch("[0-9a-f]{64}", sha) and sha in (out / "report.md").read_text()
     assert f"| Version | {summary['version']} |" in (out / "report.md").read_text()
 

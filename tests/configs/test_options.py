@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from dualclickmed.configs.options import Options, resolved_device
+from dualclickmed.configs.options import Options
+from dualclickmed.configs.wire import RESERVED
 from dualclickmed.errors import UserError
+from dualclickmed.experts.devices import resolved_device
 from dualclickmed.imaging.label_map import BACKGROUND, DEFAULT_NAMES, MAX_LABELS, LabelMap, colour_of
-from dualclickmed.infers.wire import RESERVED
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 

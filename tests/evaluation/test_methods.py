@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dualclickmed.errors import UserError
 from dualclickmed.evaluation.methods import CLASSICAL, Settings, from_file, make, name_of
-from dualclickmed.experts import STRATEGIES
+from dualclickmed.experts import DEFAULT_STRATEGY, STRATEGIES
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Prompts
 from dualclickmed.imaging.volume import from_array
@@ -27,7 +27,7 @@ def segment(volume, prompts):
 
 
 def test_names_in_tables() -> None:
-    assert name_of("ours") == STRATEGIES[0] == "paper"
+    assert name_of("ours") == DEFAULT_STRATEGY == "fused"
     assert [name_of(s) for s in STRATEGIES] == list(STRATEGIES)
     assert name_of("sam-med3d:some/where.pth") == "sam-med3d"
     assert name_of("boxes=methods/boxes.py") == "boxes"
@@ -42,13 +42,13 @@ def test_unknown_names_are_refused_with_the_known_ones(text: str) -> None:
 
 
 def test_the_same_method_twice_is_refused() -> None:
-    with pytest.raises(UserError, match="'paper' was named twice"):
-        make(["ours", "paper"], Settings())
+    with pytest.raises(UserError, match="'fused' was named twice"):
+        make(["ours", "fused"], Settings())
 
 
 def test_our_strategies_share_their_weights_and_name_them() -> None:
     made = make(["ours", "global", "ellipsoid"], Settings())
-    assert [m.name for m in made] == ["paper", "global", "ellipsoid"]
+    assert [m.name for m in made] == ["fused", "global", "ellipsoid"]
     assert made[0].method.expert is made[1].method.expert
     for kind in ("global", "local"):
         card = json.loads(card_path(default_path(kind)).read_text())

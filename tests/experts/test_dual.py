@@ -99,7 +99,7 @@ def test_the_result_is_a_label_map_with_one_value_for_each_label(volume, fakes):
     balls = fakes.balls(2.0)
     dual = dual_of(fakes.Network(balls), fakes.Network(balls))
     result = dual.segment(
-        volume, {"b": Prompts((Click((4, 4, 4)),)), "a": Prompts((Click((14, 14, 14)), Click((14, 14, 18))))}
+        volume, {"b": Prompts((Click((4, 4, 4)),)), "a": Prompts((Click((14, 14, 14)), Click((14, 14, 18))))}, "paper"
     )
     assert result.values == {"b": 1, "a": 2}
     distance = {
@@ -138,7 +138,7 @@ def test_overlaps_go_to_the_surer_label_in_any_order(volume, fakes):
     seen = []
     for order in itertools.permutations(prompts):
         dual = dual_of(fakes.Network(by_contrast), fakes.Network(by_contrast))
-        result = dual.segment(volume, {label: prompts[label] for label in order})
+        result = dual.segment(volume, {label: prompts[label] for label in order}, "paper")
         masks = np.stack([result.mask(label) for label in prompts])
         nearest = distance == distance.min(axis=0)
         contested = (np.sort(distance, axis=0)[1] - np.sort(distance, axis=0)[0]) < 1e-5
@@ -179,7 +179,7 @@ def test_a_label_keeps_its_click_though_another_is_surer(volume, fakes):
     dual = dual_of(fakes.Network(sure_of_two), fakes.Network(sure_of_two))
     sure = Prompts((Click((10, 10, 8)), Click((10, 10, 9)), Click((6, 10, 8), False)))
     unsure = Prompts((Click((10, 10, 13)),))
-    result = dual.segment(volume, {"sure": sure, "unsure": unsure})
+    result = dual.segment(volume, {"sure": sure, "unsure": unsure}, "paper")
     assert result.mask("unsure")[10, 10, 13]
     assert result.mask("unsure")[10, 10, 12:15].all()
     assert result.mask("unsure")[6, 10, 8]

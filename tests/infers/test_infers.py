@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 import requests
 import SimpleITK as sitk
+from dualclickmed.configs import wire
 from dualclickmed.configs.options import Options
 from dualclickmed.errors import PromptError, UserError
 from dualclickmed.experts import Result
@@ -24,7 +25,6 @@ from dualclickmed.imaging.label_map import LabelMap, colour_of
 from dualclickmed.imaging.mask_files import EXTENSIONS, Mask, Segment, write
 from dualclickmed.imaging.prompts import Click, Prompts
 from dualclickmed.imaging.volume import Volume, from_array, load_volume
-from dualclickmed.infers import wire
 from dualclickmed.infers.dialects import (
     MAX_CLICKS,
     RawPrompts,

@@ -19,9 +19,9 @@ from urllib.parse import quote, urlencode
 import nibabel as nib
 import numpy as np
 import pytest
+from dualclickmed.configs import wire
 from dualclickmed.experts.dual import STRATEGIES
 from dualclickmed.imaging.mask_files import DTYPES, EXTENSIONS
-from dualclickmed.infers import wire
 from dualclickmed.infers.dialects import CLICKS
 from dualclickmed.infers.layers import EXISTING, OVERLAPS
 from hypothesis import HealthCheck, given, settings

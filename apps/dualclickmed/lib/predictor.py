@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .configs.options import resolved_device
 from .errors import PromptError
-from .experts import ByteCache, DualExpert, Result
+from .experts import DEFAULT_STRATEGY, ByteCache, DualExpert, Result
+from .experts.devices import resolved_device
 from .experts.loading import load_experts
 from .imaging.geometry import Box, Index
 from .imaging.prompts import Click, Prompts
@@ -131,7 +131,7 @@ class Predictor:
         background: Sequence[Sequence[int]] = (),
         box: Sequence[float] | None = None,
         mask: npt.NDArray[np.generic] | None = None,
-        strategy: str = "paper",
+        strategy: str = DEFAULT_STRATEGY,
         intensity: str = "auto",
     ) -> npt.NDArray[np.bool_]:
         """Segment one object.
@@ -141,7 +141,7 @@ class Predictor:
             background: voxels (i, j, k) outside it.
             box: (i0, i1, j0, j1, k0, k1) around the object, half-open: voxels i0 to i1 - 1, and so on.
             mask: the object so far, of the image's shape; non-zero is inside.
-            strategy: "paper", "global" or "local" (`DualExpert.segment`).
+            strategy: "fused", "paper", "global" or "local" (`DualExpert.segment`).
             intensity: "auto", a CT window's name, or "none" (`intensity.CHOICES`).
 
         Returns:
@@ -158,7 +158,7 @@ class Predictor:
         return labels.astype(np.bool_)
 
     def predict_labels(
-        self, prompts: Mapping[str, ObjectPrompts], strategy: str = "paper", intensity: str = "auto"
+        self, prompts: Mapping[str, ObjectPrompts], strategy: str = DEFAULT_STRATEGY, intensity: str = "auto"
     ) -> npt.NDArray[np.uint8]:
         """Segment several objects; overlaps go to the higher foreground probability (`DualExpert.segment`).
 

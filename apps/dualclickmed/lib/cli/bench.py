@@ -28,8 +28,8 @@ from ..benchmarks.growth import (
 from ..benchmarks.measure import in_process
 from ..benchmarks.networks import EXPERTS, Row, cases, measure, ratios
 from ..benchmarks.parity import LIMIT, full_parity
-from ..configs.options import resolved_device
 from ..errors import UserError
+from ..experts.devices import resolved_device
 from ..experts.precision import processor_has_bfloat16
 from ..networks.configs import PRESETS, GlobalConfig, LocalConfig
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import typer
 
 from ..errors import PromptError, UserError
-from ..experts import STRATEGIES, DualExpert
+from ..experts import DEFAULT_STRATEGY, STRATEGIES, DualExpert
 from ..imaging.case_files import MAX_CLASS, SUFFIX, CaseFile, case_files, read_case, save_arrays
 from ..predictor import Predictor
 from ..weights.files import KINDS, default_path
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def predict(
     source: Annotated[Path, typer.Option("--input", help="Folder of case files (.npz).")],
     output: Annotated[Path, typer.Option("--output", help="Folder of answers of the same names, with segs.")],
-    strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = STRATEGIES[0],
+    strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = DEFAULT_STRATEGY,
     model_dir: Annotated[Path | None, typer.Option(help="Folder of our weights.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Which of them (default: what 'weights use' chose).")
@@ -51,7 +51,7 @@ def predict(
 
 
 def answer(
-    case: CaseFile, expert: DualExpert, strategy: str = "paper"
+    case: CaseFile, expert: DualExpert, strategy: str = DEFAULT_STRATEGY
 ) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Answer a case.
 
@@ -88,7 +88,7 @@ def answer(
 
 
 def predict_folder(
-    source: Path, out: Path, expert: DualExpert, strategy: str = "paper"
+    source: Path, out: Path, expert: DualExpert, strategy: str = DEFAULT_STRATEGY
 ) -> Iterator[tuple[str, list[str]]]:
     """Answer every case file of a folder with a file of the same name.
 

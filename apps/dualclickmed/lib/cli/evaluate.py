@@ -22,7 +22,6 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ..configs.options import resolved_device
 from ..errors import UserError
 from ..evaluation import calibration, cost, report
 from ..evaluation.cases import Case, find_cases
@@ -31,6 +30,7 @@ from ..evaluation.protocol import TIME_LIMIT
 from ..evaluation.run import Plan, run
 from ..evaluation.statistics import Summary
 from ..experts import STRATEGIES, DualExpert
+from ..experts.devices import resolved_device
 
 logger = logging.getLogger(__name__)
 

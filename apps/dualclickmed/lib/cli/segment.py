@@ -29,8 +29,12 @@ def segment(
         str | None, typer.Option(help="i0,i1,j0,j1,k0,k1 around the object: voxels i0 to i1 - 1, and so on.")
     ] = None,
     strategy: Annotated[
-        str, typer.Option(help="paper (points: local expert, box: global expert), global or local.")
-    ] = "paper",
+        str | None,
+        typer.Option(
+            help="fused (points: local expert, box: global expert, both refined by edges and clicks; the "
+            "default), paper (the same without refinement), global or local."
+        ),
+    ] = None,
     window: Annotated[
         str, typer.Option(help="CT window: auto, soft tissue, lung, brain, bone or none.")
     ] = "auto",
@@ -52,7 +56,8 @@ def segment(
     Voxels are counted from 0 in the order of the file: i along its rows, j along its columns, k through its
     slices.
     """
-    from ..configs.options import resolved_device
+    from ..experts import DEFAULT_STRATEGY
+    from ..experts.devices import resolved_device
     from ..imaging.label_map import colour_of
     from ..imaging.mask_files import EXTENSIONS, Mask, Segment, write
     from ..imaging.volume import load_volume
@@ -78,7 +83,7 @@ def segment(
     )
     predictor.set_image(volume)
     start = time.perf_counter()
-    mask = predictor.predict(points, outside, edges, strategy=strategy, intensity=window)
+    mask = predictor.predict(points, outside, edges, strategy=strategy or DEFAULT_STRATEGY, intensity=window)
     seconds = time.perf_counter() - start
 
     shown = Segment(name, 1, colour_of(name))

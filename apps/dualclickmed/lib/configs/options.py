@@ -9,20 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from ..errors import UserError
-from ..experts.dual import SERVED, STRATEGIES
+from ..experts import DEFAULT_STRATEGY, STRATEGIES
+from ..experts.devices import CUDA, gpus, resolved_device
 from ..experts.precision import PRECISIONS
 from ..imaging.label_map import DEFAULT_NAMES, LabelMap
-from ..infers.wire import RESERVED
 from ..networks.configs import PRESETS
+from .wire import RESERVED
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_GB = 2.0
 _GIB = 1 << 30
-_CUDA = r"cuda(:\d{1,3})?"
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Options:
             needed.
     """
 
-    labels: LabelMap = field(default_factory=lambda: LabelMap(DEFAULT_NAMES))
-    strategy: str = SERVED
+    labels: LabelMap = field(default_factory=lambda: LabelMap(DEFAULT_NAMES, RESERVED))
+    strategy: str = DEFAULT_STRATEGY
     device: str = "cpu"
     cache_bytes: int = int(DEFAULT_CACHE_GB * _GIB)
     model_dir: Path | None = None
@@ -63,8 +61,8 @@ class Options:
         model_dir = conf.get("model_dir")
         preset = conf.get("preset")
         return cls(
-            labels=LabelMap(DEFAULT_NAMES) if labels is None else LabelMap.parse(labels, RESERVED),
-            strategy=_one_of("strategy", conf.get("strategy", SERVED), STRATEGIES),
+            labels=LabelMap(DEFAULT_NAMES, RESERVED) if labels is None else LabelMap.parse(labels, RESERVED),
+            strategy=_one_of("strategy", conf.get("strategy", DEFAULT_STRATEGY), STRATEGIES),
             device=resolved_device(conf.get("device", "auto")),
             cache_bytes=_bytes("cache_gb", conf.get("cache_gb", str(DEFAULT_CACHE_GB))),
             model_dir=Path(model_dir) if model_dir else None,
@@ -88,37 +86,14 @@ class Options:
         """
         if name is None:
             return self.device
-        if re.fullmatch(_CUDA, name) and not _gpus():
+        if re.fullmatch(CUDA, name) and not gpus():
             logger.warning("A request asked for %s, but there is no GPU: using the CPU", name)
             return "cpu"
         return resolved_device(name)
 
     def devices(self) -> list[str]:
         """Every device of this machine, the default first."""
-        return list(dict.fromkeys([self.device, *_gpus(), "cpu"]))
-
-
-def resolved_device(name: str) -> str:
-    """The device that a name stands for: "auto" is the first GPU if there is one, else the CPU.
-
-    Raises:
-        UserError: the name is unknown, or that GPU is not there.
-    """
-    gpus = _gpus()
-    if name == "cpu" or (name == "auto" and not gpus):
-        return "cpu"
-    if name != "auto" and not re.fullmatch(_CUDA, name):
-        raise UserError(f"The device must be auto, cpu, cuda or cuda:N, but it is {name!r}.")
-    wanted = name if ":" in name else "cuda:0"
-    if wanted not in gpus:
-        raise UserError(
-            f"The device {name!r} is not there; GPUs that PyTorch can use here: {', '.join(gpus) or 'none'}."
-        )
-    return wanted
-
-
-def _gpus() -> list[str]:
-    return [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+        return list(dict.fromkeys([self.device, *gpus(), "cpu"]))
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..configs.options import resolved_device
 from ..errors import UserError
 from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from ..experts.devices import resolved_device
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume, from_array
 from ..networks.global_network import GlobalNetwork

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..experts import STRATEGIES, DualExpert
+from ..experts import DEFAULT_STRATEGY, STRATEGIES, DualExpert
 from ..predictor import Predictor
 from ..weights.files import KINDS, card_path, default_path
 from . import classical
@@ -91,7 +91,7 @@ def name_of(text: str) -> str:
         return own
     name, colon, argument = text.partition(":")
     if name in (OURS, *STRATEGIES, *CLASSICAL) and not colon:
-        return STRATEGIES[0] if name == OURS else name
+        return DEFAULT_STRATEGY if name == OURS else name
     if name in PUBLISHED:
         if not argument:
             raise UserError(f"The method '{name}' needs its weights: '{name}:PATH'.")

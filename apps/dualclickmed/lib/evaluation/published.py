@@ -19,8 +19,8 @@ from monai.apps.vista3d.inferer import point_based_window_inferer
 from monai.networks.nets.vista3d import VISTA3D, vista3d132
 from torch import Tensor, nn
 
-from ..configs.options import resolved_device
 from ..errors import UserError, WeightsError
+from ..experts.devices import resolved_device
 from ..experts.inputs import map_at_points, map_in_box
 from ..imaging.geometry import Box, Index, Roi, crop_to_grid, paste_from_grid
 from ..imaging.intensity import LOCAL_PERCENTILES, normalise_global

@@ -1,9 +1,18 @@
 """The two experts and what joins them; they know volumes and prompts, and nothing of HTTP or files."""
 
 from .cache import ByteCache
-from .dual import STRATEGIES, DualExpert, Result
+from .dual import DEFAULT_STRATEGY, STRATEGIES, DualExpert, Result
 from .global_expert import GlobalExpert
 from .local_expert import LocalExpert
 from .prediction import Prediction
 
-__all__ = ["STRATEGIES", "ByteCache", "DualExpert", "GlobalExpert", "LocalExpert", "Prediction", "Result"]
+__all__ = [
+    "DEFAULT_STRATEGY",
+    "STRATEGIES",
+    "ByteCache",
+    "DualExpert",
+    "GlobalExpert",
+    "LocalExpert",
+    "Prediction",
+    "Result",
+]

@@ -25,10 +25,10 @@ from .timing import StageTimer
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_STRATEGY = "fused"
+"""What every door uses where nothing is asked for: it measured better than ``paper``."""
 STRATEGIES = ("paper", "global", "local", "fused")
 """What a user may ask for."""
-SERVED = "fused"
-"""What the server does where nothing is asked for: it measured better than the paper's rule."""
 UNREFINED = ("pt",)
 """Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide. On the
 few volumes there were, the expert alone ended higher."""
@@ -102,7 +102,7 @@ class DualExpert:
         self,
         volume: Volume,
         prompts: Mapping[str, Prompts],
-        strategy: str = "paper",
+        strategy: str = DEFAULT_STRATEGY,
         intensity: str = "auto",
     ) -> Result:
         """Segment every label from its own prompts.

@@ -16,8 +16,7 @@ from ..imaging.geometry import Box, Roi, crop_to_grid, global_roi
 from ..imaging.intensity import IntensityMap
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
-from ..networks.global_network import GlobalFeatures, GlobalNetwork
-from ..simulation.rounds import box_centre_prompt
+from ..networks.global_network import GlobalFeatures, GlobalNetwork, box_centre_prompt
 from .cache import ByteCache
 from .inputs import global_input, map_in_box, point_prompts
 from .precision import chosen_precision

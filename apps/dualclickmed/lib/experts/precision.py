@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..networks.global_network import GlobalNetwork
+from ..networks.global_network import GlobalNetwork, box_centre_prompt
 from ..networks.local_network import LocalNetwork
-from ..simulation.rounds import box_centre_prompt
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ import SimpleITK as sitk
 from scipy.ndimage import affine_transform
 
 from ..errors import UserError
-from ..infers.wire import RESERVED
 from .facts import ReadLimits
 from .label_map import BACKGROUND, LabelMap
 from .seg_frames import read_segmentation
@@ -133,14 +132,6 @@ def read_labels(
     return _layered(masks, notes)
 
 
-def valid_name(name: str) -> bool:
-    """Whether a label may be called so: requests hold its clicks under its name."""
-    try:
-        return "," not in name and bool(LabelMap.parse(name, RESERVED).names)
-    except UserError:
-        return False
-
-
 def _meaning(
     values: Sequence[int],
     in_file: Mapping[int, str],
@@ -159,7 +150,7 @@ def _meaning(
             notes.append(f"The value {value} has no name and was left out.")
         elif name.casefold() == BACKGROUND:
             continue
-        elif not valid_name(name):
+        elif not known.admits(name):
             notes.append(f"The value {value} was left out: no label can be called {name[:100]!r}.")
         else:
             names[value] = known.find(name) or name

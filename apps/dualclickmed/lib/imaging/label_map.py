@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import zlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import UserError
 
@@ -53,9 +53,15 @@ DEFAULT_NAMES = tuple(_COLOURS)
 
 @dataclass(frozen=True)
 class LabelMap:
-    """The labels in the server's order. The first has the value 1, the next 2, ...; background has 0."""
+    """The labels in the server's order. The first has the value 1, the next 2, ...; background has 0.
+
+    Attributes:
+        names: of the labels.
+        reserved: words that no label may be called, because requests use them otherwise.
+    """
 
     names: tuple[str, ...]
+    reserved: frozenset[str] = field(default=frozenset(), compare=False)
 
     @classmethod
     def parse(cls, text: str, reserved: Collection[str]) -> LabelMap:
@@ -92,7 +98,14 @@ class LabelMap:
             if key in seen:
                 raise UserError(f"Label names must differ in more than case, but {seen[key]!r} comes twice.")
             seen[key] = name
-        return cls(tuple(names))
+        return cls(tuple(names), frozenset(reserved))
+
+    def admits(self, name: str) -> bool:
+        """Whether a label may be called so: requests hold its clicks under its name."""
+        try:
+            return "," not in name and bool(LabelMap.parse(name, self.reserved).names)
+        except UserError:
+            return False
 
     @property
     def values(self) -> dict[str, int]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
+from ..configs import wire
 from ..errors import PromptError
 from ..experts import DualExpert
 from ..imaging.label_map import LabelMap
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..learning.prior import Prior, propose
-from . import wire
 from .dialects import choice, word
 from .segmenter import Answer, Segmenter
 from .tasks import ClickTask

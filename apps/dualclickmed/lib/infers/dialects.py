@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..configs import wire
 from ..errors import PromptError, UserError
 from ..imaging.geometry import Index
 from ..imaging.label_map import LabelMap, listed
 from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume
-from . import wire
 
 CLICKS = ("inside", "corners")
 """What foreground clicks mean; the first is the default."""

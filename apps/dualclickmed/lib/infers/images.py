@@ -11,10 +11,10 @@ from typing import Any, Protocol, TypeGuard
 import requests
 from monailabel.datastore.dicom import DICOMWebDatastore
 
+from ..configs import wire
 from ..errors import UserError
 from ..imaging.mask_files import EXTENSIONS
 from ..imaging.volume import MODALITY_NAMES
-from . import wire
 from .archived import Segmentations
 from .dialects import word
 from .layers import EXISTING

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from fastapi import HTTPException
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from ..configs import wire
 from ..errors import PromptError, UserError
 from ..imaging.intensity import CHOICES
 from ..imaging.label_map import BACKGROUND, MAX_NAME_LENGTH, LabelMap, colour_of
 from ..imaging.mask_files import DTYPES, EXTENSIONS, Mask, Segment, write
-from . import wire
 from .dialects import CLICKS, choice, flag, locked_labels, named_order, read_prompts, word
 from .layers import EXISTING, OVERLAPS, Layers
 from .segmenter import Answer, Segmenter

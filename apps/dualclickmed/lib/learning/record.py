@@ -24,6 +24,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from ..configs.wire import RESERVED
+from ..imaging.label_map import LabelMap
 from ..weights.files import KINDS, Kind
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ UNKNOWN = "unknown"
 STARTED, PUBLISHED, REFUSED, FAILED = "started", "published", "refused", "failed"
 """How far a training came; one that was killed stays `STARTED`."""
 _ENDINGS = (".nii.gz", ".seg.nrrd")
+_NAMES = LabelMap((), RESERVED)
 
 
 @dataclass(frozen=True)
@@ -325,14 +328,11 @@ def _ending(path: Path) -> str:
 
 
 def _names_sent(info: Mapping[str, Any]) -> tuple[str, ...]:
-    # Imported late: the reader needs the image libraries, this file does not.
-    from ..imaging.label_files import valid_name
-
     entries = info.get("label_info")
     if not isinstance(entries, list):
         entries = [{"name": name} for name in info.get("label_names") or ()]
     names = [e["name"].strip() for e in entries if isinstance(e, Mapping) and isinstance(e.get("name"), str)]
-    return tuple(dict.fromkeys(name for name in names if name and valid_name(name)))
+    return tuple(dict.fromkeys(name for name in names if name and _NAMES.admits(name)))
 
 
 def _plain(event: Submission | Training) -> dict[str, Any]:

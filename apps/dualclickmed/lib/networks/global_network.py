@@ -134,3 +134,16 @@ def to_mask_prompt(logits: Tensor, size: int = 32) -> Tensor:
     if logits.shape[-1] == size:
         return logits
     return F.avg_pool3d(logits, logits.shape[-1] // size)
+
+
+def box_centre_prompt(
+    network: GlobalNetwork, batch: int, grid: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The first prompt of the global expert: the centre of the box, which is the centre of the grid.
+
+    Returns:
+        points (B, 1, 3) in grid voxels and labels (B, 1).
+    """
+    points = torch.full((batch, 1, 3), (grid - 1) / 2, device=device)
+    labels = torch.full((batch, 1), network.config.box_label, device=device, dtype=torch.long)
+    return points, labels

@@ -7,22 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..networks.global_network import GlobalFeatures, GlobalNetwork
+from ..networks.global_network import GlobalFeatures, GlobalNetwork, box_centre_prompt
 from ..networks.local_network import LocalFeatures, LocalNetwork
 from .clicks import Draws, Strategy, balanced, boundary_attenuated
-
-
-def box_centre_prompt(
-    network: GlobalNetwork, batch: int, grid: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The first prompt of the global expert: the centre of the box, which is the centre of the grid.
-
-    Returns:
-        points (B, 1, 3) in grid voxels and labels (B, 1).
-    """
-    points = torch.full((batch, 1, 3), (grid - 1) / 2, device=device)
-    labels = torch.full((batch, 1), network.config.box_label, device=device, dtype=torch.long)
-    return points, labels
 
 
 def global_rounds(

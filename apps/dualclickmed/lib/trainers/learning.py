@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..configs import wire
 from ..configs.options import Options
 from ..errors import UserError
 from ..imaging.label_map import MAX_LABELS, LabelMap
-from ..infers import wire
 from ..learning.prior import Prior
 from ..learning.record import FINAL, FOLDER, Record, now
 from ..learning.retraining import is_training, progress_of
