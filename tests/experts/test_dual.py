@@ -99,7 +99,9 @@ def test_the_result_is_a_label_map_with_one_value_for_each_label(volume, fakes):
     balls = fakes.balls(2.0)
     dual = dual_of(fakes.Network(balls), fakes.Network(balls))
     result = dual.segment(
-        volume, {"b": Prompts((Click((4, 4, 4)),)), "a": Prompts((Click((14, 14, 14)), Click((14, 14, 18))))}, "paper"
+        volume,
+        {"b": Prompts((Click((4, 4, 4)),)), "a": Prompts((Click((14, 14, 14)), Click((14, 14, 18))))},
+        "paper",
     )
     assert result.values == {"b": 1, "a": 2}
     distance = {
