@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PromptError, UserError
-from ..experts.dual import SERVED, STRATEGIES
+from ..experts.dual import DEFAULT_STRATEGY, STRATEGIES
 from ..imaging.geometry import Box, Index
 from ..imaging.intensity import CHOICES
 from ..imaging.label_map import BACKGROUND, MAX_LABELS, MAX_NAME_LENGTH
@@ -65,7 +65,7 @@ class Asked:
             labels,
             prompts,
             None if held is None else tuple(held),
-            _one_of(sent, "strategy", STRATEGIES, SERVED),
+            _one_of(sent, "strategy", STRATEGIES, DEFAULT_STRATEGY),
             _one_of(sent, "window", CHOICES, CHOICES[0]),
             sent.get("doubt") is True,
         )

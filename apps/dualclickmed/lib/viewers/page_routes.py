@@ -20,12 +20,12 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.utils.async_tasks.utils import processes
 from starlette.concurrency import run_in_threadpool
 
+from ..configs import wire
 from ..configs.options import Options
 from ..errors import UserError
 from ..imaging.label_files import read_labels
 from ..imaging.mask_files import write
 from ..imaging.volume import Volume, load_volume
-from ..infers import wire
 from ..infers.images import with_image
 from ..infers.segmenter import Segmenter
 from ..learning.record import FINAL
