@@ -18,6 +18,7 @@ from lib.infers.auto import AutoTask
 from lib.infers.images import remove_uploads, with_image
 from lib.infers.segmenter import Segmenter
 from lib.infers.tasks import LabelsTask, ObjectTask
+from lib.learning.lifeline import follow_server
 from lib.learning.record import VERSIONS
 from lib.server.archive import connect
 from lib.server.leftovers import clear_half_written, private_temporary_folder
@@ -27,6 +28,7 @@ from lib.server.routes import answer_to, install
 from lib.server.sessions import SafeSessions
 from lib.server.studies import Studies
 from lib.trainers.learning import Learning
+from lib.trainers.running import serve_processes
 from lib.viewers.page_routes import Page
 from lib.weights.files import model_dir
 from monailabel.config import settings
@@ -50,6 +52,8 @@ class DualClickMed(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        # A training, too, builds the app: it must not outlive the server that it belongs to.
+        follow_server()
         self.options = Options.from_conf(conf)
         self.limits = Limits.from_conf(conf)
         super().__init__(
@@ -88,6 +92,7 @@ class DualClickMed(MONAILabelApp):
         # Labels that annotators added are the server's from now on.
         self.options = self.learning.options
         self.segmenter = Segmenter(self.options)
+        self.learning.load = self.segmenter.volume
         return datastore
 
     def _studies(self) -> Any:
@@ -119,6 +124,7 @@ class DualClickMed(MONAILabelApp):
         private_temporary_folder()
         for folder in (model_dir(self.options.model_dir), self.learning.record.folder / VERSIONS):
             clear_half_written(folder)
+        serve_processes(self.learning.record)
         super().on_init_complete()
         # Complete by now, and needed in no other process.
         from monailabel.app import app as web
@@ -136,7 +142,14 @@ class DualClickMed(MONAILabelApp):
         """What clients learn about the app; without usable weights it offers no task and says what to do."""
         problem = self.segmenter.problem()
         description = DESCRIPTION if problem is None else f"{DESCRIPTION}. Not ready: {problem}"
-        return {**super().info(), "description": description, "learning": self.learning.info()}
+        told = super().info()
+        stats = self.learning.latest_first(told.get("train_stats", {}))
+        return {
+            **told,
+            "description": description,
+            "train_stats": stats,
+            "learning": self.learning.info(),
+        }
 
     def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
         """Called when a label was submitted; what is returned becomes part of the answer."""

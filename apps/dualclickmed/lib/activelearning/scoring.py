@@ -37,8 +37,7 @@ class ImageScores(ScoringMethod):
         """Score at most `most` images (default 50) for at most `seconds` (default 600)."""
         folder = self.record.folder
         prior = Prior.load(folder)
-        done = self.record.final()
-        images = [image for image in datastore.get_unlabeled_images() if image not in done]
+        images = list(datastore.get_unlabeled_images())
         if not prior.labels or not images:
             return {"scored": 0}
         preset, folder_of_weights = self.options.preset, self.options.model_dir

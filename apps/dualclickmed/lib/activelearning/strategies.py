@@ -21,10 +21,10 @@ HANDED_OUT_SECONDS = 3600
 
 
 class NextImage(Strategy):
-    """Unlabelled images, those that were handed out in the last hour last.
+    """Images that the datastore has no final label of, those that were handed out in the last hour last.
 
     Args:
-        record: knows labels that a DICOMweb archive's listing shows hours later only.
+        record: whose folder holds the scores.
         description: shown to clients.
     """
 
@@ -34,9 +34,7 @@ class NextImage(Strategy):
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """The id of the image to annotate next, with why; None if every image is labelled."""
-        done = self.record.final()
-        unlabelled = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
-        images = sorted(image for image in unlabelled if image not in done)
+        images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
         if not images:
             return None
         now = time.time()

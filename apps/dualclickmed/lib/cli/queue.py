@@ -12,8 +12,10 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..learning.curve import CURVE, PLOT, TARGETS, Point, simulate
+from ..learning.following import STORE, follow, held_in
 from ..learning.record import FOLDER, Record
-from ..learning.retraining import Settings, is_training, progress_of
+from ..learning.retraining import Settings
+from ..learning.runs import is_training, progress_of, settle
 from ..training.sources import find_training_cases
 from ..weights.files import KINDS
 
@@ -32,12 +34,15 @@ def queue(
     if not Path(studies).is_dir():
         raise UserError(f"There is no studies folder '{studies}'.")
     record = Record(Path(studies) / FOLDER)
+    settle(record)
     console = Console()
-    final = sorted(record.final().values(), key=lambda s: s.time)
+    stored = (Path(studies) / STORE).is_file()
+    now = follow(record, held_in(Path(studies))) if stored else record.final()
+    final = sorted(now.values(), key=lambda s: s.time)
     if not final:
         console.print("Nothing was submitted yet.")
         return
-    waiting = {kind: {s.version for s in record.waiting(kind)} for kind in KINDS}
+    waiting = {kind: {s.version for s in record.waiting(kind, final=now)} for kind in KINDS}
     table = Table(title=f"Final labels: {len(final)}", title_justify="left")
     for name in ("image", "by", "when (UTC)", "clicks", "labels", "waits for", "other versions"):
         table.add_column(name, overflow="fold")

@@ -150,7 +150,7 @@ class Segmenter:
         """
         cancellation.check()
         start = time.perf_counter()
-        volume = self._volumes.get(image, modality)
+        volume = self.volume(image, modality)
         loaded = time.perf_counter() - start
 
         def answer(expert: DualExpert, used: str) -> Answer:

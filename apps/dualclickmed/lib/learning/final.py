@@ -16,8 +16,9 @@ from ..imaging.label_files import NamedLabels, read_labels
 from ..imaging.label_map import LabelMap
 from ..imaging.volume import MODALITY_NAMES, Volume, load_volume
 from ..training.sources import LabelledCase
+from .following import Held
 from .prior import Prior, examples_of
-from .record import FINAL, Record, Submission, version_of
+from .record import FINAL, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,11 @@ class FinalLabel:
         """Stands for the image and the label's content (`record.version_of`)."""
         return version_of(self.image, self.label)
 
+    @property
+    def held(self) -> Held:
+        """The label without its image."""
+        return Held(self.image, self.label, self.info)
+
 
 def final_labels(studies: Studies) -> list[FinalLabel]:
     """Every image with a final label, in order of id; those of a DICOMweb server are fetched."""
@@ -72,22 +78,39 @@ def final_labels(studies: Studies) -> list[FinalLabel]:
         if label is None or not label.is_file():
             logger.warning("The final label of %s is missing and was skipped", image)
             continue
-        modality = str(studies.get_image_info(image).get("Modality", "")).lower()
-        info = studies.get_label_info(image, FINAL)
-        found.append(
-            FinalLabel(image, Path(path), label, info, modality if modality in MODALITY_NAMES else None)
-        )
+        modality = modality_of(studies.get_image_info(image))
+        found.append(FinalLabel(image, Path(path), label, studies.get_label_info(image, FINAL), modality))
     return found
 
 
-def note_unknown(record: Record, labels: Sequence[FinalLabel]) -> list[Submission]:
-    """Add to the record the final labels that it does not know: those put into the folder by hand, say."""
-    known = {s.image: s.version for s in record.final().values()}
-    return [
-        record.submit(label.image, label.label, label.info)[0]
-        for label in labels
-        if known.get(label.image) != label.version
-    ]
+def modality_of(info: Mapping[str, Any]) -> str | None:
+    """The modality of an image, where the studies know it and it is one of `MODALITY_NAMES`."""
+    modality = str(info.get("Modality", "")).lower()
+    return modality if modality in MODALITY_NAMES else None
+
+
+def understood(volume: Volume, label: Path, info: Mapping[str, Any], known: LabelMap) -> dict[str, Any]:
+    """What a submitted label is taken for, for the answer to whoever submits it.
+
+    Args:
+        volume: the image.
+        label, info: the file, and what was sent along.
+        known: the server's labels.
+
+    Returns:
+        For each label its voxels on the image's grid and its volume in ml; sentences on what was left out.
+
+    Raises:
+        LabelError: it cannot be used.
+    """
+    named = read_labels(label, volume, info, known)
+    voxel = float(np.prod(volume.spacing)) / 1000
+    return {
+        "labels": {
+            name: {"voxels": count, "ml": round(count * voxel, 3)} for name, count in named.voxels.items()
+        },
+        "notes": named.notes,
+    }
 
 
 def opened(label: FinalLabel, known: LabelMap) -> tuple[Volume, NamedLabels]:

@@ -87,18 +87,18 @@ class Report:
 
 
 def split(
-    images: Sequence[str], trained: Collection[str], least: int = MIN_CASES
+    images: Sequence[str], trained: Collection[str], part: float = HELD_OUT
 ) -> tuple[list[str], list[str]]:
     """Images to train on and images held out, by their ids alone.
 
     Args:
         images: ids, each once.
         trained: ids that the parent or its ancestors were trained on; they are held out last.
-        least: with fewer images none is held out.
+        part: of the images that is held out; with fewer than `MIN_CASES`, or a part of 0, none is.
     """
-    if len(images) < least:
+    if len(images) < MIN_CASES or part <= 0:
         return sorted(images), []
-    count = max(2, round(HELD_OUT * len(images)))
+    count = min(max(2, round(part * len(images))), len(images) - 1)
     ranked = sorted(images, key=lambda i: (i in trained, hashlib.sha256(i.encode()).digest()))
     held = set(ranked[:count])
     return sorted(set(images) - held), sorted(held)

@@ -1,8 +1,8 @@
 """The record of what annotators submitted and what was trained from it; nothing in it is ever overwritten.
 
 A folder beside the studies holds `record.jsonl`, to which one line is appended for every event, and
-`versions/`, a copy of every label file that was ever submitted. The datastore keeps one final label for
-each image, the one submitted last; what it replaced stays here, with who made it.
+`versions/`, a copy of every label file that was ever submitted. Which labels are final is the datastore's to
+say (`following`); the record explains it: who submitted what and when, what it replaced, what was removed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ VERSIONS = "versions"
 FINAL = "final"
 UNKNOWN = "unknown"
 STARTED, PUBLISHED, REFUSED, FAILED = "started", "published", "refused", "failed"
-"""How far a training came; one that was killed stays `STARTED`."""
+STOPPED = "stopped"
+"""How far a training came. One that was cancelled or killed is `STOPPED`; whoever looks next notes it."""
 _ENDINGS = (".nii.gz", ".seg.nrrd")
 _NAMES = LabelMap((), RESERVED)
 
@@ -163,6 +164,14 @@ class Record:
                 partial.unlink(missing_ok=True)
         return target
 
+    def removed(self, image: str, why: str) -> None:
+        """Note that an image has no final label any more; what was submitted for it stays in `VERSIONS`.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        self._append({"event": "removed", "image": image, "time": now(), "why": why})
+
     def training(
         self,
         run: str,
@@ -212,23 +221,42 @@ class Record:
             runs[found.run] = found
         return list(runs.values())
 
+    def standing(self) -> dict[str, dict[str, Submission]]:
+        """For each image that has a final label by this record: the last submission of each annotator.
+
+        Those from before a removal do not count any more. The one made last comes last.
+        """
+        found: dict[str, dict[str, Submission]] = {}
+        for event in self._all():
+            if event.get("event") == "removed":
+                found.pop(str(event.get("image")), None)
+            elif event.get("event") == "submitted":
+                submission = _submission(event)
+                versions = found.setdefault(submission.image, {})
+                versions.pop(submission.who, None)
+                versions[submission.who] = submission
+        return found
+
     def final(self) -> dict[str, Submission]:
-        """For each image the submission that counts: the last one, whoever made it."""
-        return {s.image: s for s in self.submissions()}
+        """For each image the submission that counts by this record: the last one, whoever made it."""
+        return {image: list(versions.values())[-1] for image, versions in self.standing().items()}
 
     def versions(self, image: str) -> list[Submission]:
-        """The last submission of each annotator for an image, the oldest first."""
-        last = {s.who: s for s in self.submissions() if s.image == image}
-        return sorted(last.values(), key=lambda s: s.time)
+        """The last submission of each annotator for an image since it was last without a label."""
+        return list(self.standing().get(image, {}).values())
 
-    def waiting(self, kind: Kind, begun: bool = False) -> list[Submission]:
-        """Final labels that the last finished training of an expert did not see.
+    def waiting(
+        self, kind: Kind, begun: bool = False, final: Mapping[str, Submission] | None = None
+    ) -> list[Submission]:
+        """Final labels that no finished training of an expert has seen.
 
         Args:
             kind: which expert.
             begun: labels of a training that was started count as seen, however it ended.
+            final: the labels that are final (None: by this record).
         """
-        return _unseen(self.final().values(), self.trainings(kind), begun)
+        final = self.final() if final is None else final
+        return _unseen(final.values(), self.trainings(kind), begun)
 
     def labels(self) -> list[str]:
         """The name of every label that was submitted or trained, in the order in which they came."""
@@ -243,28 +271,30 @@ class Record:
         """The copy of a submitted file."""
         return self.folder / VERSIONS / submission.file
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, final: Mapping[str, Submission] | None = None) -> dict[str, Any]:
         """What /info tells: how many labels wait for each expert, who submitted what, the last trainings.
 
         It takes time in proportion to the record, however many annotators and images there are.
+
+        Args:
+            final: the labels that are final (None: by this record).
         """
-        submissions, trainings = self.submissions(), self.trainings()
-        final = {s.image: s for s in submissions}
-        annotators: dict[str, set[str]] = {image: set() for image in final}
-        for submission in submissions:
-            annotators[submission.image].add(submission.who)
+        standing, trainings = self.standing(), self.trainings()
+        if final is None:
+            final = {image: list(versions.values())[-1] for image, versions in standing.items()}
         by = Counter(s.who for s in final.values())
         return {
-            "submitted": len(submissions),
+            "submitted": sum(event.get("event") == "submitted" for event in self._all()),
             "final": len(final),
             "waiting": {
                 kind: [s.image for s in _unseen(final.values(), [t for t in trainings if t.kind == kind])]
                 for kind in KINDS
             },
             "by": {who: by[who] for who in sorted(by)},
-            "several_annotators": [image for image, who in annotators.items() if len(who) > 1],
+            "several_annotators": [image for image in final if len(standing.get(image, {})) > 1],
             "trainings": [
-                {"kind": t.kind, "time": t.time, "state": t.state, **t.detail} for t in trainings[-5:]
+                {"run": t.run, "kind": t.kind, "time": t.time, **t.detail, "state": t.state}
+                for t in trainings[-5:]
             ],
         }
 
@@ -302,7 +332,7 @@ def _unseen(
     final: Iterable[Submission], trainings: Iterable[Training], begun: bool = False
 ) -> list[Submission]:
     """The final labels that none of the trainings has seen; see `Record.waiting`."""
-    ends = (STARTED, PUBLISHED, REFUSED, FAILED) if begun else (PUBLISHED, REFUSED)
+    ends = (STARTED, PUBLISHED, REFUSED, FAILED, STOPPED) if begun else (PUBLISHED, REFUSED)
     seen = {version for training in trainings if training.state in ends for version in training.versions}
     return [submission for submission in final if submission.version not in seen]
 

@@ -2,26 +2,20 @@
 
 Only one round runs at a time in a studies folder. Whenever it is cut short, by a kill or a full disk, what is
 served stays as it was, and the next round starts: its lock ends with its process, and its files lie in a
-folder of their own that the next round clears.
+folder of their own that the next round tidies.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import json
 import logging
-import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import UserError
@@ -31,18 +25,18 @@ from ..training.loop import Options, Progress, train
 from ..training.recipes import Recipe, changed, fine_tune
 from ..training.sources import WeightedSource
 from ..weights.files import Kind, default_path, load_expert, read_card, save_expert
-from ..weights.lineage import trained_images
+from ..weights.lineage import origin_of, trained_images
 from . import gate
 from .final import FinalLabel, Prepared, prepare
+from .lock import alone
 from .prior import Prior
 from .publishing import publish
-from .record import FAILED, PUBLISHED, REFUSED, STARTED, Record
+from .record import FAILED, PUBLISHED, REFUSED, STARTED, STOPPED, Record
+from .runs import CANCELLED, Telling, epochs_of, new_run, settle_alone, tidy
+from .together import train_together
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".training.lock"
-PROGRESS = "progress.json"
-RUNS = "runs"
 BLENDS = (1.0, 0.6, 0.3)
 """Parts of the way from the parent's weights to the trained ones that are tried until one passes the gate.
 
@@ -74,6 +68,14 @@ class Settings:
         freeze_encoder: train everything but the image encoder.
         device: "cpu" or "cuda:N".
         seed: of everything random.
+    name: what the client calls this training.
+    pretrained: begin with the weights that are served; otherwise with those that learning began with.
+    patience: the training ends after as many passes over the labelled cases without a lower mean loss; 0 or
+        less: never.
+    held_out: part of the labelled images that the result is measured on.
+    batch: labelled cases of a step; 0 takes the recipe's.
+    processes: that train together, one for each GPU.
+    events: write TensorBoard's events.
     """
 
     minutes: float = 8.0
@@ -84,6 +86,13 @@ class Settings:
     freeze_encoder: bool = False
     device: str = "cpu"
     seed: int = 1
+    name: str = ""
+    pretrained: bool = True
+    patience: int = 0
+    held_out: float = gate.HELD_OUT
+    batch: int = 0
+    processes: int = 1
+    events: bool = True
 
 
 @dataclass(frozen=True)
@@ -153,38 +162,16 @@ def retrain(
         OSError: the disk is full, say.
     """
     settings = settings or Settings()
-    with _alone(place.folder):
-        run = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}-{kind}"
-        folder = _clean(place.folder / RUNS) / run
-        round_ = _Round(kind, place, settings, run, folder, command, tell)
+    with alone(place.folder, f"{kind} expert"):
+        settle_alone(place.record)
+        round_ = _Round(kind, place, settings, new_run(place.folder, kind, settings.name), command, tell)
         try:
             return round_.go(labels)
         except BaseException as error:
             round_.failed(error)
             raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_training(folder: Path) -> bool:
-    """Whether a round is running in this folder, in whichever process."""
-    lock = FileLock(str(folder / LOCK))
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with lock.acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def progress_of(folder: Path) -> dict[str, Any]:
-    """What the last round told last; empty if there was none."""
-    try:
-        told = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
+            tidy(place.folder)
 
 
 class _Round:
@@ -193,23 +180,26 @@ class _Round:
         kind: Kind,
         place: Place,
         settings: Settings,
-        run: str,
         folder: Path,
         command: str,
         tell: Callable[[Mapping[str, Any]], None] | None,
     ) -> None:
         self.kind, self.place, self.settings = kind, place, settings
-        self.run, self.folder, self.command, self.tell = run, folder, command, tell
-        self.begin = time.monotonic()
+        self.folder, self.command = folder, command
+        self.run = folder.name
+        self.telling = Telling(folder, kind, tell)
         self.told = 0.0
         self.noted = False
+        self.pass_steps = 1
+        self.patience = Patience(settings.patience)
         # Set with the last step: the gate measures the weights, and once is enough.
         self.enough = threading.Event()
 
     def go(self, labels: Sequence[FinalLabel]) -> Outcome:
-        kind, place = self.kind, self.place
-        parent = default_path(kind, place.preset, place.model_dir)
-        self.say(state="reading", labels=len(labels))
+        kind, place, settings = self.kind, self.place, self.settings
+        served = default_path(kind, place.preset, place.model_dir)
+        parent = served if settings.pretrained else origin_of(served) or served
+        self.say("reading", labels=len(labels))
         prior = Prior.load(place.folder)
         prepared = prepare(labels, self.folder / "labels", place.known, prior)
         place.record.training(self.run, kind, STARTED, prepared.versions, prepared.labels)
@@ -220,10 +210,11 @@ class _Round:
                 "There is nothing to train on: the studies hold "
                 + (f"{len(labels)} final labels, but none can be used." if labels else "no final label.")
             )
-        training, held = gate.split(list(prepared.cases), trained_images(parent))
+        training, held = gate.split(list(prepared.cases), trained_images(served), settings.held_out)
         objects = gate.objects_of(prepared.of(held or training))
-        self.say(state="measuring the parent", train=len(training), held_out=len(held))
-        before = gate.measure(kind, parent, objects, self.settings.device)
+        self.say("measuring the parent", train=len(training), held_out=len(held))
+        before = gate.measure(kind, served, objects, settings.device)
+        self.telling.measured(before.mean, 0, better=True)
         logger.info("Before: %s", _sentence(before))
         trained = self.trained(parent, prepared, training)
         name, after, blend = self.best(parent, trained, before, objects)
@@ -242,7 +233,18 @@ class _Round:
                     place.preset,
                     published,
                 )
-        seconds = time.monotonic() - self.begin
+        return self.ended(prepared, before, after, published, reason)
+
+    def ended(
+        self,
+        prepared: Prepared,
+        before: gate.Report,
+        after: gate.Report,
+        published: str | None,
+        reason: str | None,
+    ) -> Outcome:
+        """Note how the round ended."""
+        seconds = self.telling.seconds
         state = PUBLISHED if reason is None else REFUSED
         detail = {
             **({"weights": published} if published else {"reason": reason}),
@@ -251,8 +253,10 @@ class _Round:
             "skipped": prepared.skipped,
             "seconds": round(seconds),
         }
-        place.record.training(self.run, kind, state, prepared.versions, prepared.labels, detail)
-        self.say(state=state, **detail)
+        epoch = self.telling.facts["total_epochs"]
+        self.telling.measured(after.mean, epoch, better=published is not None)
+        self.place.record.training(self.run, self.kind, state, prepared.versions, prepared.labels, detail)
+        self.say(state, **detail, epoch=epoch)
         if reason is None:
             logger.info("Published %s after %.0f s", published, seconds)
         else:
@@ -262,14 +266,20 @@ class _Round:
     def trained(self, parent: Path, prepared: Prepared, images: Sequence[str]) -> Path:
         """Weights trained on some images, beginning with the parent's."""
         card = read_card(parent)
-        recipe = _recipe(self.kind, str(card["preset"]), self.settings)
+        recipe = recipe_for(self.kind, str(card["preset"]), self.settings)
         options = Options(
-            out=self.folder / "training",
+            out=self.folder,
             resume=False,
             minutes=self.settings.minutes,
             device=self.settings.device,
+            tensorboard=self.settings.events,
         )
         cases = prepared.of(images)
+        self.pass_steps = max(
+            1, -(-len(cases) // (recipe.scenes * recipe.accumulate * self.settings.processes))
+        )
+        passes = recipe.epochs or -(-recipe.steps // self.pass_steps)
+        self.say("training", epoch=0, total_epochs=passes, steps=passes * self.pass_steps)
         logger.info(
             "Training the %s expert on %d images (%s) for at most %g minutes",
             self.kind,
@@ -277,6 +287,17 @@ class _Round:
             ", ".join(prepared.labels),
             self.settings.minutes,
         )
+        if self.settings.processes > 1:
+            return train_together(
+                recipe,
+                options,
+                self.command,
+                cases,
+                parent,
+                self.progress,
+                self.enough,
+                self.settings.processes,
+            )
         return train(
             recipe,
             options,
@@ -294,7 +315,7 @@ class _Round:
         first: tuple[Path, gate.Report, float] | None = None
         for blend in BLENDS:
             path = trained if blend == 1 else _blended(self.kind, parent, trained, blend, self.folder)
-            self.say(state="measuring", blend=blend)
+            self.say("measuring", blend=blend)
             report = gate.measure(self.kind, path, objects, self.settings.device)
             logger.info("%.0f %% of the way: %s", 100 * blend, _sentence(report))
             if gate.verdict(before, report) is None:
@@ -331,39 +352,75 @@ class _Round:
         }
 
     def progress(self, now: Progress) -> None:
-        last = now.step >= now.steps or now.left <= 0
-        if last:
+        """After every step."""
+        epoch, total = epochs_of(now.step, now.steps, now.seconds, now.left, self.pass_steps)
+        if self.patience.over(now.step // self.pass_steps, now.loss) and not self.enough.is_set():
+            logger.info("The loss has not fallen for %d passes: the training ends", self.patience.most)
             self.enough.set()
-        if time.monotonic() - self.told < REPORT_SECONDS and not last:
+            total = max(1, epoch)
+        if now.step >= now.steps or now.left <= 0:
+            self.enough.set()
+        if time.monotonic() - self.told < REPORT_SECONDS and not self.enough.is_set():
             return
         self.told = time.monotonic()
-        self.say(state="training", **dataclasses.asdict(now))
+        # MONAI Label's keys beside this project's own.
+        self.say(
+            "training",
+            **dataclasses.asdict(now),
+            epoch=epoch,
+            total_epochs=total,
+            current_epoch=epoch,
+            current_iteration=now.step % self.pass_steps,
+            total_iterations=self.pass_steps,
+            train={
+                "metrics": {"loss": round(now.loss, 4), "train_dice": round(now.dice, 4)},
+                "key_metric_name": "train_dice",
+            },
+        )
 
-    def say(self, **facts: Any) -> None:
+    def say(self, state: str, **facts: Any) -> None:
         """Let /info and `queue` see how far the round is."""
-        told = {"run": self.run, "kind": self.kind, "elapsed": round(time.monotonic() - self.begin), **facts}
-        path = self.place.folder / PROGRESS
-        partial = path.with_name(f".{PROGRESS}.{os.getpid()}.tmp")
-        try:
-            partial.write_text(json.dumps(told, default=str), encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        if self.tell is not None:
-            self.tell(told)
+        self.telling.say(state, **facts)
 
     def failed(self, error: BaseException) -> None:
         """Note it as far as the disk allows; the record is whole without the note as well."""
         reason = str(error) or type(error).__name__
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         try:
             if self.noted:
-                self.place.record.training(self.run, self.kind, FAILED, detail={"reason": reason})
-            self.say(state=FAILED, reason=reason)
+                state, reason = (STOPPED, CANCELLED) if stopped else (FAILED, reason)
+                self.place.record.training(self.run, self.kind, state, detail={"reason": reason})
+            self.say(CANCELLED if stopped else FAILED, reason=reason)
         except OSError as full:
             logger.warning("That this training failed could not be noted: %s", full)
 
 
-def _recipe(kind: Kind, preset: str, settings: Settings) -> Recipe:
+class Patience:
+    """Whether the mean loss of a pass over the cases has stopped falling.
+
+    Args:
+        most: passes without a lower one; 0 or less for any number.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._losses: list[float] = []
+        self._pass, self._without = 0, 0
+        self._best = float("inf")
+
+    def over(self, number: int, loss: float) -> bool:
+        """Take up the loss of a step that belongs to that pass; whether the patience is over."""
+        if number != self._pass and self._losses:
+            mean = sum(self._losses) / len(self._losses)
+            self._without = 0 if mean < self._best else self._without + 1
+            self._best = min(self._best, mean)
+            self._losses, self._pass = [], number
+        self._losses.append(loss)
+        return 0 < self.most <= self._without
+
+
+def recipe_for(kind: Kind, preset: str, settings: Settings) -> Recipe:
+    """The recipe of a training from weights of a preset."""
     # Networks of other sizes are small ones too.
     published = preset == "paper"
     recipe = fine_tune(kind, "paper" if published else "compact")
@@ -377,6 +434,8 @@ def _recipe(kind: Kind, preset: str, settings: Settings) -> Recipe:
     }
     if settings.rate > 0:
         values["rate"] = settings.rate
+    if settings.batch > 0:
+        values["scenes"] = settings.batch
     return changed(recipe, values)
 
 
@@ -400,21 +459,3 @@ def _sentence(report: gate.Report) -> str:
     parts = [f"{name} {', '.join(f'{d:.3f}' for d in dice)}" for name, dice in report.labels.items()]
     parts.append(f"generated volumes {', '.join(f'{d:.3f}' for d in report.generated)}")
     return "; ".join(parts)
-
-
-def _clean(folder: Path) -> Path:
-    """What rounds that were killed have left goes."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        # Held by the process: a kill lets go of it.
-        with FileLock(str(folder / LOCK)).acquire(timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError("A training is running already; wait until it has ended, or stop it.") from error

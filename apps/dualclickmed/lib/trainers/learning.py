@@ -11,13 +11,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from monailabel.datastore.dicom import DICOMWebDatastore
+
 from ..configs import wire
 from ..configs.options import Options
 from ..errors import UserError
+from ..imaging.label_files import LabelError
 from ..imaging.label_map import MAX_LABELS, LabelMap
+from ..imaging.volume import Volume, load_volume
+from ..learning.final import modality_of, understood
+from ..learning.following import follow, held
 from ..learning.prior import Prior
-from ..learning.record import FINAL, FOLDER, Record, now
-from ..learning.retraining import is_training, progress_of
+from ..learning.record import FINAL, FOLDER, Record, Submission, now
+from ..learning.runs import is_training, progress_of, settle
 from ..weights.files import KINDS, Kind, default_path
 from .tasks import ExpertTrainer
 
@@ -32,17 +38,23 @@ MOST_PREDICTIONS = 1000
 class Learning:
     """Keeps the record of one studies folder; safe to use from several threads.
 
+    Which labels are final is the datastore's to say; the record follows it (`learning.following`).
+
     Args:
-        datastore: of the app; its final labels are recorded from now on, before one replaces another.
+        datastore: of the app; its final labels are read before they are stored from now on, and recorded.
         folder: where the datastore keeps its files.
         options: the server's.
 
     Attributes:
         options: with the labels that annotators added.
         record: what was submitted and trained.
+        load: opens an image, given its path and modality.
     """
 
     def __init__(self, datastore: Any, folder: str | Path, options: Options) -> None:
+        self.datastore = datastore
+        self.archive = isinstance(datastore, DICOMWebDatastore)
+        self.load: Callable[[str, str | None], Volume] = load_volume
         self.record = Record(Path(folder) / FOLDER)
         self.options = dataclasses.replace(options, labels=with_new(options.labels, self.record.labels()))
         self._saving = threading.RLock()
@@ -50,12 +62,20 @@ class Learning:
         self._predictions: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._asked: dict[Kind, set[str]] = {kind: set() for kind in KINDS}
         self._prior: tuple[object, Prior] | None = None
-        self._save = datastore.save_label
-        datastore.save_label = self.save_label
+        self._save, self._remove = datastore.save_label, datastore.remove_label
+        datastore.save_label, datastore.remove_label = self.save_label, self.remove_label
 
     def trainers(self) -> dict[str, Any]:
         """The trainers by name."""
-        return {TRAINER.format(kind=kind): ExpertTrainer(kind, self.record, self.options) for kind in KINDS}
+        return {
+            TRAINER.format(kind=kind): ExpertTrainer(kind, self.record, self.options, self.final)
+            for kind in KINDS
+        }
+
+    def final(self) -> dict[str, Submission]:
+        """The labels that are final now, by image: those of the datastore, as the record explains them."""
+        with self._saving:
+            return follow(self.record, held(self.datastore, not self.archive), self.archive)
 
     def save_label(
         self,
@@ -66,17 +86,23 @@ class Learning:
         *further: Any,
         **named: Any,
     ) -> Any:
-        """The datastore's own, which keeps a final label in the record before another can replace it."""
+        """The datastore's own, which reads a final label first and keeps it in the record.
+
+        Raises:
+            UserError: the label cannot be used; nothing was changed.
+        """
         if label_tag != FINAL:
             return self._save(image_id, label_filename, label_tag, label_info, *further, **named)
+        info = dict(label_info or {})
+        path = Path(label_filename)
+        meant = self._understood(image_id, path, info)
         with self._saving:
-            info = dict(label_info or {})
-            path = Path(label_filename)
+            self.final()
             self.record.keep(image_id, path)
             saved = self._save(image_id, label_filename, label_tag, label_info, *further, **named)
             prediction = self._predictions.pop(image_id, None)
             submission, replaced = self.record.submit(image_id, path, info, prediction)
-            answer: dict[str, Any] = {"version": submission.version, "by": submission.who}
+            answer: dict[str, Any] = {"version": submission.version, "by": submission.who, **meant}
             if replaced is not None:
                 answer["replaced"] = {
                     "by": replaced.who,
@@ -85,6 +111,29 @@ class Learning:
                 }
             self._answers[image_id] = answer
         return saved
+
+    def remove_label(self, label_id: str, label_tag: str, *further: Any, **named: Any) -> None:
+        """The datastore's own, after which the record says that the label was removed."""
+        with self._saving:
+            self._remove(label_id, label_tag, *further, **named)
+            if label_tag == FINAL:
+                self.final()
+
+    def _understood(self, image_id: str, label: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+        """Labels, voxels, volumes and notes of a label that is submitted.
+
+        Raises:
+            UserError: it cannot be used, or its image cannot be opened.
+        """
+        path = self.datastore.get_image_uri(image_id)
+        if not path:
+            # The datastore says so in its own words.
+            return {}
+        volume = self.load(path, modality_of(self.datastore.get_image_info(image_id)))
+        try:
+            return understood(volume, label, info, self.options.labels)
+        except LabelError as error:
+            raise UserError(f"The label of {image_id} was not stored. {error}") from error
 
     def on_save_label(self, image_id: str) -> dict[str, Any]:
         """What the answer to a submitted label says about it."""
@@ -120,7 +169,16 @@ class Learning:
 
     def info(self) -> dict[str, Any]:
         """For /info: what waits for retraining, who submitted what, how far a training is."""
-        return {**self.record.summary(), "progress": progress_of(self.record.folder)}
+        settle(self.record)
+        return {**self.record.summary(self.final()), "progress": progress_of(self.record.folder)}
+
+    def latest_first(self, stats: Mapping[str, Any]) -> dict[str, Any]:
+        """The trainers' stats with the expert that is or was trained last in front.
+
+        3D Slicer's panel shows the first trainer alone, whichever is training.
+        """
+        last = TRAINER.format(kind=progress_of(self.record.folder).get("kind"))
+        return dict(sorted(stats.items(), key=lambda item: item[0] != last))
 
     def watch(self, start: Callable[[str], Any]) -> None:
         """Start a training whenever enough final labels wait, as long as the process lives.
@@ -148,8 +206,9 @@ class Learning:
         if is_training(self.record.folder):
             return []
         found: list[Kind] = []
+        final = self.final()
         for kind in KINDS:
-            waiting = {s.version for s in self.record.waiting(kind, begun=True)} - self._asked[kind]
+            waiting = {s.version for s in self.record.waiting(kind, True, final)} - self._asked[kind]
             if len(waiting) >= self.options.retrain_after:
                 self._asked[kind] |= waiting
                 found.append(kind)

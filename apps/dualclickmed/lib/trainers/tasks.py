@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from fastapi import HTTPException
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.tasks.train import TrainTask
 
 from ..configs.options import Options
 from ..errors import UserError
-from ..learning.final import Studies, final_labels, note_unknown
-from ..learning.record import Record
-from ..learning.retraining import Place, Settings, progress_of, retrain
-from ..weights.files import Kind
+from ..learning.final import Studies, final_labels
+from ..learning.following import follow
+from ..learning.record import Record, Submission
+from ..learning.retraining import Place, Settings, recipe_for, retrain
+from ..learning.runs import settle, stats_of
+from ..weights.files import Kind, default_path, read_card
 
 logger = logging.getLogger(__name__)
 
 EVERYTHING, DECODER = "everything", "all but the image encoder"
-IGNORED = frozenset({"model", "multi_gpu", "gpus", "local_rank", "client_id", "name", "max_workers"})
+TENSORBOARD, NO_TRACKING = "tensorboard", "None"
+NAME = "train"
+IGNORED = frozenset({"model", "local_rank", "client_id", "max_workers", "run_id"})
 """What MONAI Label and its clients send along and that means nothing here."""
+ANSWERED = {
+    "dataset": "cases are opened once and kept in memory as far as that is bounded, whatever 'dataset' says",
+    "dataloader": "samples are made in the training's own process, whatever 'dataloader' says",
+    "val_batch_size": "objects are measured one at a time, as they are served, whatever this says",
+    "tracking_uri": "nothing is sent anywhere: TensorBoard's events lie in the studies' learning/trainings",
+    "tracking_experiment_name": "'name' names the training; there is no experiment besides",
+}
+"""Options of MONAI Label's trainings that change nothing here, and why."""
+OPTIONS = frozenset(
+    {"name", "minutes", "max_epochs", "early_stop_patience", "val_split", "train_batch_size", "pretrained"}
+    | {"rate", "replay", "train", "device", "multi_gpu", "gpus", "tracking", "steps", "seed"}
+)
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 
 class ExpertTrainer(TrainTask):
@@ -30,31 +50,51 @@ class ExpertTrainer(TrainTask):
         kind: which expert.
         record: of what was submitted and trained.
         options: the server's.
+        final: gives the labels that are final now (None: what the record says).
     """
 
-    def __init__(self, kind: Kind, record: Record, options: Options) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        record: Record,
+        options: Options,
+        final: Callable[[], Mapping[str, Submission]] | None = None,
+    ) -> None:
         what = "boxes and their corrections" if kind == "global" else "clicks"
         super().__init__(f"Retrain the {kind} expert, which answers {what}, on the final labels")
         self.kind, self.record, self.options = kind, record, options
+        self.final = record.final if final is None else final
 
     def config(self) -> dict[str, Any]:
         """What clients may choose; of a list the first is the default."""
         defaults = Settings()
         return {
+            "name": NAME,
             "minutes": defaults.minutes,
             "max_epochs": defaults.epochs,
+            "early_stop_patience": -1,
+            "val_split": defaults.held_out,
+            "train_batch_size": self._batch(),
+            "pretrained": defaults.pretrained,
             "rate": defaults.rate,
             "replay": defaults.replay,
             "train": [EVERYTHING, DECODER],
             "device": self.options.devices(),
             "multi_gpu": False,
+            "gpus": "all",
+            "tracking": [TENSORBOARD, NO_TRACKING],
         }
 
     def stats(self) -> dict[str, Any]:
-        """How far the last round of this expert is or came, and what waits for the next one."""
-        told = progress_of(self.record.folder)
-        last = told if told.get("kind") == self.kind else {}
-        return {**last, "waiting": [s.image for s in self.record.waiting(self.kind)]}
+        """How far the last round of this expert came, in MONAI Label's keys, and what waits for the next one.
+
+        ``epoch`` and ``total_epochs`` are passes over the labelled cases, the latter an estimate while time
+        is what ends the training; ``best_metric`` is the mean Dice on held-out labels of the weights that are
+        served; ``total_time`` comes with the end.
+        """
+        settle(self.record)
+        waiting = self.record.waiting(self.kind, final=self.final())
+        return {**stats_of(self.record.folder, self.kind), "waiting": [s.image for s in waiting]}
 
     def __call__(self, request: Mapping[str, Any], datastore: Studies) -> dict[str, Any]:
         """Train; MONAI Label calls this in a process of its own.
@@ -62,13 +102,13 @@ class ExpertTrainer(TrainTask):
         Raises:
             HTTPException: status 400 for anything that the user can put right.
         """
-        notes = _notes(request)
+        notes = notes_on(request)
         for note in notes:
             logger.warning("%s", note)
         try:
             settings = self.settings(request)
             labels = final_labels(datastore)
-            note_unknown(self.record, labels)
+            follow(self.record, [label.held for label in labels], isinstance(datastore, DICOMWebDatastore))
             place = Place(self.record, self.options.model_dir, self.options.preset, self.options.labels)
             command = f"POST /train/dualclickmed_{self.kind} {dict(request)}"
             outcome = retrain(self.kind, labels, place, settings, command)
@@ -76,6 +116,7 @@ class ExpertTrainer(TrainTask):
             logger.error("The training of the %s expert ended: %s", self.kind, error)
             raise HTTPException(400, str(error)) from error
         return {
+            **stats_of(self.record.folder, self.kind),
             "state": outcome.state,
             "weights": outcome.name,
             "reason": outcome.reason,
@@ -92,13 +133,16 @@ class ExpertTrainer(TrainTask):
         Raises:
             UserError: a value cannot be used.
         """
-        unknown = sorted(set(request) - set(self.config()) - IGNORED - {"steps", "seed"})
-        if unknown:
-            logger.warning("The request's %s mean nothing to this training", ", ".join(unknown))
         defaults = Settings()
         part = _chosen(request.get("train"), EVERYTHING)
         if part not in (EVERYTHING, DECODER):
             raise UserError(f"'train' must be {EVERYTHING!r} or {DECODER!r}, but it is {part!r}.")
+        name = str(_chosen(request.get("name"), NAME))
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"'name' must be 1 to 40 letters, digits, '_', '-' and '.', but it is {name[:100]!r}."
+            )
+        batch = int(_number(request, "train_batch_size", 0, 0, 64))
         return Settings(
             minutes=_number(request, "minutes", defaults.minutes, 0.01, 7 * 24 * 60),
             steps=int(_number(request, "steps", defaults.steps, 1, 1e7)),
@@ -108,18 +152,48 @@ class ExpertTrainer(TrainTask):
             freeze_encoder=part == DECODER,
             device=self.options.device_for(_chosen(request.get("device"), None)),
             seed=int(_number(request, "seed", defaults.seed, 0, 2**31)),
+            name="" if name == NAME else name,
+            pretrained=_yes(request, "pretrained", defaults.pretrained),
+            patience=int(_number(request, "early_stop_patience", defaults.patience, -1, 1e5)),
+            held_out=_number(request, "val_split", defaults.held_out, 0, 0.9),
+            batch=0 if batch == self._batch() else batch,
+            processes=max(1, gpus()) if _yes(request, "multi_gpu", False) else 1,
+            events=str(_chosen(request.get("tracking"), TENSORBOARD)) != NO_TRACKING,
         )
 
+    def _batch(self) -> int:
+        """Labelled cases of a step, unless a request says otherwise."""
+        try:
+            path = default_path(self.kind, self.options.preset, self.options.model_dir)
+            return recipe_for(self.kind, str(read_card(path)["preset"]), Settings()).scenes
+        except (UserError, KeyError):
+            return 1
 
-def _notes(request: Mapping[str, Any]) -> list[str]:
+
+def notes_on(request: Mapping[str, Any]) -> list[str]:
     """What of a request does not happen though it was asked for, as sentences."""
-    wanted = _chosen(request.get("multi_gpu"), False)
-    if wanted is True or str(wanted).strip().lower() in ("true", "1"):
-        return [
-            "'multi_gpu' was asked for, but a few cases are trained on one device; choose it with 'device'. "
-            "'torchrun main.py train' trains on several (docs/training.md)."
-        ]
-    return []
+    notes = []
+    if _yes(request, "multi_gpu", False) and gpus() < 2:
+        notes.append(
+            f"'multi_gpu' was asked for, but the GPUs that PyTorch can use here are {gpus()}: "
+            "one process trains."
+        )
+    tracking = str(_chosen(request.get("tracking"), TENSORBOARD))
+    if tracking not in (TENSORBOARD, NO_TRACKING):
+        notes.append(f"'tracking' is {tracking[:40]!r}, but TensorBoard's events are what is written.")
+    for name, why in ANSWERED.items():
+        if _chosen(request.get(name), None) is not None:
+            notes.append(f"{name!r} changes nothing: {why}.")
+    known = {*OPTIONS, *IGNORED, *ANSWERED}
+    unknown = sorted(str(name)[:40] for name in set(request) - known)
+    if unknown:
+        notes.append(f"The request's {', '.join(unknown)} mean nothing to this training.")
+    return notes
+
+
+def gpus() -> int:
+    """GPUs that PyTorch can use; 'gpus' of a request has chosen among them before this process began."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _chosen(value: Any, default: Any) -> Any:
@@ -127,6 +201,14 @@ def _chosen(value: Any, default: Any) -> Any:
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None
     return default if value is None or value == "" else value
+
+
+def _yes(request: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = _chosen(request.get(name), default)
+    text = str(value).strip().lower()
+    if text not in ("true", "1", "yes", "false", "0", "no"):
+        raise UserError(f"{name!r} must be true or false, but it is {value!r}.")
+    return text in ("true", "1", "yes")
 
 
 def _number(request: Mapping[str, Any], name: str, default: float, least: float, most: float) -> float:
