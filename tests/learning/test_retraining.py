@@ -22,7 +22,8 @@ from dualclickmed.learning import gate, retraining
 from dualclickmed.learning.final import FinalLabel
 from dualclickmed.learning.prior import Prior
 from dualclickmed.learning.record import FAILED, PUBLISHED, REFUSED, Record
-from dualclickmed.learning.retraining import Place, Settings, is_training, progress_of, retrain
+from dualclickmed.learning.retraining import Place, Settings, retrain
+from dualclickmed.learning.runs import is_training, progress_of
 from dualclickmed.training.loop import Options, Progress
 from dualclickmed.training.recipes import Recipe
 from dualclickmed.training.sources import WeightedSource, load_case

@@ -12,12 +12,13 @@ import pytest
 from dualclickmed.configs.options import Options
 from dualclickmed.errors import UserError
 from dualclickmed.imaging.label_map import MAX_LABELS, LabelMap
-from dualclickmed.learning.final import final_labels, note_unknown
+from dualclickmed.learning.final import final_labels
+from dualclickmed.learning.following import BY_HAND, follow
 from dualclickmed.learning.record import PUBLISHED, STARTED, Record
 from dualclickmed.learning.retraining import Settings
 from dualclickmed.trainers import tasks
 from dualclickmed.trainers.learning import Learning, clicks_in, with_new
-from dualclickmed.trainers.tasks import DECODER, EVERYTHING, ExpertTrainer
+from dualclickmed.trainers.tasks import DECODER, EVERYTHING, ExpertTrainer, notes_on
 from fastapi import HTTPException
 from monailabel.datastore.local import LocalDatastore
 
@@ -65,6 +66,34 @@ def test_options_are_read_as_clients_send_them(tmp_path: Path) -> None:
     assert config["train"] == [EVERYTHING, DECODER]
 
 
+def test_monai_labels_own_options_are_honoured(tmp_path: Path) -> None:
+    task = trainer(Record(tmp_path))
+    sent = {
+        "name": "second_try",
+        "pretrained": False,
+        "early_stop_patience": 4,
+        "val_split": "0.4",
+        "train_batch_size": 3,
+        "tracking": ["None"],
+    }
+    assert notes_on(sent) == []
+    assert task.settings(sent) == Settings(
+        name="second_try", pretrained=False, patience=4, held_out=0.4, batch=3, events=False
+    )
+
+
+def test_what_changes_nothing_is_answered_for() -> None:
+    sent = {"dataset": "CacheDataset", "val_batch_size": 2, "tracking": "mlflow", "flavour": 1, "gpus": "0"}
+    notes = notes_on(sent)
+    assert [next(name for name in sent if name in note) for note in notes] == [
+        "tracking",
+        "dataset",
+        "val_batch_size",
+        "flavour",
+    ]
+    assert notes_on({"dataset": "", "model": "dualclickmed_global", "client_id": "x"}) == []
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -74,6 +103,10 @@ def test_options_are_read_as_clients_send_them(tmp_path: Path) -> None:
         {"replay": 1},
         {"train": "heads"},
         {"max_epochs": True},
+        {"name": "../x"},
+        {"pretrained": "perhaps"},
+        {"val_split": 1},
+        {"train_batch_size": -1},
         {"rate": float("nan")},
         {"device": "tpu"},
     ],
@@ -104,7 +137,7 @@ def test_several_gpus_that_were_asked_for_are_answered_for(
     task = trainer(Record(tmp_path / "learning"))
     result = task({"multi_gpu": asked}, studies)
     assert result["notes"][0].startswith(
-        "'multi_gpu' was asked for, but a few cases are trained on one device"
+        "'multi_gpu' was asked for, but the GPUs that PyTorch can use here are 0"
     )
     assert result["notes"][0] in caplog.text
     assert task({"multi_gpu": False}, studies)["notes"] == []
@@ -126,7 +159,8 @@ def test_final_labels_are_recorded_before_they_replace_one(studies: LocalDatasto
     info = {"client_id": "ann", "label_info": [{"name": "nodule"}]}
     assert studies.save_label("a", a_label(tmp_path), "final", info) == "a"
     assert learning.on_save_label("a")["learning"]["by"] == "ann"
-    studies.save_label("a", a_label(tmp_path, 2), "final", {**info, "client_id": "bob"})
+    names = [{"name": "other"}, {"name": "nodule"}]
+    studies.save_label("a", a_label(tmp_path, 2), "final", {"label_info": names, "client_id": "bob"})
     assert learning.on_save_label("a")["learning"]["replaced"]["by"] == "ann"
     assert learning.on_save_label("a") == {}
     studies.save_label("b", a_label(tmp_path), "original", {})
@@ -150,8 +184,9 @@ def test_labels_that_were_put_into_the_folder_by_hand_count(studies: LocalDatast
     record = Record(tmp_path / "learning")
     (label,) = final_labels(studies)
     assert (label.image, label.label.resolve()) == ("b", (final / "b.nii.gz").resolve())
-    assert [s.image for s in note_unknown(record, [label])] == ["b"]
-    assert note_unknown(record, [label]) == []
+    assert {image: s.who for image, s in follow(record, [label.held]).items()} == {"b": BY_HAND}
+    assert follow(record, [label.held]) == record.final()
+    assert len(record.submissions()) == 1
     assert [s.image for s in record.waiting("global")] == ["b"]
 
 

@@ -1,8 +1,8 @@
 """The one truth about final labels: what the datastore holds. The record follows it and explains it.
 
 A label may be submitted, removed, restored from a backup or put into the folder by hand, while the server
-runs or not. Whoever asks which images are labelled, which labels wait for a training or what a training reads,
-asks the datastore; what the record does not know yet is added to it on the way.
+runs or not. Whoever asks which images are labelled, which labels wait for a training or what a training
+reads, asks the datastore; what the record does not know yet is added to it on the way.
 """
 
 from __future__ import annotations
