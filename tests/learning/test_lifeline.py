@@ -51,7 +51,7 @@ def test_a_child_ends_with_its_server(change: str, end: signal.Signals) -> None:
 
 
 def test_nobody_follows_who_was_not_started_by_a_server(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(lifeline.SERVER, raising=False)
     assert not lifeline.follow_server()

@@ -159,7 +159,7 @@ def test_final_labels_are_recorded_before_they_replace_one(studies: LocalDatasto
     info = {"client_id": "ann", "label_info": [{"name": "nodule"}]}
     assert studies.save_label("a", a_label(tmp_path), "final", info) == "a"
     assert learning.on_save_label("a")["learning"]["by"] == "ann"
-    names = [{"name": "other"}, {"name": "nodule"}]
+    names = [{"name": "spleen"}, {"name": "nodule"}]
     studies.save_label("a", a_label(tmp_path, 2), "final", {"label_info": names, "client_id": "bob"})
     assert learning.on_save_label("a")["learning"]["replaced"]["by"] == "ann"
     assert learning.on_save_label("a") == {}

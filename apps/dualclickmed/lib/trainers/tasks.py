@@ -154,7 +154,7 @@ class ExpertTrainer(TrainTask):
             seed=int(_number(request, "seed", defaults.seed, 0, 2**31)),
             name="" if name == NAME else name,
             pretrained=_yes(request, "pretrained", defaults.pretrained),
-            patience=int(_number(request, "early_stop_patience", defaults.patience, -1, 1e5)),
+            patience=max(0, int(_number(request, "early_stop_patience", defaults.patience, -1, 1e5))),
             held_out=_number(request, "val_split", defaults.held_out, 0, 0.9),
             batch=0 if batch == self._batch() else batch,
             processes=max(1, gpus()) if _yes(request, "multi_gpu", False) else 1,
