@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jwt
+import nibabel as nib
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -115,7 +117,10 @@ def test_a_user_may_click_and_an_annotator_submit(closed: Server, token: Token) 
     user = token("monailabel-user")
     assert status(closed, "GET", "/info/", user) == 200
     assert status(closed, "POST", "/infer/dualclickmed?image=ct", user, files=CLICK) == 200
-    label = {"label": ("x.nii.gz", (closed.studies / "ct.nii.gz").read_bytes())}
+    whole = nib.Nifti1Image(
+        np.ones((24, 24, 20), dtype=np.uint8), nib.load(closed.studies / "ct.nii.gz").affine
+    )
+    label = {"label": ("x.nii", bytes(whole.to_bytes()))}
     assert status(closed, "PUT", "/datastore/label?image=ct", user, files=label) == 403
     annotator = token("monailabel-user", "monailabel-annotator")
     assert status(closed, "PUT", "/datastore/label?image=ct", annotator, files=label) == 200
