@@ -54,7 +54,7 @@ class Learning:
     def __init__(self, datastore: Any, folder: str | Path, options: Options) -> None:
         self.datastore = datastore
         self.archive = isinstance(datastore, DICOMWebDatastore)
-        self.load: Callable[[str, str | None], Volume] = load_volume
+        self.load: Callable[[Path, str | None], Volume] = load_volume
         self.record = Record(Path(folder) / FOLDER)
         self.options = dataclasses.replace(options, labels=with_new(options.labels, self.record.labels()))
         self._saving = threading.RLock()
@@ -129,7 +129,7 @@ class Learning:
         if not path:
             # The datastore says so in its own words.
             return {}
-        volume = self.load(path, modality_of(self.datastore.get_image_info(image_id)))
+        volume = self.load(Path(path), modality_of(self.datastore.get_image_info(image_id)))
         try:
             return understood(volume, label, info, self.options.labels)
         except LabelError as error:
