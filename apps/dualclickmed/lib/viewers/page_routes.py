@@ -29,7 +29,7 @@ from ..imaging.volume import Volume, load_volume
 from ..infers.images import with_image
 from ..infers.segmenter import Segmenter
 from ..learning.record import FINAL
-from ..learning.retraining import is_training
+from ..learning.runs import is_training
 from ..server import checks
 from ..trainers.learning import Learning
 from ..weights.files import KINDS, Kind, default_path, read_card
