@@ -29,7 +29,10 @@ from lib.server.sessions import SafeSessions
 from lib.server.studies import Studies
 from lib.trainers.learning import Learning
 from lib.trainers.running import serve_processes
+from lib.viewers.masks import segmenting
+from lib.viewers.options import ViewerOptions
 from lib.viewers.page_routes import Page
+from lib.viewers.serving import Served, Viewers
 from lib.weights.files import model_dir
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
@@ -56,6 +59,7 @@ class DualClickMed(MONAILabelApp):
         follow_server()
         self.options = Options.from_conf(conf)
         self.limits = Limits.from_conf(conf)
+        self.viewer_options = ViewerOptions.from_conf(conf)
         super().__init__(
             app_dir,
             studies,
@@ -137,6 +141,9 @@ class DualClickMed(MONAILabelApp):
         self.learning.watch(lambda trainer: self.async_training(trainer, enqueue=True))
         if not self.options.review:
             threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+            served = Served(segmenting(self.segmenter), self.segmenter.forget, self.segmenter.licence())
+            self.viewers = Viewers(self.viewer_options, self.limits, served)
+            self.viewers.start()
 
     def info(self) -> dict[str, Any]:
         """What clients learn about the app; without usable weights it offers no task and says what to do."""

@@ -44,9 +44,10 @@ def serve(
     ] = None,
 ) -> None:
     """Start the server: a page to click in, and MONAI Label for OHIF, 3D Slicer and MITK."""
+    from ..viewers.options import NNINTERACTIVE_PORT
     from ..weights.files import KINDS, default_path, verify
 
-    settings = {"device": device}
+    settings = {"device": device, "nninteractive": str(NNINTERACTIVE_PORT)}
     if preset is not None:
         settings["preset"] = preset
     if labels is not None:

@@ -81,6 +81,13 @@ class ByteCache:
             self._entries.clear()
             self._nbytes = 0
 
+    def drop(self, first: Hashable) -> None:
+        """Forget every entry whose key is a tuple that begins with `first`."""
+        with self._lock:
+            found = [key for key in self._entries if isinstance(key, tuple) and key[:1] == (first,)]
+            for key in found:
+                self._nbytes -= self._entries.pop(key).nbytes
+
     def _keep(self, key: Hashable, value: Sized) -> None:
         if value.nbytes > self.max_bytes:
             logger.debug("An entry of %d bytes exceeds the cache's %d", value.nbytes, self.max_bytes)

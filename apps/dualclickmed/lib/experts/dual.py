@@ -174,6 +174,10 @@ class DualExpert:
             labels, values, {label: strategies[label] for label in prompts}, enforced, dict(stages), refined
         )
 
+    def forget(self, volume: Volume) -> None:
+        """Drop what `fused` has found out about an image."""
+        self._fusion.scenes.drop(volume.key)
+
     def _expert(self, name: str) -> GlobalExpert | LocalExpert:
         expert = self.global_expert if name == "global" else self.local_expert
         if expert is None:

@@ -298,15 +298,34 @@ def from_array(
         VolumeError: if the array is not 3D or holds values that are not finite, or a spacing is not positive.
         UserError: if the modality's name is unknown.
     """
-    named = _modality(modality)
     z, y, x = (float(step) for step in spacing)
     if not all(math.isfinite(step) and step > 0 for step in (z, y, x)):
         raise VolumeError(f"An array's spacing must be positive, but it is {(z, y, x)}.")
+    return from_grid(array.T, np.diag([-x, -y, z, 1.0]), modality)
+
+
+def from_grid(
+    array: npt.NDArray[np.generic], affine: npt.NDArray[np.float64], modality: str = "unknown"
+) -> Volume:
+    """A volume from an array in raw order and the place of its voxels.
+
+    The array is copied.
+
+    Args:
+        array: (i, j, k), any real dtype.
+        affine: (4, 4), from raw indices to RAS millimetres.
+        modality: as for `from_array`.
+
+    Raises:
+        VolumeError: if the array is not 3D or holds values that are not finite, or the affine does not tell
+            its axes apart.
+        UserError: if the modality's name is unknown.
+    """
+    named = _modality(modality)
     _require_scalar_3d("the array", array.shape, array.dtype)
-    digest = hashlib.blake2b(np.ascontiguousarray(array).reshape(-1).data, digest_size=16)
-    digest.update(repr((array.dtype.str, array.shape, (z, y, x))).encode())
-    stored = _Stored(array.T, np.diag([-x, -y, z, 1.0]), "array")
-    return _volume(stored, "the array", f"array:{digest.hexdigest()}", named)
+    digest = hashlib.blake2b(np.ascontiguousarray(array.T).reshape(-1).data, digest_size=16)
+    digest.update(repr((array.dtype.str, array.shape, affine.tolist())).encode())
+    return _volume(_Stored(array, affine, "array"), "the array", f"array:{digest.hexdigest()}", named)
 
 
 @dataclass(frozen=True)

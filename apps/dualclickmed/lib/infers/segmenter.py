@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ from ..configs.options import Options
 from ..errors import WeightsError
 from ..experts import ByteCache, DualExpert, Result
 from ..experts.loading import load_experts
+from ..imaging.intensity import CHOICES
 from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume, VolumeCache, from_array
 from ..weights.files import KINDS, Kind, card_path, default_path, verify
@@ -152,7 +154,41 @@ class Segmenter:
         start = time.perf_counter()
         volume = self.volume(image, modality)
         loaded = time.perf_counter() - start
+        return self._answer(volume, find, strategy, ct_window, device, layers, loaded)
 
+    def segment_volume(
+        self, volume: Volume, prompts: Mapping[str, Prompts], layers: Layers | None = None
+    ) -> Answer:
+        """As `segment`, in a volume that is loaded already, as requests that choose nothing.
+
+        Args:
+            volume: the image.
+            prompts: in canonical order.
+            layers: what is there already, and what stays.
+
+        Raises:
+            UserError: the weights or the prompts cannot be used.
+        """
+        cancellation.check()
+        strategy, device = self.options.strategy, self.options.device
+        return self._answer(volume, lambda *_: prompts, strategy, CHOICES[0], device, layers, 0.0)
+
+    def forget(self, volume: Volume) -> None:
+        """Drop what was computed from an image."""
+        self._embeddings.drop(volume.key)
+        for _, expert in list(self._experts.values()):
+            expert.forget(volume)
+
+    def _answer(
+        self,
+        volume: Volume,
+        find: Callable[[Volume, DualExpert], Mapping[str, Prompts]],
+        strategy: str,
+        ct_window: str,
+        device: str,
+        layers: Layers | None,
+        loaded: float,
+    ) -> Answer:
         def answer(expert: DualExpert, used: str) -> Answer:
             cancellation.check()
             begun = time.perf_counter()
@@ -187,6 +223,15 @@ class Segmenter:
         self._computed(click, self.options.device)
         self._warm.set()
         logger.info("Warmed up in %.2f s", time.perf_counter() - start)
+
+    def licence(self) -> str:
+        """Of the weights that are served, as their cards name it; several with commas."""
+        try:
+            paths = self._paths().values()
+            cards = [json.loads(card_path(path).read_text(encoding="utf-8")) for path in paths]
+        except (WeightsError, OSError, ValueError):
+            return "unknown"
+        return ", ".join(dict.fromkeys(str(card.get("licence") or "unknown") for card in cards))
 
     def _computed(self, work: Callable[[DualExpert, str], T], device: str) -> T:
         """What `work` gives on the one thread that computes, from the experts and the device they are on."""

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 MAX_BODY = 1 << 20
 """Bytes of a request that uploads nothing."""
 _LOOPBACK_NAMES = ("localhost",)
-_UPLOADS = ("multipart/form-data", "multipart/related", "application/dicom")
+UPLOADS = ("multipart/form-data", "multipart/related", "application/dicom")
+"""Kinds of bodies that upload something."""
 
 
 class TooLargeError(Exception):
@@ -37,11 +38,19 @@ class Guard:
         app: what comes next.
         limits: sizes and names.
         origins: whose pages may call the server, as ``scheme://host[:port]``.
+        uploads: kinds of bodies that may be as large as an upload.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, origins: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        origins: Sequence[str] = (),
+        uploads: Sequence[str] = UPLOADS,
+    ) -> None:
         self.app = app
         self.limits = limits
+        self._uploads = tuple(uploads)
         self.origins = frozenset(origin.rstrip("/").lower() for origin in origins)
         machine = {socket.gethostname().lower(), socket.getfqdn().lower()}
         # Exact names: whoever owns a domain can have any first part in front of it.
@@ -117,7 +126,7 @@ class Guard:
 
     def _most(self, headers: Mapping[bytes, str]) -> int:
         kind = headers.get(b"content-type", "").lower().strip()
-        return self.limits.upload_bytes if kind.startswith(_UPLOADS) else MAX_BODY
+        return self.limits.upload_bytes if kind.startswith(self._uploads) else MAX_BODY
 
 
 def _netloc(origin: str) -> str:

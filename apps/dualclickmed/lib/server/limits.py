@@ -43,19 +43,24 @@ class Limits:
         if logs not in ("true", "false"):
             raise UserError(f"--conf logs must be true or false, but it is {logs!r}.")
         return cls(
-            queue=int(_number(conf, "queue", cls.queue, 0, 10_000, whole=True)),
-            timeout=_number(conf, "timeout", cls.timeout, 1, 86_400),
+            queue=int(number(conf, "queue", cls.queue, 0, 10_000, whole=True)),
+            timeout=number(conf, "timeout", cls.timeout, 1, 86_400),
             upload_bytes=int(
-                _number(conf, "upload_gb", cls.upload_bytes / (1 << 30), 0.001, 1024) * (1 << 30)
+                number(conf, "upload_gb", cls.upload_bytes / (1 << 30), 0.001, 1024) * (1 << 30)
             ),
             hosts=tuple(name for name in names if name),
             logs=logs == "true",
         )
 
 
-def _number(
+def number(
     conf: Mapping[str, str], name: str, default: float, least: float, most: float, whole: bool = False
 ) -> float:
+    """A number that ``--conf`` sets.
+
+    Raises:
+        UserError: it is none, or not from `least` to `most`.
+    """
     text = conf.get(name)
     if text is None:
         return default

@@ -1,0 +1,52 @@
+"""Rectangles drawn in planes of a viewer, joined to the box of one object.
+
+A rectangle is a box that is one voxel thick. It tells two sides; the third one is guessed from them until a
+rectangle in another plane tells it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .geometry import Box, Position
+
+THICKNESS = 1.25
+"""The third side, as a multiple of the geometric mean of the two that were drawn, in millimetres.
+
+Of 1,254 labelled objects of 43 volumes, each in the slice where it is largest, the median is 1.27 (quartiles
+0.93 and 1.78), and no other function of the two sides is closer (docs/evaluation.md). Masks of `fused` change
+little between 1.0 and 1.6.
+"""
+FLAT = 1.0
+"""A box with a side of at most this many voxels is a rectangle."""
+
+
+def joined(boxes: Sequence[Box], spacing: Position) -> Box:
+    """The box of an object of which rectangles and boxes were drawn, in any order.
+
+    Along each axis it holds what was drawn. An axis along which every box is flat gets a side of `THICKNESS`,
+    about the middle of the planes that were drawn in, or the distance of the planes if that is more.
+
+    Args:
+        boxes: in voxel edges (z, y, x); at least one.
+        spacing: millimetres between voxels along (z, y, x).
+
+    Returns:
+        Possibly larger than the image.
+    """
+    drawn = boxes[0]
+    for box in boxes[1:]:
+        drawn = drawn.union(box)
+    told = [[box.sides[axis] > FLAT for box in boxes] for axis in range(3)]
+    lo, hi = list(drawn.lo), list(drawn.hi)
+    lengths = [(b - a) * step for a, b, step, known in zip(lo, hi, spacing, told, strict=True) if any(known)]
+    if not lengths:
+        return drawn
+    guess = THICKNESS * math.prod(lengths) ** (1 / len(lengths))
+    for axis in range(3):
+        if not any(told[axis]):
+            middle = (lo[axis] + hi[axis]) / 2
+            side = max(hi[axis] - lo[axis], guess / spacing[axis])
+            lo[axis], hi[axis] = middle - side / 2, middle + side / 2
+    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))

@@ -1,0 +1,157 @@
+"""What users of viewers do, as prompts: points, rectangles and boxes, scribbles, lassos.
+
+All in canonical order (z, y, x) of one volume. The order of interactions matters where they contradict one
+another: the later one counts, as it does for who looks at the screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from ..errors import PromptError
+from ..imaging.geometry import Box, Index, Position
+from ..imaging.plane_boxes import joined
+from ..imaging.prompts import Click, Prompts
+
+Mask = npt.NDArray[np.bool_]
+Voxels = npt.NDArray[np.int32]
+
+MOST_OF_A_STROKE = 2_000
+"""Voxels of one scribble that count as clicks; of a longer one as many, evenly spread over it."""
+MOST_CLICKS = 10_000
+"""Clicks of one object, as for every other client."""
+CORE = 0.5
+"""How deep in a lasso, as a part of its deepest voxel's depth, a voxel surely belongs to what was meant."""
+MOST_OF_A_CORE = 16
+"""Voxels of that core that count as clicks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Interaction:
+    """One thing that a user did.
+
+    Attributes:
+        positive: whether it shows the object, or else what does not belong to it.
+        voxels: (N, 3) clicked; possibly none.
+        box: around the object, possibly flat; None without one.
+    """
+
+    positive: bool
+    voxels: Voxels = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int32))
+    box: Box | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the voxels."""
+        return self.voxels.nbytes
+
+
+def point(index: Index, positive: bool) -> Interaction:
+    """A click."""
+    return Interaction(positive, np.asarray([index], dtype=np.int32))
+
+
+def box(drawn: Box, positive: bool, shape: Sequence[int]) -> Interaction:
+    """A box or, if it is one voxel thick, a rectangle.
+
+    One that shows what does not belong to the object is loose and may hold some of it: its middle counts.
+
+    Raises:
+        PromptError: it has no part in a volume of `shape`.
+    """
+    if positive:
+        return Interaction(positive, box=drawn)
+    region = drawn.centres(shape)
+    if any(side.start >= side.stop for side in region):
+        raise PromptError(f"A box must overlap the volume of shape {tuple(shape)}, but {drawn} does not.")
+    middle = [(side.start + side.stop - 1) // 2 for side in region]
+    return Interaction(positive, np.asarray([middle], dtype=np.int32))
+
+
+def scribble(mask: Mask, corner: Index, positive: bool) -> Interaction:
+    """A stroke: every voxel of it is a click.
+
+    Args:
+        mask: the stroke, or the part of the image with it.
+        corner: where the part begins in the image.
+
+    Raises:
+        PromptError: it is empty.
+    """
+    return Interaction(positive, _spread(_filled(mask, corner, "scribble"), MOST_OF_A_STROKE))
+
+
+def lasso(mask: Mask, corner: Index, positive: bool) -> Interaction:
+    """A region drawn around something: a rectangle about it, and clicks where it is deep.
+
+    One that shows what does not belong to the object gives the clicks alone.
+
+    Args:
+        mask, corner: as for `scribble`; what is inside of the line is set.
+
+    Raises:
+        PromptError: it is empty.
+    """
+    voxels = _filled(mask, corner, "lasso")
+    around = Box.of_mask(mask)
+    z, y, x = around.voxels(mask.shape)
+    part = np.pad(mask[z, y, x], 1)
+    # In a plane the depth is that in the plane: the voxels beside it are not known.
+    flat = [axis for axis in range(3) if part.shape[axis] == 3]
+    for axis in flat:
+        part = part.take([1], axis=axis)
+    depth = ndimage.distance_transform_edt(part)
+    deep = np.argwhere(depth > CORE * depth.max())
+    offset = np.asarray([s.start - (0 if axis in flat else 1) for axis, s in enumerate((z, y, x))])
+    core = _spread((deep + offset + np.asarray(corner)).astype(np.int32), MOST_OF_A_CORE)
+    lo, hi = voxels.min(axis=0), voxels.max(axis=0) + 1
+    drawn = Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+    return Interaction(positive, core, drawn if positive else None)
+
+
+def prompts_of(
+    interactions: Sequence[Interaction], spacing: Position, start: Mask | None = None
+) -> Prompts | None:
+    """All that a user did so far as the prompts of one object.
+
+    Args:
+        interactions: the oldest first.
+        spacing: of the image, see `joined`.
+        start: the mask (D, H, W) that is corrected; None without one.
+
+    Returns:
+        None if nothing shows where the object is, or contradicts the mask that is corrected.
+    """
+    kinds: dict[Index, bool] = {}
+    for done in interactions:
+        for z, y, x in done.voxels.tolist():
+            # Given again it counts as new: what contradicts it came before.
+            kinds.pop((z, y, x), None)
+            kinds[z, y, x] = done.positive
+    boxes = [done.box for done in interactions if done.box is not None]
+    if not boxes and not any(kinds.values()) and (start is None or not any(start[index] for index in kinds)):
+        return None
+    clicks = [Click(index, positive) for index, positive in kinds.items()]
+    if len(clicks) > MOST_CLICKS:
+        clicks = [clicks[at] for at in _evenly(len(clicks), MOST_CLICKS)]
+    return Prompts(tuple(clicks), joined(boxes, spacing) if boxes else None)
+
+
+def _filled(mask: Mask, corner: Index, what: str) -> Voxels:
+    voxels = np.argwhere(mask)
+    if not len(voxels):
+        raise PromptError(f"A {what} must have voxels, but this one is empty.")
+    return (voxels + np.asarray(corner)).astype(np.int32)
+
+
+def _spread(voxels: Voxels, most: int) -> Voxels:
+    return voxels if len(voxels) <= most else voxels[_evenly(len(voxels), most)]
+
+
+def _evenly(count: int, most: int) -> npt.NDArray[np.int64]:
+    return np.linspace(0, count - 1, most).round().astype(np.int64)

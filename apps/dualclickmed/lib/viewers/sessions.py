@@ -1,0 +1,238 @@
+"""Sessions of viewers: tokens, time-outs, and a common bound of the memory that they hold."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from ..errors import UserError
+
+RETRY_SECONDS = 30
+"""When to try again where nothing better is known."""
+
+
+class GoneError(Exception):
+    """The session has ended, or never was."""
+
+
+class FullError(Exception):
+    """There are as many sessions, or as many bytes in them, as there may be.
+
+    Attributes:
+        retry_after: whole seconds after which to try again.
+    """
+
+    def __init__(self, message: str, retry_after: int = RETRY_SECONDS) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Budget:
+    """A number of bytes that several owners share. Thread-safe.
+
+    Args:
+        most: bytes that all owners hold at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._lock = threading.Lock()
+        self._held: dict[Hashable, int] = {}
+
+    @property
+    def used(self) -> int:
+        """Bytes that are held now."""
+        return sum(self._held.values())
+
+    def hold(self, owner: Hashable, nbytes: int) -> None:
+        """From now on `owner` holds so many bytes, instead of what it held before.
+
+        Raises:
+            UserError: they would never fit.
+            FullError: they do not fit now; nothing has changed.
+        """
+        if nbytes > self.most:
+            raise UserError(
+                f"Viewers' sessions may hold {self.most} bytes, but this image needs {nbytes} "
+                "(--conf viewers_gb)."
+            )
+        with self._lock:
+            others = self.used - self._held.get(owner, 0)
+            if others + nbytes > self.most:
+                raise FullError("The images of other sessions take the memory that this one needs.")
+            if nbytes:
+                self._held[owner] = nbytes
+            else:
+                self._held.pop(owner, None)
+
+    @contextmanager
+    def held(self, nbytes: int) -> Iterator[None]:
+        """Hold so many bytes for a while.
+
+        Raises:
+            as `hold`.
+        """
+        owner = object()
+        self.hold(owner, nbytes)
+        try:
+            yield
+        finally:
+            self.hold(owner, 0)
+
+
+class Closing(Protocol):
+    """What a session holds."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+HeldT = TypeVar("HeldT", bound=Closing)
+
+
+@dataclass(eq=False)
+class _Session(Generic[HeldT]):
+    held: HeldT
+    used: float
+    heard: float
+    busy: int = 0
+
+
+class Sessions(Generic[HeldT]):
+    """Sessions by token. Thread-safe.
+
+    Args:
+        make: makes what a new session holds.
+        most: sessions at once.
+        idle_seconds: after the last use a session ends.
+        liveness_seconds: after the last sign of life a session ends; None where viewers give none.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], HeldT],
+        most: int,
+        idle_seconds: float,
+        liveness_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make = make
+        self.most, self.idle_seconds, self.liveness_seconds = most, idle_seconds, liveness_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sessions: dict[str, _Session[HeldT]] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def claim(self) -> str:
+        """The token of a new session.
+
+        Raises:
+            FullError: there are `most` already.
+        """
+        self.end_expired()
+        with self._lock:
+            if len(self._sessions) >= self.most:
+                soonest = min(self._remaining(session) for session in self._sessions.values())
+                raise FullError(
+                    f"All {self.most} sessions are in use (--conf viewers_sessions).",
+                    max(1, math.ceil(soonest)),
+                )
+            token, now = secrets.token_urlsafe(24), self._clock()
+            self._sessions[token] = _Session(self._make(), now, now)
+        return token
+
+    @contextmanager
+    def using(self, token: str) -> Iterator[HeldT]:
+        """What a session holds; it does not expire meanwhile.
+
+        Raises:
+            GoneError: there is no such session.
+        """
+        with self._lock:
+            session = self._found(token)
+            session.busy += 1
+        try:
+            yield session.held
+        finally:
+            with self._lock:
+                session.busy -= 1
+                session.used = session.heard = self._clock()
+                ended = self._sessions.get(token) is not session and session.busy == 0
+            if ended:
+                session.held.close()
+
+    def beat(self, token: str) -> float:
+        """A sign of life, which is no use; how many seconds are left until the session is idle for too long.
+
+        Raises:
+            GoneError: there is no such session.
+        """
+        with self._lock:
+            session = self._found(token)
+            session.heard = self._clock()
+            return self._remaining(session)
+
+    def remaining(self, token: str) -> float:
+        """The same without a sign of life.
+
+        Raises:
+            GoneError: there is no such session.
+        """
+        with self._lock:
+            return self._remaining(self._found(token))
+
+    def release(self, token: str) -> None:
+        """End a session; one that is being used ends when it is not any more.
+
+        Raises:
+            GoneError: there is no such session.
+        """
+        with self._lock:
+            session = self._found(token)
+            del self._sessions[token]
+            idle = session.busy == 0
+        if idle:
+            session.held.close()
+
+    def end_expired(self) -> int:
+        """End every session whose time is over; how many there were."""
+        with self._lock:
+            over = [token for token, session in self._sessions.items() if self._is_over(session)]
+            ended = [self._sessions.pop(token) for token in over]
+        for session in ended:
+            session.held.close()
+        return len(ended)
+
+    def close(self) -> None:
+        """End all sessions."""
+        for token in list(self._sessions):
+            try:
+                self.release(token)
+            except GoneError:
+                continue
+
+    def _found(self, token: str) -> _Session[HeldT]:
+        session = self._sessions.get(token)
+        if session is None or self._is_over(session):
+            raise GoneError("This session has ended: it was released, or idle for too long.")
+        return session
+
+    def _remaining(self, session: _Session[HeldT]) -> float:
+        return max(0.0, session.used + self.idle_seconds - self._clock())
+
+    def _is_over(self, session: _Session[HeldT]) -> bool:
+        if session.busy:
+            return False
+        now = self._clock()
+        if now > session.used + self.idle_seconds:
+            return True
+        return self.liveness_seconds is not None and now > session.heard + self.liveness_seconds
