@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,11 +65,13 @@ def box(drawn: Box, positive: bool, shape: Sequence[int]) -> Interaction:
     Raises:
         PromptError: it has no part in a volume of `shape`.
     """
-    if positive:
-        return Interaction(positive, box=drawn)
     region = drawn.centres(shape)
     if any(side.start >= side.stop for side in region):
-        raise PromptError(f"A box must overlap the volume of shape {tuple(shape)}, but {drawn} does not.")
+        raise PromptError(
+            f"A box must overlap the volume of shape {tuple(shape)}, but it spans {drawn.lo} to {drawn.hi}."
+        )
+    if positive:
+        return Interaction(positive, box=drawn)
     middle = [(side.start + side.stop - 1) // 2 for side in region]
     return Interaction(positive, np.asarray([middle], dtype=np.int32))
 
@@ -106,9 +109,11 @@ def lasso(mask: Mask, corner: Index, positive: bool) -> Interaction:
     for axis in flat:
         part = part.take([1], axis=axis)
     depth = ndimage.distance_transform_edt(part)
-    deep = np.argwhere(depth > CORE * depth.max())
+    deep = _spread(np.argwhere(depth > CORE * depth.max()), MOST_OF_A_CORE - 1)
+    deepest = np.asarray(np.unravel_index(depth.argmax(), depth.shape))
+    deep = np.unique(np.vstack([deep, deepest]), axis=0)
     offset = np.asarray([s.start - (0 if axis in flat else 1) for axis, s in enumerate((z, y, x))])
-    core = _spread((deep + offset + np.asarray(corner)).astype(np.int32), MOST_OF_A_CORE)
+    core = (deep + offset + np.asarray(corner)).astype(np.int32)
     lo, hi = voxels.min(axis=0), voxels.max(axis=0) + 1
     drawn = Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
     return Interaction(positive, core, drawn if positive else None)
@@ -149,7 +154,7 @@ def _filled(mask: Mask, corner: Index, what: str) -> Voxels:
     return (voxels + np.asarray(corner)).astype(np.int32)
 
 
-def _spread(voxels: Voxels, most: int) -> Voxels:
+def _spread(voxels: npt.NDArray[Any], most: int) -> npt.NDArray[Any]:
     return voxels if len(voxels) <= most else voxels[_evenly(len(voxels), most)]
 
 

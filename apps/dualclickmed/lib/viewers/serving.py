@@ -27,7 +27,6 @@ from .unpacking import Unpacker
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-"""How often sessions whose time is over are looked for."""
 _STOP_SECONDS = 5
 _BACKLOG = 128
 
@@ -56,41 +55,44 @@ class Viewers:
         options: which, and what their sessions may take.
         limits: of requests.
         served: what they answer with.
+
+    Attributes:
+        addresses: by protocol, of those that are listened to.
+        sessions: by protocol.
+        budget: of all sessions.
+        look_seconds: how often sessions whose time is over are looked for.
     """
 
     def __init__(self, options: ViewerOptions, limits: Limits, served: Served) -> None:
         self.options, self._limits, self._served = options, limits, served
         self.budget = Budget(options.memory_bytes)
+        self.look_seconds = LOOK_SECONDS
+        self.addresses: dict[str, str] = {}
         self.sessions: dict[str, Sessions[Held]] = {}
         self._unpacker = Unpacker(options.memory_bytes)
         self._servers: list[uvicorn.Server] = []
         self._thread: threading.Thread | None = None
 
-    def start(self) -> list[str]:
+    def start(self) -> None:
         """Listen, in a thread of its own.
 
         A port that is taken is told in the log, and the other protocol is served.
-
-        Returns:
-            The addresses that are listened on.
         """
         wanted = {"nnInteractive": self.options.nninteractive, "ITK-SNAP": self.options.itksnap}
         listening = {name: self._listen(name, port) for name, port in wanted.items() if port is not None}
         sockets = {name: found for name, found in listening.items() if found is not None}
         if not sockets:
-            return []
+            return
         started = threading.Event()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(sockets, started)), name="viewers", daemon=True
         )
         self._thread.start()
         started.wait()
-        addresses = []
         for name, found in sockets.items():
             host, port = found.getsockname()[:2]
-            addresses.append(f"http://{host}:{port}")
-            logger.info("%s: %s", name, addresses[-1])
-        return addresses
+            self.addresses[name] = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            logger.info("%s is answered at %s", name, self.addresses[name])
 
     def stop(self) -> None:
         """Stop listening and end all sessions."""
@@ -150,7 +152,7 @@ class Viewers:
 
     async def _look(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(self.look_seconds)
             for name, sessions in self.sessions.items():
                 ended = sessions.end_expired()
                 if ended:

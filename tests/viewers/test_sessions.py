@@ -1,0 +1,119 @@
+"""Sessions of viewers: when they end, and what they may hold."""
+
+from __future__ import annotations
+
+import pytest
+from dualclickmed.errors import UserError
+from dualclickmed.viewers.sessions import Budget, FullError, GoneError, Sessions
+
+
+class Thing:
+    """Notes that it was closed."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sessions(clock: Clock) -> Sessions[Thing]:
+    return Sessions(Thing, most=2, idle_seconds=100, liveness_seconds=30, clock=clock)
+
+
+def test_the_last_free_session_is_told_when_the_next_one_may_be(
+    sessions: Sessions[Thing], clock: Clock
+) -> None:
+    sessions.claim()
+    clock.now = 20
+    sessions.claim()
+    with pytest.raises(FullError) as error:
+        sessions.claim()
+    assert error.value.retry_after == 80
+
+
+def test_a_session_without_a_sign_of_life_ends(sessions: Sessions[Thing], clock: Clock) -> None:
+    token = sessions.claim()
+    clock.now = 29
+    assert sessions.beat(token) == 71
+    clock.now = 58
+    assert sessions.remaining(token) == 42
+    clock.now = 60
+    with pytest.raises(GoneError):
+        sessions.beat(token)
+
+
+def test_signs_of_life_do_not_keep_a_session_that_nobody_uses(
+    sessions: Sessions[Thing], clock: Clock
+) -> None:
+    token = sessions.claim()
+    for clock.now in range(0, 101, 20):
+        sessions.beat(token)
+    clock.now = 101
+    with pytest.raises(GoneError):
+        sessions.beat(token)
+
+
+def test_what_an_expired_session_held_is_closed_once(sessions: Sessions[Thing], clock: Clock) -> None:
+    token = sessions.claim()
+    with sessions.using(token) as thing:
+        pass
+    clock.now = 200
+    assert sessions.end_expired() == 1
+    assert sessions.end_expired() == 0
+    assert thing.closed == 1 and len(sessions) == 0
+
+
+def test_a_session_in_use_does_not_expire(sessions: Sessions[Thing], clock: Clock) -> None:
+    token = sessions.claim()
+    with sessions.using(token) as thing:
+        clock.now = 500
+        assert sessions.end_expired() == 0
+    assert sessions.remaining(token) == 100 and thing.closed == 0
+
+
+def test_a_session_that_is_released_while_in_use_is_closed_afterwards(sessions: Sessions[Thing]) -> None:
+    token = sessions.claim()
+    with sessions.using(token) as thing:
+        sessions.release(token)
+        assert thing.closed == 0
+    assert thing.closed == 1
+    with pytest.raises(GoneError), sessions.using(token):
+        pass
+
+
+def test_tokens_are_not_guessed(sessions: Sessions[Thing]) -> None:
+    first, second = sessions.claim(), sessions.claim()
+    assert first != second and min(len(first), len(second)) >= 32
+    with pytest.raises(GoneError):
+        sessions.release("")
+
+
+def test_a_budget_is_shared() -> None:
+    budget = Budget(100)
+    budget.hold("a", 60)
+    with pytest.raises(FullError):
+        budget.hold("b", 50)
+    budget.hold("a", 40)
+    budget.hold("b", 50)
+    assert budget.used == 90
+    with budget.held(10), pytest.raises(FullError):
+        budget.hold("c", 1)
+    budget.hold("a", 0)
+    assert budget.used == 50
+    with pytest.raises(UserError):
+        budget.hold("c", 101)
