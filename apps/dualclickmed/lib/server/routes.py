@@ -7,8 +7,6 @@ first; those that are unsafe or fail with today's libraries are replaced.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import functools
 import inspect
 import json
@@ -17,7 +15,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,15 +52,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.middleware import Middleware
 
-from ..cancellation import Stopped, Stopper, within
+from ..cancellation import Stopped
 from ..errors import UserError
 from . import checks
 from . import login as own_login
 from .guard import Guard
-from .limits import WORKING, Limits
-from .line import BusyError, LeftError, Line
+from .limits import Limits
+from .line import BusyError, LeftError
 from .proxy import handed_on
 from .sessions import new_folder, unpacked
+from .turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +91,7 @@ class Endpoints:
     def __init__(self, limits: Limits, ready: Callable[[], str | None]) -> None:
         self.limits = limits
         self.ready = ready
-        self.line = Line(WORKING, limits.queue, limits.timeout)
-        self._threads = ThreadPoolExecutor(WORKING, thread_name_prefix="infer")
+        self.turns = Turns(limits)
         # A label is stored and then noted with who submitted it: nobody may come in between.
         self.submitting = threading.Lock()
         self._own: dict[str, Endpoint] = {
@@ -169,7 +166,7 @@ class Endpoints:
     async def health(self) -> Response:
         """200 when clicks are answered, else 503: for proxies and orchestrators. Reads nothing."""
         problem = await run_in_threadpool(self.ready)
-        body = {"ready": problem is None, "waiting": self.line.queued, "reason": problem}
+        body = {"ready": problem is None, "waiting": self.turns.line.queued, "reason": problem}
         return JSONResponse(body, 200 if problem is None else 503, None if problem is None else _retry(5))
 
     async def segment(self, request: Request, **given: Any) -> Any:
@@ -189,17 +186,7 @@ class Endpoints:
 
     async def in_turn(self, request: Request, work: Callable[[], T]) -> T:
         """What `work` gives in a thread, after those that came before; it ends once the client left."""
-        gone = asyncio.ensure_future(_left(request))
-        try:
-            async with self.line.turn(gone):
-                stopper = Stopper(self.limits.timeout)
-                gone.add_done_callback(lambda _: stopper.stop())
-                with within(stopper):
-                    context = contextvars.copy_context()
-                run = functools.partial(context.run, work)
-                return await asyncio.get_running_loop().run_in_executor(self._threads, run)
-        finally:
-            gone.cancel()
+        return await self.turns.run(request, work)
 
     async def no_slides(self, **given: Any) -> Any:
         """Whole slides are opened by MONAI Label before any task sees the request."""
@@ -339,14 +326,6 @@ def _driven(endpoint: Endpoint, given: Mapping[str, Any]) -> Any:
         return end.value
     running.close()
     raise RuntimeError(f"{endpoint.__name__} waited for something, which it cannot do in a thread")
-
-
-async def _left(request: Request) -> None:
-    """Returns once the client has left; its body has been read before."""
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            return
 
 
 def _as_dicom_seg(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,68 +1,28 @@
-"""What both protocols share: turns to compute, mistakes as sentences, and checks of what requests hold."""
+"""What both protocols share: mistakes as sentences, and checks of what requests hold."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from ..cancellation import Stopped, Stopper, within
+from ..cancellation import Stopped
 from ..errors import UserError
-from ..server.limits import WORKING, Limits
-from ..server.line import BusyError, LeftError, Line
+from ..server.limits import Limits
+from ..server.line import BusyError, LeftError
 from .sessions import FullError, GoneError
 
 logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
-T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-class Turns:
-    """Lets a few requests compute while others wait. Belongs to one event loop.
-
-    Args:
-        limits: how many may wait, and how long.
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._line = Line(WORKING, limits.queue, limits.timeout)
-        self._threads = ThreadPoolExecutor(WORKING, thread_name_prefix="viewers")
-
-    async def run(self, request: Request, work: Callable[[], T]) -> T:
-        """What `work` gives, computed in a thread; it is ended if the client leaves or it takes too long.
-
-        The request's body must have been read.
-
-        Raises:
-            BusyError, LeftError: as `Line.turn`.
-            Stopped: as `cancellation.check`.
-        """
-        gone = asyncio.ensure_future(_left(request))
-        try:
-            async with self._line.turn(gone):
-                stopper = Stopper(self._limits.timeout)
-                gone.add_done_callback(lambda _: stopper.stop())
-                with within(stopper):
-                    context = contextvars.copy_context()
-                return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
-        finally:
-            gone.cancel()
-
-    def close(self) -> None:
-        """Take no more work."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def answering(endpoint: Endpoint) -> Endpoint:
@@ -167,11 +127,3 @@ def _is_moderate(value: float) -> bool:
         return abs(float(value)) < 2**53
     except OverflowError:
         return False
-
-
-async def _left(request: Request) -> None:
-    """Returns once the client has left."""
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            return

@@ -25,8 +25,9 @@ from starlette.routing import Route
 from ..errors import UserError
 from ..imaging.volume import from_grid
 from ..server import checks
+from ..server.turns import Turns
 from . import interactions
-from .asgi import Turns, answering, length_of, not_found, numbers, voxel
+from .asgi import answering, length_of, not_found, numbers, voxel
 from .holding import Held, as_array
 from .sessions import Budget, Sessions
 from .unpacking import GZIP, Unpacker

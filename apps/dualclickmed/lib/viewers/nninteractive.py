@@ -29,8 +29,9 @@ from ..imaging.geometry import Box
 from ..imaging.volume import from_array
 from ..server import checks
 from ..server.limits import Limits
+from ..server.turns import Turns
 from . import interactions
-from .asgi import Turns, answering, body_of, flag, length_of, not_found, numbers, problem, voxel
+from .asgi import answering, body_of, flag, length_of, not_found, numbers, problem, voxel
 from .conversation import Change
 from .holding import Held, as_array
 from .packed import PackedError, pack, read_header, whole_shape

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp
 from ..imaging.volume import Volume
 from ..server.guard import UPLOADS, Guard
 from ..server.limits import Limits
+from ..server.turns import Turns
 from . import itksnap, nninteractive
-from .asgi import Turns
 from .conversation import Segment
 from .holding import Finished, Held
 from .options import ViewerOptions
