@@ -44,7 +44,7 @@ def mask_of(answer: httpx.Response) -> np.ndarray:
 
 @pytest.fixture
 def http(itksnap: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=itksnap, trust_env=False, timeout=30) as found:
+    with httpx.Client(base_url=itksnap, trust_env=False, timeout=120) as found:
         yield found
 
 
