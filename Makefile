@@ -14,7 +14,7 @@ help:
 	@echo "make test-browser  the page and OHIF in a headless browser (installs Chromium and Orthanc)"
 	@echo "make test-server   fuzzing, kills, load, replicas and a soak of the running server (an hour or more)"
 	@echo "make bench      size, speed and memory of the networks on this machine (ARGS=--quick)"
-	@echo "make lint       ruff, mypy and eslint only;  make format: let ruff rewrite"
+	@echo "make lint       ruff, mypy, the layers of the rooms and eslint only;  make format: let ruff rewrite"
 
 setup: .venv/setup.stamp
 	@:
@@ -49,6 +49,7 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=apps $(BIN)/lint-imports
 	@PATH=$(CURDIR)/$(BIN):$$PATH; if [[ -x node_modules/.bin/eslint ]]; then npm run --silent lint; \
 	    else echo "lint: no eslint, so the page's scripts were not looked at (scripts/page.sh --dev)"; fi
 

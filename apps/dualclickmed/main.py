@@ -126,7 +126,8 @@ class DualClickMed(MONAILabelApp):
     def on_init_complete(self) -> None:
         """Called in the server alone."""
         private_temporary_folder()
-        for folder in (model_dir(self.options.model_dir), self.learning.record.folder / VERSIONS):
+        record = self.learning.record.folder
+        for folder in (model_dir(self.options.model_dir), record, record / VERSIONS):
             clear_half_written(folder)
         serve_processes(self.learning.record)
         super().on_init_complete()

@@ -219,7 +219,7 @@ def test_a_label_that_was_cut_short_is_completed_or_gone(
     studies = opened(folder)
     studies.save_label("a", str(label), "final", {"by": "before"})
     label.write_bytes(b"the next")
-    written, unlink = module._written, Path.unlink
+    written, unlink = module.write_text, Path.unlink
 
     def failing(path: Path, text: str) -> None:
         name = path.name
@@ -239,7 +239,7 @@ def test_a_label_that_was_cut_short_is_completed_or_gone(
             unlink(path, missing_ok=missing_ok)
 
     with monkeypatch.context() as crashing:
-        crashing.setattr(module, "_written", failing)
+        crashing.setattr(module, "write_text", failing)
         crashing.setattr(Path, "unlink", not_unlinked)
         with pytest.raises(Crash):
             studies.save_label("a", str(label), "final", {"by": "next"})

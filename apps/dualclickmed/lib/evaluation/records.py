@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..atomic_files import replacing
 from ..errors import UserError
 from .cases import Task
 from .protocol import Outcome
@@ -81,15 +81,12 @@ def path_of(out: Path, case: str, method: str) -> Path:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Write a CSV file under another name and rename it, so that what exists is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([f.name for f in dataclasses.fields(Row)])
         for row in rows:
             values = dataclasses.astuple(row)
             writer.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in values])
-    partial.replace(path)
 
 
 def read(path: Path) -> list[Row]:

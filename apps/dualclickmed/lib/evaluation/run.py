@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..atomic_files import write_text
 from ..errors import UserError
 from . import records
 from .cases import Case, Task
@@ -115,7 +116,7 @@ def evaluate_case(case: Case, plan: Plan, made: Sequence[Made]) -> None:
             raise UserError("It has none of the classes that were asked for.")
     except UserError as error:
         logger.warning("Case '%s' is skipped: %s", case.name, error)
-        _write_text(skipped_path(plan.out, case.name), str(error))
+        write_text(skipped_path(plan.out, case.name), str(error))
         return
     missing = _missing(case, plan)
     for one in made:
@@ -182,11 +183,4 @@ def _agree(plan: Plan, made: Sequence[Made]) -> None:
                 )
         now["methods"] = before["methods"]
     now["methods"] |= facts
-    _write_text(path, json.dumps(now, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(now, indent=2) + "\n")

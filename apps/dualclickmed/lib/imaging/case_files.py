@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
 import pickle
 import struct
 import zipfile
@@ -25,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..atomic_files import replacing
 from ..errors import UserError
 from .geometry import Box, Index, Position
 from .prompts import Click, Prompts
@@ -430,11 +430,5 @@ def _object_array(entries: Sequence[Any]) -> npt.NDArray[np.object_]:
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an ``.npz``, under another name first: an interrupted run leaves no half of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)

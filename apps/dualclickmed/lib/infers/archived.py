@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import requests
 from monailabel.datastore.dicom import DICOMWebDatastore
 from pydicom.dataset import Dataset
 
+from ..atomic_files import replacing
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -64,13 +64,8 @@ class Segmentations:
         path = folder / f"{uid}.dcm"
         with self._loading:
             if not path.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                part = folder / f".{uuid.uuid4().hex}"
-                try:
+                with replacing(path) as part:
                     client.retrieve_series(study, uid)[0].save_as(part, enforce_file_format=True)
-                    part.replace(path)
-                finally:
-                    part.unlink(missing_ok=True)
         return path
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..atomic_files import write_text
 from ..experts.dual import DualExpert
 from ..experts.scope import Example, alike, millimetres, patient_box, triple
 from ..imaging.geometry import Box
@@ -84,14 +84,8 @@ class Prior:
 
     def save(self, folder: Path) -> None:
         """Write the examples so that a reader finds the old file or the new one."""
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{FILE}.{os.getpid()}.tmp"
-        try:
-            plain = {version: [e.to_dict() for e in found] for version, found in self.examples.items()}
-            partial.write_text(json.dumps(plain), encoding="utf-8")
-            partial.replace(folder / FILE)
-        finally:
-            partial.unlink(missing_ok=True)
+        plain = {version: [e.to_dict() for e in found] for version, found in self.examples.items()}
+        write_text(folder / FILE, json.dumps(plain))
 
     def keep(self, versions: Iterable[str]) -> Prior:
         """The examples of some versions: those that are final now."""

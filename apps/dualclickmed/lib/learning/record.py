@@ -24,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from ..atomic_files import replacing
 from ..configs.wire import RESERVED
 from ..imaging.label_map import LabelMap
 from ..weights.files import KINDS, Kind
@@ -155,13 +156,8 @@ class Record:
         """
         target = self.folder / VERSIONS / f"{version_of(image, label)}{_ending(label)}"
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            try:
+            with replacing(target) as partial:
                 shutil.copyfile(label, partial)
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
         return target
 
     def removed(self, image: str, why: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
+from ..atomic_files import write_text
 from ..errors import UserError
 from ..evaluation.metrics import dice, next_click
 from ..experts import DualExpert
@@ -154,14 +154,7 @@ def gain_of(card: Mapping[str, Any]) -> float:
 
 
 def _save(folder: Path, scores: Mapping[str, Score]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{FILE}.{os.getpid()}.tmp"
-    try:
-        plain = {image: asdict(score) for image, score in scores.items()}
-        partial.write_text(json.dumps(plain), encoding="utf-8")
-        partial.replace(folder / FILE)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(folder / FILE, json.dumps({image: asdict(score) for image, score in scores.items()}))
 
 
 def _mask(found: Sequence[Prediction], shape: Sequence[int]) -> npt.NDArray[np.bool_]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -13,14 +12,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..atomic_files import HALF_WRITTEN
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "dualclickmed-server-"
 OLD_SECONDS = 3600.0
 """Nothing that this package writes takes so long."""
 _LOCK = ".lock"
-_HALF = re.compile(r"\..+\.(\d+)\.tmp")
-"""Files that are being written, with the process that does."""
 
 _held: list[FileLock] = []
 
@@ -52,7 +51,7 @@ def private_temporary_folder() -> Path:
 def clear_half_written(folder: Path) -> None:
     """Remove files of a folder that a process began to write and did not live to finish."""
     for path in folder.glob(".*.tmp"):
-        found = _HALF.fullmatch(path.name)
+        found = HALF_WRITTEN.fullmatch(path.name)
         try:
             if found and (not _lives(int(found[1])) or time.time() - path.stat().st_mtime > OLD_SECONDS):
                 path.unlink(missing_ok=True)

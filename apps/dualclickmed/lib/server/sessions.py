@@ -10,7 +10,6 @@ import tarfile
 import tempfile
 import threading
 import time
-import uuid
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import IO
 
 from monailabel.utils.sessions import SessionInfo, Sessions
 
+from ..atomic_files import write_text
 from ..errors import UserError
 from . import checks
 
@@ -83,10 +83,7 @@ class SafeSessions(Sessions):
         return count
 
     def _write_meta_info(self, session_id: str, session_info: SessionInfo) -> None:
-        path = Path(self.store_path) / session_id / _META
-        part = path.with_name(f".{_META}.{uuid.uuid4().hex}")
-        part.write_text(session_info.to_str(), "utf-8")
-        part.replace(path)
+        write_text(Path(self.store_path) / session_id / _META, session_info.to_str())
 
 
 def unpacked(archive: Path, folder: Path, most_bytes: int) -> None:

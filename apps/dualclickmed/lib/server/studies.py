@@ -30,8 +30,10 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
+from ..atomic_files import flush_folder, write_text
 from ..errors import UserError
 from . import checks
+from .leftovers import clear_half_written
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +151,7 @@ class Studies(LocalDatastore):
             note = {"image": image_id, "tag": label_tag, "ext": ending, "info": info, "part": part.name}
             try:
                 _copied(Path(label_filename), part)
-                _written(self._pending, json.dumps(note, default=str))
+                write_text(self._pending, json.dumps(note, default=str))
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
@@ -226,7 +228,7 @@ class Studies(LocalDatastore):
             self._datastore = draft
 
     def _write(self, model: LocalDatastoreModel) -> None:
-        _written(self._record, json.dumps(model.model_dump(exclude={"base_path"}), indent=2, default=str))
+        write_text(self._record, json.dumps(model.model_dump(exclude={"base_path"}), indent=2, default=str))
         self._seen = _identity(self._record)
 
     def _complete_pending(self) -> None:
@@ -255,13 +257,13 @@ class Studies(LocalDatastore):
             part.replace(target)
             if before is not None and before.ext != ending:
                 (folder / f"{image_id}{before.ext}").unlink(missing_ok=True)
-            _flush(folder)
+            flush_folder(folder)
         if known is not None:
             known.labels[tag] = DataModel(info=info, ext=ending)
             self._write(draft)
             self._datastore = draft
         self._pending.unlink()
-        _flush(self._pending.parent)
+        flush_folder(self._pending.parent)
 
     def _read(self) -> LocalDatastoreModel | None:
         """The record as it is on disk; None if it is as known, or cannot be read."""
@@ -327,6 +329,7 @@ class Studies(LocalDatastore):
                 # A label without a note was never promised to anybody.
                 if part.name not in noted:
                     part.unlink(missing_ok=True)
+        clear_half_written(self._pending.parent)
         try:
             LocalDatastoreModel.model_validate_json(self._record.read_text("utf-8"))
         except FileNotFoundError:
@@ -381,33 +384,7 @@ def _copied(source: Path, target: Path) -> None:
             os.fsync(write.fileno())
         if part != target:
             part.replace(target)
-            _flush(target.parent)
+            flush_folder(target.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def _written(path: Path, text: str) -> None:
-    """A text file replaced at once, and on disk when this returns."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PART}")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _flush(path.parent)
-
-
-def _flush(folder: Path) -> None:
-    """Renames of a folder reach the disk."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

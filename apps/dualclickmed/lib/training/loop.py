@@ -7,7 +7,6 @@ import copy
 import ctypes
 import dataclasses
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..atomic_files import replacing
 from ..errors import UserError
 from ..experts.precision import training_precision
 from ..networks.build import build_global, build_local
@@ -543,12 +543,8 @@ class _Run:
             "seconds": self.seconds,
             "steps": self.steps,
         }
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save(state, partial)
 
     def _load(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])

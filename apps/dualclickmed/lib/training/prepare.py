@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..atomic_files import write_text
 from ..errors import UserError
 from .batches import GlobalSample
 from .case_samples import drawn_box, global_crop
@@ -79,7 +79,7 @@ def prepare(
             logger.warning("Left out: %s", error)
         if told is not None:
             told(number, len(cases))
-    _write_json(folder / INDEX, index)
+    write_text(folder / INDEX, json.dumps(index))
     return troubles
 
 
@@ -209,9 +209,3 @@ def _read_index(folder: Path) -> dict[str, str]:
             f"'{folder / INDEX}' can't be read ({error}); remove it and prepare again."
         ) from error
     return {str(k): str(v) for k, v in index.items()}
-
-
-def _write_json(path: Path, values: Any) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(values))
-    partial.replace(path)

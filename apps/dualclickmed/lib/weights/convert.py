@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..atomic_files import replacing
 from ..errors import WeightsError
 from ..networks.configs import PRESETS, GlobalConfig, LocalConfig
 from . import files as weights
@@ -217,16 +218,11 @@ def export_expert(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> P
         )
     # Copies, so that nothing but plain tensors, each with a storage of its own, goes into the file.
     state = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    to.parent.mkdir(parents=True, exist_ok=True)
-    temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(to) as part:
         if to.suffix == weights.SUFFIX:
-            safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
+            safetensors.torch.save_file(state, part, metadata={"format": "pt"})
         else:
-            torch.save({"model_state_dict": state} if kind == "global" else state, temporary)
-        temporary.replace(to)
-    finally:
-        temporary.unlink(missing_ok=True)
+            torch.save({"model_state_dict": state} if kind == "global" else state, part)
     return to
 
 
@@ -257,11 +253,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"'{path}' is not a checkpoint: it begins with {head[:8]!r}, and neither PyTorch nor safetensors "
             "writes such files. Was it renamed, or is it a web page?"
         )
-    while isinstance(found, Mapping):
-        inner = next((found[name] for name in _CONTAINERS if isinstance(found.get(name), Mapping)), None)
-        if inner is None:
-            break
-        found = inner
+    found = _unwrapped(found)
     if not isinstance(found, Mapping):
         raise WeightsError(f"'{path}' holds a {type(found).__name__} and not a dictionary of tensors.")
     tensors: dict[str, Tensor] = {}
@@ -277,6 +269,16 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         shown = ", ".join(repr(key) for key in list(found)[:_SHOWN]) or "nothing"
         raise WeightsError(f"'{path}' holds no tensors by name; it holds {shown}.")
     return tensors
+
+
+def _unwrapped(found: Any) -> Any:
+    """The innermost of the dictionaries that trainers put around a state dictionary."""
+    while isinstance(found, Mapping):
+        inner = next((found[name] for name in _CONTAINERS if isinstance(found.get(name), Mapping)), None)
+        if inner is None:
+            break
+        found = inner
+    return found
 
 
 def convert(

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import __version__
+from ..atomic_files import replacing
 from ..errors import WeightsError
 from . import files as weights
 from .convert import Conversion, file_hash, import_checkpoint, import_target
@@ -246,16 +247,11 @@ def _remember(entry: Entry, part: Path, response: Any, total: int | None) -> Non
     # A weak tag says that the meaning is the same, not the bytes.
     version = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
     text = json.dumps({"url": entry.url, "version": version, "size": total})
-    memory = _memory(part)
-    temporary = memory.with_name(f"{memory.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
+    with replacing(_memory(part)) as memory:
+        memory.write_text(text, encoding="utf-8")
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             # Never old bytes beside the memory of a new version.
             part.unlink(missing_ok=True)
-        temporary.replace(memory)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _receive(response: Any, part: Path, start: int, total: int | None, progress: Progress) -> int:

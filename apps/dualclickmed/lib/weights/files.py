@@ -20,6 +20,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -30,6 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .. import __version__
+from ..atomic_files import replacing
 from ..errors import WeightsError
 from ..networks import build
 from ..networks.configs import PRESETS, GlobalConfig, LocalConfig
@@ -495,15 +497,10 @@ def _some(names: Iterable[str]) -> str:
 
 def _replace(contents: Mapping[Path, bytes]) -> None:
     """Write files so that, up to the last moment, a failure leaves everything as it was."""
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
-    try:
+    with ExitStack() as stack:
+        # Left in reverse order: the first file is renamed first.
+        parts = {path: stack.enter_context(replacing(path)) for path in reversed(contents)}
         for path, data in contents.items():
-            with temporary[path].open("wb") as stream:
+            with parts[path].open("wb") as stream:
                 stream.write(data)
-                stream.flush()
                 os.fsync(stream.fileno())
-        for path in contents:
-            temporary[path].replace(path)
-    finally:
-        for path in contents:
-            temporary[path].unlink(missing_ok=True)

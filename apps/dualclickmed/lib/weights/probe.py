@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..atomic_files import replacing
 from ..errors import UserError
 from ..networks.global_network import GlobalNetwork
 from ..networks.local_network import LocalNetwork
@@ -48,14 +49,8 @@ def probe_file(
     kind: weights.Kind = weights.read_card(weight_file)["kind"]
     network = weights.load_expert(kind, weight_file)
     answers = probe(cast("GlobalNetwork | LocalNetwork", network), arrays)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            np.savez(stream, **cast(Any, answers))
-        temporary.replace(to)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(to) as part, part.open("wb") as stream:
+        np.savez(stream, **cast(Any, answers))
     return answers
 
 

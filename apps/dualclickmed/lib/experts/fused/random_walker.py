@@ -42,9 +42,8 @@ def edge_weights(
     for axis in range(3):
         difference = np.diff(image, axis=axis)
         difference /= contrast
-        found.append(
-            (np.exp(-0.5 * np.square(difference)) + least) * np.float32((shortest / step[axis]) ** 2)
-        )
+        readiness = (np.exp(-0.5 * np.square(difference)) + least) * np.float32((shortest / step[axis]) ** 2)
+        found.append(np.asarray(readiness, dtype=np.float32))
     return found[0], found[1], found[2]
 
 

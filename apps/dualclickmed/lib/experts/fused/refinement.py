@@ -218,7 +218,7 @@ def refined(
     share = sigmoid(logits)
     logits += INTENSITY_WEIGHT * _intensity_ratio(features.kind, share * (outside < NEAR_BOX - 1), 1 - share)
     prior = sigmoid(logits)
-    trust = TRUST * (UNSURE + (1 - UNSURE) * np.abs(2 * prior - 1))
+    trust = np.asarray(TRUST * (UNSURE + (1 - UNSURE) * np.abs(2 * prior - 1)), dtype=np.float32)
     links = features.links if box is None else _shortened(features, box)
     found = solve(links, prior, trust, [(c.cell, float(c.positive)) for c in clicks])
     return _unshrunk(found, prior)
