@@ -1,4 +1,4 @@
-"""The commands on weights from ``weights import`` to ``weights probe``; `cli.py` mounts them.
+"""The commands on weights, from ``weights list`` to ``weights probe``; `app` mounts them.
 
 As there, nothing heavy is imported before a command needs it.
 """

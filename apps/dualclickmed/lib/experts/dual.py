@@ -109,7 +109,7 @@ class DualExpert:
 
         ``paper`` sends objects with a box to the global expert and those with points only to the local one;
         ``global`` and ``local`` name the expert; ``fused`` chooses it as ``paper`` does and refines what it
-        says by the image's edges and the clicks (`fusion`), but for `UNREFINED`. Where objects overlap, the
+        says by the image's edges and the clicks (`fused`), but for `UNREFINED`. Where objects overlap, the
         higher foreground probability wins, whatever the order of the labels; with ``fused`` large objects
         have a handicap (`SIZE_WEIGHT`), and a foreground click takes from the masks of all other labels what
         it is in. Every click holds afterwards (`enforce_clicks`). The answer is a function of the arguments

@@ -21,7 +21,7 @@ class StageTimer(dict[str, float]):
         """Add the time spent in the ``with`` block to stage `name`; a computation may be ended before it.
 
         Raises:
-            Stopped: see `stopping`.
+            Stopped: see `cancellation`.
         """
         check()
         start = time.perf_counter()

@@ -62,7 +62,7 @@ class Segmenter:
     """Answers requests for any image on any device; the first use of a device loads the weights.
 
     Thread-safe: images are read side by side, networks run for one request at a time. A computation ends
-    early where `stopping` says so.
+    early where `cancellation` says so.
 
     Args:
         options: the server's settings.
