@@ -499,7 +499,7 @@ def _replace(contents: Mapping[Path, bytes]) -> None:
     """Write files so that, up to the last moment, a failure leaves everything as it was."""
     with ExitStack() as stack:
         # Left in reverse order: the first file is renamed first.
-        parts = {path: stack.enter_context(replacing(path)) for path in reversed(contents)}
+        parts = {path: stack.enter_context(replacing(path)) for path in reversed(list(contents))}
         for path, data in contents.items():
             with parts[path].open("wb") as stream:
                 stream.write(data)
