@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from ..atomic_files import write_text
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -100,13 +101,7 @@ def alone(folder: Path, run: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = _acquired(folder, wait)
     try:
-        name = folder / HOLDER
-        partial = name.with_name(f"{HOLDER}.{os.getpid()}.tmp")
-        try:
-            partial.write_text(json.dumps(dataclasses.asdict(Holder.this(run))), encoding="utf-8")
-            partial.replace(name)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text(folder / HOLDER, json.dumps(dataclasses.asdict(Holder.this(run))))
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..atomic_files import write_text
 from ..errors import UserError
 from ..weights.files import Kind
 from .lock import alone, holder
@@ -211,12 +211,7 @@ def epochs_of(step: int, steps: int, seconds: float, left: float, each: int) -> 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     """Replace a JSON file at once."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(json.dumps(facts, default=str), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, json.dumps(facts, default=str))
 
 
 def _read(path: Path) -> dict[str, Any]:
