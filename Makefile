@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 SAMPLE := studies/sample
 
-.PHONY: help setup setup-dev serve lint format test test-all test-learning test-browser bench
+.PHONY: help setup setup-dev serve lint format test test-all test-learning test-page test-browser bench
 
 help:
 	@echo "make setup      .venv with everything that runs (repeated calls are instant)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test       lint, types, tests with coverage (ARGS='-k geometry')"
 	@echo "make test-all   the same with the slow tests"
 	@echo "make test-learning what a training on ten real cases must gain (20 minutes; DUALCLICKMED_REAL_DATA)"
+	@echo "make test-page  an annotator on the page in a headless browser (installs Chromium; a minute)"
 	@echo "make test-browser  the page and OHIF in a headless browser (installs Chromium and Orthanc)"
 	@echo "make test-server   fuzzing, kills, load, replicas and a soak of the running server (an hour or more)"
 	@echo "make bench      size, speed and memory of the networks on this machine (ARGS=--quick)"
@@ -69,6 +70,10 @@ test-all: lint
 .venv/setup-browser.stamp: requirements-browser.txt constraints.txt .venv/setup-dev.stamp
 	@scripts/setup.sh requirements.txt requirements-dev.txt requirements-browser.txt
 	@touch $@
+
+test-page: .venv/setup-browser.stamp
+	@scripts/browser.sh page
+	$(BIN)/python -m pytest tests/browser/test_page.py $(ARGS)
 
 test-browser: .venv/setup-browser.stamp
 	@scripts/browser.sh

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # What the browser tests need from the system: Chromium, and Orthanc with DICOMweb. Installs them on Debian and Ubuntu
 # where that is allowed, else says what to install. The tests start their own Orthanc, so Debian's service is not
-# started.
+# started. With the argument `page` only Chromium is wanted, which is all that the tests of the page need.
 set -euo pipefail
 
 missing=()
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null || [[ -n ${CHROMIUM:-} ]] || missing+=(chromium)
-PATH=$PATH:/usr/sbin command -v Orthanc >/dev/null || missing+=(orthanc)
-[[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ]] || missing+=(orthanc-dicomweb)
+if [[ ${1:-} != page ]]; then
+    PATH=$PATH:/usr/sbin command -v Orthanc >/dev/null || missing+=(orthanc)
+    [[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ]] || missing+=(orthanc-dicomweb)
+fi
 if ((${#missing[@]} == 0)); then
     exit
 fi

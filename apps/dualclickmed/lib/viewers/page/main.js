@@ -394,5 +394,5 @@ async function begin() {
     document.body.dataset.ready = 'true'
 }
 
-window.dualclickmed = { session, viewer, settings }
+window.dualclickmed = { session, viewer, settings, learning }
 begin()

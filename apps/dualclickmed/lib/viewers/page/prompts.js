@@ -1,7 +1,7 @@
 // What an annotator gave for each label: clicks, strokes, a box. Plain objects that can be stored and compared.
 
 /** Points of a stroke that are sent: an answer needs the course of a line, not each of its voxels. */
-export const STROKE_POINTS = 24
+export const STROKE_POINTS = 16
 
 export const none = () => ({ inside: [], outside: [], strokes: [], box: null })
 

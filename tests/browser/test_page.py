@@ -1,0 +1,214 @@
+"""What an annotator does on the page, checked on the voxels that are stored and the pixels that are seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.support.live import Server, an_affine, an_image, free_port, make_weights, running, save
+
+from .conftest import PICTURES, REPOSITORY
+from .page import AXIAL, CORONAL, Annotator
+
+pytestmark = pytest.mark.timeout(900)
+
+SHAPE = (48, 60, 36)
+NAMES = ("first", "second")
+BOX = (0.28, 0.72)
+"""Where the bright block lies in `an_image`, and a little around it, along each axis."""
+
+
+@pytest.fixture(scope="module")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two oblique images with their axes in an order of their own, and small untrained networks."""
+    folder = tmp_path_factory.mktemp("page")
+    studies, weights = folder / "studies", folder / "weights"
+    studies.mkdir()
+    for seed, name in enumerate(NAMES):
+        save(studies, name, an_image(SHAPE, seed), an_affine((2, 0, 1), (-1, 1, -1)))
+    make_weights(weights)
+    port = free_port()
+    started = Server(f"http://127.0.0.1:{port}", studies, weights, folder, folder / "log.txt")
+    command = [sys.executable, str(REPOSITORY / "main.py"), "serve", "--studies", str(studies)]
+    command += ["--port", str(port), "--model-dir", str(weights), "--conf", "nninteractive=0"]
+    environment = os.environ | {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
+    with running(command, started, environment, "/health"):
+        yield started
+
+
+@pytest.fixture
+def annotator(context: Any, page_server: Server) -> Iterator[Annotator]:
+    if not (REPOSITORY / "apps/dualclickmed/lib/viewers/page/niivue.js").is_file():
+        pytest.skip("needs NiiVue (scripts/page.sh)")
+    found = Annotator(context, page_server.url)
+    yield found
+    assert found.errors == []
+    # The page fetches nothing from anywhere else.
+    assert found.outside == []
+
+
+def test_an_annotator_segments_corrects_submits_and_trains(annotator: Annotator, page_server: Server) -> None:
+    seconds = {"until the image is shown": annotator.open()}
+    shape = annotator.about["shape"]
+    low, high = ([round(side * n) for n in shape] for side in BOX)
+    x, y, z = centre = tuple(n // 2 for n in shape)
+    annotator.go(centre)
+    before = annotator.pixel(AXIAL, centre)
+    assert max(before) - min(before) < 12
+
+    # A box by two drags: the second one, in another plane, gives the depth.
+    annotator.page.keyboard.press("b")
+    annotator.drag(AXIAL, (low[0], low[1], z), (high[0], high[1], z))
+    assert annotator.given["liver"]["box"]["flat"] == 2
+    annotator.drag(CORONAL, (low[0], y, low[2]), (high[0], y, high[2]))
+    box = annotator.given["liver"]["box"]
+    assert box["flat"] is None
+    drawn = np.reshape(box["edges"], (3, 2))
+    np.testing.assert_allclose(drawn, np.stack([low, high], axis=1), atol=1.5)
+    seconds["from the box to the mask"] = annotator.answered() / 1000
+    boxed = annotator.label_map()
+    assert boxed[centre] == 1
+    outside = np.ones(shape, bool)
+    outside[tuple(slice(max(0, a - 1), b + 1) for a, b in drawn)] = False
+    assert not boxed[outside].any()
+    red, green, blue = annotator.pixel(AXIAL, (x + 3, y + 3, z))
+    assert red > green + 20 and red > blue + 20
+
+    # What is clicked as outside is outside.
+    annotator.page.keyboard.press("c")
+    wrong_x, wrong_y = np.argwhere(boxed[:, :, z] == 1)[3].tolist()
+    wrong = (wrong_x, wrong_y, z)
+    annotator.click(AXIAL, wrong, outside=True)
+    seconds["from the click to the mask"] = annotator.answered() / 1000
+    corrected = annotator.label_map()
+    assert corrected[wrong] == 0 and corrected[centre] == 1
+
+    # A second label leaves the first one alone.
+    annotator.add_label("my own")
+    other = (low[0] // 2, low[1] // 2, z)
+    annotator.click(AXIAL, other)
+    annotator.answered()
+    both = annotator.label_map()
+    assert both[other] == 2
+    np.testing.assert_array_equal(both == 1, corrected == 1)
+
+    # Undo and redo without end, and without asking the server again.
+    for expected in (corrected, boxed):
+        annotator.page.keyboard.press("Control+z")
+        annotator.answered()
+        np.testing.assert_array_equal(annotator.label_map(), expected)
+    for _ in range(4):
+        annotator.page.keyboard.press("Control+z")
+    annotator.answered()
+    assert not annotator.label_map().any()
+    for _ in range(6):
+        annotator.page.keyboard.press("Control+Shift+z")
+    annotator.answered()
+    np.testing.assert_array_equal(annotator.label_map(), both)
+
+    # A reload brings the clicks back.
+    annotator.page.wait_for_timeout(900)
+    annotator.page.on("dialog", lambda dialog: dialog.accept())
+    annotator.open()
+    np.testing.assert_array_equal(annotator.label_map(), both)
+    assert annotator.given["my own"]["inside"] == [list(other)]
+
+    check_submitting(annotator, page_server, both)
+    check_training(annotator)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    (PICTURES / "page-seconds.json").write_text(json.dumps(seconds, indent=2))
+
+
+def check_submitting(annotator: Annotator, server: Server, expected: np.ndarray) -> None:
+    """The stored label holds each voxel at its place in the patient; then comes the next image."""
+    about = annotator.about
+    annotator.page.click("#submit")
+    annotator.page.wait_for_selector(".toast.good")
+    assert "liver" in annotator.text(".toast.good") and "my own" in annotator.text(".toast.good")
+    final = nib.load(server.studies / "labels" / "final" / "first.nii.gz")
+    image = nib.load(server.studies / "first.nii.gz")
+    np.testing.assert_allclose(final.affine, image.affine, atol=1e-5)
+    points = np.argwhere(expected > 0)
+    world = np.c_[points, np.ones(len(points))] @ np.asarray(about["affine"]).T
+    index = np.rint(world @ np.linalg.inv(image.affine).T)[:, :3].astype(int)
+    stored = np.asarray(final.dataobj)
+    np.testing.assert_array_equal(stored[tuple(index.T)], expected[expected > 0])
+    assert np.count_nonzero(stored) == len(points)
+    annotator.page.click("#next")
+    annotator.wait(
+        "window.dualclickmed.session.image === 'second' && document.getElementById('loading').hidden"
+    )
+    assert not annotator.label_map().any()
+    assert "Done" in annotator.text('#list button[data-id="first"]')
+
+
+def check_training(annotator: Annotator) -> None:
+    """What waits is shown; a training starts, is shown, and ends when it is stopped."""
+    annotator.page.keyboard.press("a")
+    annotator.page.wait_for_selector("#learning .expert")
+    assert "1 waiting" in annotator.text('.expert[data-kind="local"]')
+    annotator.page.click("#train-local")
+    annotator.page.wait_for_selector("#stop-local, #stop-global")
+    assert "training" in annotator.text("#server")
+    annotator.page.click("#stop-local")
+    annotator.page.wait_for_selector("#train-local:enabled")
+    annotator.page.keyboard.press("a")
+
+
+def test_mistakes_are_told_by_the_server_s_sentence_and_nothing_is_lost(annotator: Annotator) -> None:
+    annotator.open()
+    annotator.page.evaluate("window.dualclickmed.session.addLabel('a,b')")
+    annotator.click(AXIAL, tuple(n // 2 for n in annotator.about["shape"]))
+    annotator.page.wait_for_selector(".toast.bad")
+    assert "without a comma" in annotator.text(".toast.bad")
+    assert len(annotator.given["a,b"]["inside"]) == 1
+
+
+def test_an_answer_can_be_cancelled(annotator: Annotator) -> None:
+    annotator.open()
+    annotator.page.route("**/page/segment**", lambda route: None)
+    annotator.click(AXIAL, tuple(n // 2 for n in annotator.about["shape"]))
+    annotator.page.wait_for_selector("#busy:not([hidden])")
+    annotator.page.keyboard.press("Escape")
+    annotator.page.wait_for_selector("#busy", state="hidden")
+    assert not annotator.label_map().any()
+
+
+def test_everything_has_a_name_and_a_key(annotator: Annotator) -> None:
+    annotator.open()
+    unnamed = annotator.page.evaluate(
+        """() => [...document.querySelectorAll('button, input, select')].filter((one) => one.offsetParent
+            && !(one.textContent.trim() || one.ariaLabel || one.title || one.labels?.length))
+            .map((one) => one.outerHTML)"""
+    )
+    assert unnamed == []
+    centre = [n // 2 for n in annotator.about["shape"]]
+    annotator.page.keyboard.press("?")
+    annotator.page.wait_for_selector("#help-sheet[open]")
+    annotator.page.keyboard.press("Escape")
+    before = annotator.page.evaluate("window.dualclickmed.viewer.crosshair")
+    annotator.page.keyboard.press("PageUp")
+    assert annotator.page.evaluate("window.dualclickmed.viewer.crosshair")[2] == before[2] + 1
+    annotator.page.keyboard.press("Space")
+    annotator.answered()
+    assert annotator.given["liver"]["inside"] == [[centre[0], centre[1], before[2] + 1]]
+
+
+def test_the_page_is_whole_at_1280_x_720(annotator: Annotator) -> None:
+    annotator.page.set_viewport_size({"width": 1280, "height": 720})
+    annotator.open()
+    outside = annotator.page.evaluate(
+        """() => [...document.querySelectorAll('header *, #tools *, footer *')].filter((one) => {
+            const {left, right, bottom, width} = one.getBoundingClientRect()
+            return width && (right > innerWidth + 1 || bottom > innerHeight + 1 || left < -1)
+        }).map((one) => one.id || one.tagName)"""
+    )
+    assert outside == []
+    assert annotator.page.evaluate("document.documentElement.scrollHeight <= innerHeight")
