@@ -3,11 +3,12 @@ SHELL := /bin/bash
 BIN := .venv/bin
 SAMPLE := studies/sample
 
-.PHONY: help setup setup-dev serve lint format test test-all test-learning test-page test-browser bench
+.PHONY: help setup setup-dev serve demo lint format test test-all test-learning test-page test-browser bench
 
 help:
 	@echo "make setup      .venv with everything that runs (repeated calls are instant)"
 	@echo "make serve      a page to click in on http://127.0.0.1:8000, with a generated study (ARGS='--port 8001')"
+	@echo "make demo       an archive with a generated DICOM study, and the server for it: OHIF shows it (installs Orthanc)"
 	@echo "make test       lint, types, tests with coverage (ARGS='-k geometry')"
 	@echo "make test-all   the same with the slow tests"
 	@echo "make test-learning what a training on ten real cases must gain (20 minutes; DUALCLICKMED_REAL_DATA)"
@@ -42,6 +43,10 @@ $(SAMPLE)/trunk_ct.nii.gz: | .venv/setup.stamp
 
 serve: setup $(SAMPLE)/trunk_ct.nii.gz
 	@$(BIN)/python main.py serve --studies $(SAMPLE) $(ARGS)
+
+demo: setup
+	@scripts/browser.sh archive
+	@$(BIN)/python main.py demo --out studies/archive $(ARGS)
 
 bench: setup
 	@$(BIN)/python main.py bench $(ARGS)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # What the browser tests need from the system: Chromium, and Orthanc with DICOMweb. Installs them on Debian and Ubuntu
 # where that is allowed, else says what to install. The tests start their own Orthanc, so Debian's service is not
-# started. With the argument `page` only Chromium is wanted, which is all that the tests of the page need.
+# started. With the argument `page` only Chromium is wanted, with `archive` only Orthanc.
 set -euo pipefail
 
 missing=()
-command -v chromium >/dev/null || command -v chromium-browser >/dev/null || [[ -n ${CHROMIUM:-} ]] || missing+=(chromium)
+[[ ${1:-} == archive ]] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || [[ -n ${CHROMIUM:-} ]] || missing+=(chromium)
 if [[ ${1:-} != page ]]; then
     PATH=$PATH:/usr/sbin command -v Orthanc >/dev/null || missing+=(orthanc)
     [[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ]] || missing+=(orthanc-dicomweb)
@@ -14,7 +14,7 @@ if ((${#missing[@]} == 0)); then
     exit
 fi
 if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
-    echo "test-browser: needs ${missing[*]} (on Debian or Ubuntu: sudo apt-get install ${missing[*]})." >&2
+    echo "needs ${missing[*]} (on Debian or Ubuntu: sudo apt-get install ${missing[*]})." >&2
     exit 1
 fi
 echo "Installing ${missing[*]}"

@@ -118,7 +118,7 @@ def test_an_annotator_segments_corrects_submits_and_trains(annotator: Annotator,
     annotator.page.on("dialog", lambda dialog: dialog.accept())
     annotator.open()
     np.testing.assert_array_equal(annotator.label_map(), both)
-    assert annotator.given["my own"]["inside"] == [list(other)]
+    assert annotator.given["my own"]["marks"] == [{"points": [list(other)], "inside": True}]
 
     check_submitting(annotator, page_server, both)
     check_training(annotator)
@@ -168,7 +168,7 @@ def test_mistakes_are_told_by_the_server_s_sentence_and_nothing_is_lost(annotato
     annotator.click(AXIAL, tuple(n // 2 for n in annotator.about["shape"]))
     annotator.page.wait_for_selector(".toast.bad")
     assert "without a comma" in annotator.text(".toast.bad")
-    assert len(annotator.given["a,b"]["inside"]) == 1
+    assert len(annotator.given["a,b"]["marks"]) == 1
 
 
 def test_an_answer_can_be_cancelled(annotator: Annotator) -> None:
@@ -198,7 +198,7 @@ def test_everything_has_a_name_and_a_key(annotator: Annotator) -> None:
     assert annotator.page.evaluate("window.dualclickmed.viewer.crosshair")[2] == before[2] + 1
     annotator.page.keyboard.press("Space")
     annotator.answered()
-    assert annotator.given["liver"]["inside"] == [[centre[0], centre[1], before[2] + 1]]
+    assert annotator.given["liver"]["marks"][0]["points"] == [[centre[0], centre[1], before[2] + 1]]
 
 
 def test_the_page_is_whole_at_1280_x_720(annotator: Annotator) -> None:

@@ -5,7 +5,7 @@ import * as prompts from '../../apps/dualclickmed/lib/viewers/page/prompts.js'
 test('a voxel that is clicked again changes sides', () => {
     let given = prompts.clicked(prompts.none(), [1, 2, 3], true)
     given = prompts.clicked(given, [1, 2, 3], false)
-    assert.deepEqual([given.inside, given.outside], [[], [[1, 2, 3]]])
+    assert.deepEqual(given.marks, [{ points: [[1, 2, 3]], inside: false }])
 })
 
 test('a second rectangle in another plane gives the box its depth', () => {
@@ -32,10 +32,10 @@ test('a stroke is thinned to its course, with both ends', () => {
     assert.deepEqual(prompts.thinned([[1, 1, 1], [1, 1, 1]]), [[1, 1, 1]])
 })
 
-test('the server is told each voxel once, and a click outweighs a stroke', () => {
+test('the server is told each voxel once, in order, and what was said last counts', () => {
     let given = prompts.scribbled(prompts.none(), [[0, 0, 0], [1, 0, 0]], true)
     given = prompts.clicked(given, [1, 0, 0], false)
-    assert.deepEqual(prompts.toServer(given), { inside: [[0, 0, 0]], outside: [[1, 0, 0]] })
+    assert.deepEqual(prompts.toServer(given), { clicks: [[0, 0, 0, 1], [1, 0, 0, 0]] })
 })
 
 test('background clicks alone are asked about only where the label has begun', () => {

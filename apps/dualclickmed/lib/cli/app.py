@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from .. import __version__
 from ..errors import UserError
 from .console import say, stderr
+from .demo import demo
 from .segment import segment
 from .serve import serve
 from .weights import commands
@@ -117,6 +118,6 @@ def sample(
     say(Console(), f"Wrote {files.image} and the true labels of {len(ORGANS)} organs, {files.truth}.")
 
 
-for _command in (serve, sample, segment):
+for _command in (serve, demo, sample, segment):
     app.command()(_command)
 app.add_typer(commands, name="weights")

@@ -19,6 +19,7 @@ from ..imaging.intensity import CLIP_PERCENTILES, CT_WINDOWS
 from ..imaging.label_files import NamedLabels, read_labels
 from ..imaging.label_map import LabelMap
 from ..imaging.mask_files import Mask, Segment
+from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..infers.layers import EXISTING, Layers
 from ..infers.segmenter import Answer, Segmenter
@@ -59,7 +60,7 @@ def segmented(
         UserError: the weights, the image or the prompts cannot be used.
     """
     volume = segmenter.volume(image, modality)
-    prompts = asked.canonical(volume.shape)
+    prompts = asked.canonical(volume.shape, volume.spacing)
     layers = Layers(labels=LabelMap(asked.labels))
     if asked.held is not None and held is not None:
         given = NamedLabels(*_held(volume, asked, held))
@@ -73,7 +74,7 @@ def segmented(
         modality,
         layers,
     )
-    return _answered(answer, asked)
+    return _answered(answer, asked, prompts)
 
 
 def labels_frame(named: NamedLabels, shape: tuple[int, int, int]) -> bytes:
@@ -171,7 +172,7 @@ def _held(volume: Volume, asked: Asked, held: bytes) -> tuple[list[npt.NDArray[A
     return [array], [{int(value): asked.labels[value - 1] for value in present}]
 
 
-def _answered(answer: Answer, asked: Asked) -> bytes:
+def _answered(answer: Answer, asked: Asked, prompts: Mapping[str, Prompts]) -> bytes:
     volume, result = answer.volume, answer.result
     changed = result.labels if answer.before is None else result.labels != answer.before
     region = filled_region(changed)
@@ -184,6 +185,11 @@ def _answered(answer: Answer, asked: Asked) -> bytes:
     header = {
         "seconds": {stage: round(seconds, 4) for stage, seconds in answer.stages.items()},
         "experts": result.strategies,
+        "boxes": {
+            name: page_frames.box_of(given.box.voxels(volume.shape), volume.shape)
+            for name, given in prompts.items()
+            if given.box is not None
+        },
         "suggestions": {
             name: page_frames.to_page(index, volume.shape) for name, index in result.suggestions().items()
         },

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..errors import PromptError, UserError
 from ..experts.dual import DEFAULT_STRATEGY, STRATEGIES
-from ..imaging.geometry import Box, Index
+from ..imaging.geometry import Box, Index, Position
 from ..imaging.intensity import CHOICES
 from ..imaging.label_map import BACKGROUND, MAX_LABELS, MAX_NAME_LENGTH
+from ..imaging.plane_boxes import joined
 from ..imaging.prompts import Click, Prompts
 from . import page_frames
 
@@ -74,13 +75,13 @@ class Asked:
     def points(self) -> dict[str, list[Any]]:
         """Label to every voxel that was clicked, inside or outside."""
         return {
-            name: [*given.get("inside", []), *given.get("outside", [])]
-            for name, given in self.prompts.items()
-            if isinstance(given, dict)
+            name: [click[:3] for click in given.get("clicks", [])] for name, given in self.prompts.items()
         }
 
-    def canonical(self, shape: Index) -> dict[str, Prompts]:
-        """The prompts in canonical order, for an image of that shape (D, H, W).
+    def canonical(self, shape: Index, spacing: Position) -> dict[str, Prompts]:
+        """The prompts in canonical order, for an image of that shape (D, H, W) and spacing (z, y, x).
+
+        A box that is one voxel thick was drawn in one plane alone: it gets its depth by `plane_boxes`.
 
         Raises:
             PromptError: a click or box is none, or lies outside; there are too many.
@@ -91,17 +92,15 @@ class Asked:
         for name, given in self.prompts.items():
             if not isinstance(given, dict):
                 raise PromptError(f"The prompts of {name!r} must be an object.")
-            clicks = []
-            for key, positive in (("inside", True), ("outside", False)):
-                points = given.get(key, [])
-                if not isinstance(points, list):
-                    raise PromptError(f"{key!r} of {name!r} must list voxels.")
-                count += len(points)
-                if count > MAX_CLICKS:
-                    raise PromptError(f"A request may hold {MAX_CLICKS} clicks, but this one holds more.")
-                clicks += [Click(_canonical(point, shape), positive) for point in points]
+            clicks = given.get("clicks", [])
+            if not isinstance(clicks, list):
+                raise PromptError(f"The clicks of {name!r} must be a list.")
+            count += len(clicks)
+            if count > MAX_CLICKS:
+                raise PromptError(f"A request may hold {MAX_CLICKS} clicks, but this one holds more.")
+            found_clicks = tuple(_click(click, shape) for click in clicks)
             box = given.get("box")
-            found[name] = Prompts(tuple(clicks), None if box is None else _box(box, shape))
+            found[name] = Prompts(found_clicks, None if box is None else joined([_box(box, shape)], spacing))
         return found
 
 
@@ -135,16 +134,17 @@ def _one_of(sent: Mapping[str, Any], key: str, choices: Sequence[str], default: 
     return str(value)
 
 
-def _canonical(point: Any, shape: Index) -> Index:
-    whole = isinstance(point, list) and len(point) == 3 and all(type(p) is int for p in point)
-    if not whole:
-        raise PromptError(f"Every click must be three whole numbers, but one is {str(point)[:60]}.")
+def _click(sent: Any, shape: Index) -> Click:
+    whole = isinstance(sent, list) and len(sent) == 4 and all(type(p) is int for p in sent)
+    if not whole or sent[3] not in (0, 1):
+        raise PromptError(f"Every click must be [x, y, z, 1 or 0], but one is {str(sent)[:60]}.")
+    point = sent[:3]
     depth, height, width = shape
     if not all(0 <= p < n for p, n in zip(point, (width, height, depth), strict=True)):
         raise PromptError(
             f"A click must lie inside the image of {width} x {height} x {depth} voxels, but {point} is not."
         )
-    return page_frames.to_canonical(point, shape)
+    return Click(page_frames.to_canonical(point, shape), sent[3] == 1)
 
 
 def _box(sent: Any, shape: Index) -> Box:

@@ -77,6 +77,8 @@ function refreshOverlay() {
     overlay.show.prompts = settings.review ? null : session.current
     overlay.show.colour = session.label?.colour ?? '#fff'
     overlay.show.suggestion = settings.hints ? hint() : null
+    const flat = session.current.box?.flat ?? null
+    overlay.show.guess = flat === null ? null : session.answer?.boxes?.[session.label.name]
     overlay.setDoubt(settings.doubt ? session.answer?.parts?.doubt : null)
     overlay.draw()
 }
@@ -134,6 +136,8 @@ function theme(choice) {
 
 function choose(tool) {
     tools.tool = tool
+    overlay.show.handles = tool === 'box'
+    overlay.draw()
     corner = null
     for (const button of document.querySelectorAll('#tools [data-tool]')) {
         button.setAttribute('aria-pressed', String(button.dataset.tool === tool))
@@ -384,6 +388,7 @@ async function begin() {
         })
         document.body.classList.toggle('review', server.review)
         tools.readOnly = server.review
+        if (server.review) choose('move')
         const asked = decodeURIComponent(location.hash.slice(1))
         const first = images.find(asked) ?? images.images.find((image) => !image.done) ?? images.images[0]
         if (first) await open(first.id)

@@ -2,6 +2,7 @@
 
 import { ACROSS, EDGES, PLANES } from './viewer.js'
 import { sizeOf } from './labelmap.js'
+import { isClick } from './prompts.js'
 
 const NEAR = 3 // slices around a click in which it is still shown, fainter
 const HANDLE = 9
@@ -16,7 +17,7 @@ export class Overlay {
         this.pen = canvas.getContext('2d')
         this.crosshair = true
         this.doubt = null
-        this.show = { prompts: null, colour: '#fff', suggestion: null, drag: null, hover: null }
+        this.show = { prompts: null, colour: '#fff', suggestion: null, guess: null, drag: null, hover: null, handles: false }
         this.doubtPlanes = new Map()
     }
 
@@ -52,12 +53,14 @@ export class Overlay {
         const slice = this.viewer.crosshair[ACROSS[tile.plane]]
         if (this.doubt) this.uncertain(tile, place, slice)
         if (this.crosshair) this.cross(tile, place)
-        const { prompts, suggestion, drag } = this.show
+        const { prompts, suggestion, drag, guess } = this.show
         if (prompts) {
             if (prompts.box) this.box(tile, place, prompts.box)
-            for (const stroke of prompts.strokes) this.stroke(tile, place, slice, stroke)
-            for (const point of prompts.inside) this.dot(tile, place, slice, point, true)
-            for (const point of prompts.outside) this.dot(tile, place, slice, point, false)
+            if (prompts.box && guess) this.guessed(tile, place, guess)
+            for (const mark of prompts.marks) {
+                if (isClick(mark)) this.dot(tile, place, slice, mark.points[0], mark.inside)
+                else this.stroke(tile, place, slice, mark)
+            }
         }
         if (suggestion) this.hint(tile, place, slice, suggestion)
         if (drag && drag.plane === tile.plane) this.dragged(place, drag)
@@ -149,7 +152,7 @@ export class Overlay {
         pen.setLineDash(flat !== null && flat !== axis ? [5, 4] : crossed ? [] : [3, 5])
         pen.strokeRect(left, top, right - left, bottom - top)
         pen.setLineDash([])
-        if (crossed) {
+        if (crossed && this.show.handles) {
             for (const { x, y } of this.handles(tile, edges)) {
                 pen.fillStyle = '#fff'
                 pen.fillRect(x - 3.5, y - 3.5, 7, 7)
@@ -158,6 +161,19 @@ export class Overlay {
                 pen.strokeRect(x - 3.5, y - 3.5, 7, 7)
             }
         }
+        pen.globalAlpha = 1
+    }
+
+    /** The depth that the server took for a box that is flat as yet. */
+    guessed(tile, place, edges) {
+        const [left, top, right, bottom] = this.rectangle(tile, edges, place)
+        const { pen } = this
+        pen.strokeStyle = this.show.colour
+        pen.globalAlpha = 0.6
+        pen.lineWidth = 1.25
+        pen.setLineDash([3, 5])
+        pen.strokeRect(left, top, right - left, bottom - top)
+        pen.setLineDash([])
         pen.globalAlpha = 1
     }
 

@@ -1,7 +1,7 @@
 // The panel of labels, answers and display.
 
 import { $, el, icon, millilitres } from './dom.js'
-import { count, isEmpty } from './prompts.js'
+import { count, isClick, isEmpty } from './prompts.js'
 
 const SWITCHES = ['auto', 'lock', 'correct', 'doubt', 'outline', 'crosshair', 'hints']
 
@@ -127,12 +127,14 @@ export class Panel {
 
     given() {
         const { session } = this
-        const { inside, outside, strokes, box } = session.current
+        const { marks, box } = session.current
+        const clicks = marks.filter(isClick)
+        const inside = clicks.filter((mark) => mark.inside).length
         const parts = []
         const many = (number, one, more = `${one}s`) => number && parts.push(`${number} ${number === 1 ? one : more}`)
-        many(inside.length, 'click inside', 'clicks inside')
-        many(outside.length, 'click outside', 'clicks outside')
-        many(strokes.length, 'stroke')
+        many(inside, 'click inside', 'clicks inside')
+        many(clicks.length - inside, 'click outside', 'clicks outside')
+        many(marks.length - clicks.length, 'stroke')
         if (box) parts.push(box.flat === null ? 'a box' : 'a flat box: draw it in a second plane for its depth')
         const text = parts.length ? parts.join(', ') : 'Click inside it, Shift-click outside, or drag a box.'
         $('given').replaceChildren(el('b', { textContent: session.label?.name ?? '' }), `: ${text}`)

@@ -1,28 +1,28 @@
-// What an annotator gave for each label: clicks, strokes, a box. Plain objects that can be stored and compared.
+// What an annotator gave for each label: clicks and strokes in the order in which they came, and a box. Plain
+// objects that can be stored and compared. A click is a stroke of one voxel.
 
 /** Points of a stroke that are sent: an answer needs the course of a line, not each of its voxels. */
 export const STROKE_POINTS = 16
 
-export const none = () => ({ inside: [], outside: [], strokes: [], box: null })
+export const none = () => ({ marks: [], box: null })
 
-export const isEmpty = (given) =>
-    !given || !(given.inside.length || given.outside.length || given.strokes.length || given.box)
+export const isEmpty = (given) => !given || !(given.marks.length || given.box)
 
-export const count = (given) => (given ? given.inside.length + given.outside.length + given.strokes.length : 0)
+export const count = (given) => (given ? given.marks.length : 0)
+
+export const isClick = (mark) => mark.points.length === 1
 
 const same = (a, b) => a[0] === b[0] && a[1] === b[1] && a[2] === b[2]
 
 /** With one click more; a voxel that was clicked before changes sides, or stays. */
 export function clicked(given, point, inside) {
-    const without = (points) => points.filter((other) => !same(other, point))
-    const changed = { ...given, inside: without(given.inside), outside: without(given.outside) }
-    const side = inside ? 'inside' : 'outside'
-    return { ...changed, [side]: [...changed[side], point] }
+    const others = given.marks.filter((mark) => !isClick(mark) || !same(mark.points[0], point))
+    return { ...given, marks: [...others, { points: [point], inside }] }
 }
 
 /** With a stroke: voxels in the order in which the pointer went over them. */
 export function scribbled(given, points, inside) {
-    return { ...given, strokes: [...given.strokes, { points, inside }] }
+    return { ...given, marks: [...given.marks, { points, inside }] }
 }
 
 /**
@@ -55,26 +55,19 @@ export function thinned(points, most = STROKE_POINTS) {
     return Array.from({ length: most }, (_, at) => kept[Math.round((at * (kept.length - 1)) / (most - 1))])
 }
 
-/** A label's prompts as the server takes them; no voxel is both inside and outside, the later word counts. */
+/** A label's prompts as the server takes them: [x, y, z, inside] in order, each voxel by what was said last. */
 export function toServer(given) {
-    const sides = new Map()
-    const add = (point, inside) => {
-        sides.delete(point.join())
-        sides.set(point.join(), { point, inside })
+    const clicks = new Map()
+    for (const { points, inside } of given.marks) {
+        for (const point of thinned(points)) {
+            clicks.delete(point.join())
+            clicks.set(point.join(), [...point, inside ? 1 : 0])
+        }
     }
-    for (const stroke of given.strokes) for (const point of thinned(stroke.points)) add(point, stroke.inside)
-    for (const point of given.inside) add(point, true)
-    for (const point of given.outside) add(point, false)
-    const found = [...sides.values()]
-    const points = (inside) => found.filter((one) => one.inside === inside).map((one) => one.point)
-    const sent = { inside: points(true), outside: points(false) }
+    const sent = { clicks: [...clicks.values()] }
     return given.box ? { ...sent, box: given.box.edges } : sent
 }
 
 /** Whether the server can answer: something is said to be inside. */
 export const canAsk = (given, started) =>
-    !isEmpty(given) &&
-    (started ||
-        given.box !== null ||
-        given.inside.length > 0 ||
-        given.strokes.some((stroke) => stroke.inside))
+    !isEmpty(given) && (started || given.box !== null || given.marks.some((mark) => mark.inside))

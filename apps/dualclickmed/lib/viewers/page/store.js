@@ -1,7 +1,7 @@
 // What the browser keeps: the annotator's settings, and unfinished work until it is submitted.
 
 const SETTINGS = 'dualclickmed-settings'
-const WORK = 'dualclickmed-work:'
+const WORK = 'dualclickmed-work-1:' // with the number of its form
 const MOST = 2_500_000 // characters of one label map; a browser keeps about five million in all
 
 export const settings = () => read(SETTINGS) ?? {}

@@ -48,7 +48,7 @@ export class Tools {
         if (!flat) return 'turn'
         if (event.button === 2) return 'window'
         if (this.readOnly || this.tool === 'move') return 'cross'
-        if (this.overlay.handleAt(x, y, tile)) return 'handle'
+        if (this.tool === 'box' && this.overlay.handleAt(x, y, tile)) return 'handle'
         return this.tool
     }
 
@@ -110,7 +110,7 @@ export class Tools {
 
     hover({ x, y, tile }) {
         const flat = tile && tile.plane in ACROSS
-        const handle = flat && !this.readOnly && this.overlay.handleAt(x, y, tile)
+        const handle = flat && !this.readOnly && this.tool === 'box' && this.overlay.handleAt(x, y, tile)
         this.target.style.cursor = handle ? 'nwse-resize' : !flat ? 'grab' : this.tool === 'move' ? 'move' : 'crosshair'
         this.actions.hover(tile ? tile.plane : null, flat ? this.viewer.voxelAt(x, y, tile) : null)
     }
