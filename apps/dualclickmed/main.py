@@ -29,6 +29,7 @@ from lib.server.sessions import SafeSessions
 from lib.server.studies import Studies
 from lib.trainers.learning import Learning
 from lib.trainers.running import serve_processes
+from lib.viewers.learned import Keeper
 from lib.viewers.masks import segmenting
 from lib.viewers.options import ViewerOptions
 from lib.viewers.page_routes import Page
@@ -142,9 +143,19 @@ class DualClickMed(MONAILabelApp):
         self.learning.watch(lambda trainer: self.async_training(trainer, enqueue=True))
         if not self.options.review:
             threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
-            served = Served(segmenting(self.segmenter), self.segmenter.forget, self.segmenter.licence())
+            keeper = Keeper(self.datastore()) if self.viewer_options.learn and self._has_folder() else None
+            served = Served(
+                segmenting(self.segmenter), self.segmenter.forget, self.segmenter.licence(), keeper
+            )
             self.viewers = Viewers(self.viewer_options, self.limits, served)
             self.viewers.start()
+
+    def _has_folder(self) -> bool:
+        """Whether images can be added: an archive takes DICOM alone."""
+        found = not self.studies.startswith(("http://", "https://"))
+        if not found:
+            logger.warning("--conf learn_from_viewers needs a folder of studies; nothing is kept.")
+        return found
 
     def info(self) -> dict[str, Any]:
         """What clients learn about the app; without usable weights it offers no task and says what to do."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dualclickmed.errors import UserError
 from dualclickmed.evaluation.cases import Task, find_cases
-from dualclickmed.evaluation.protocol import predict_together, run_object, run_task
+from dualclickmed.evaluation.protocol import drawn_box, predict_together, run_object, run_task
 from dualclickmed.evaluation.records import rows_of
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Prompts
@@ -189,3 +189,13 @@ def test_overlaps_of_single_answers_go_to_the_higher_score() -> None:
     labels = predict_together(sure, VOLUME, {v: Prompts(box=b) for v, b in boxes.items()})
     assert (labels[:, 4:8, 4:6] == 2).all() and (labels == 2).sum() == 12 * 4 * 2
     assert (labels == 1).sum() == labels.size - 12 * 4 * 2
+
+
+def test_a_rectangle_is_drawn_where_the_object_is_largest() -> None:
+    truth = np.zeros((20, 30, 30), dtype=np.bool_)
+    truth[4:12, 10:14, 10:14] = True
+    truth[9, 8:18, 10:20] = True
+    box = drawn_box(truth, (1.0, 1.0, 1.0))
+    assert box.lo[1:] == (8, 10) and box.hi[1:] == (18, 20)
+    # 1.25 x 10, about the middle of slice 9, in whole voxels.
+    assert (box.lo[0], box.hi[0]) == (3, 16)

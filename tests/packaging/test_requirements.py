@@ -33,7 +33,7 @@ def stand_ins() -> Any:
 def test_the_list_for_a_clone_is_the_packages_own_with_all_extras() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"]]
-    for extra in ("server", "train", "eval"):
+    for extra in ("server", "train", "eval", "viewers"):
         wanted += project["optional-dependencies"][extra]
     names = {canonicalize_name(Requirement(line).name) for line in wanted}
     listed = [Requirement(line) for line in lines("requirements.txt")]

@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..evaluation import calibration, cost, report
 from ..evaluation.cases import Case, find_cases
 from ..evaluation.methods import DEFAULT, Settings, known, our_expert
-from ..evaluation.protocol import TIME_LIMIT
+from ..evaluation.protocol import STARTS, TIME_LIMIT
 from ..evaluation.run import Plan, run
 from ..evaluation.statistics import Summary
 from ..experts import STRATEGIES, DualExpert
@@ -54,7 +54,9 @@ def evaluate(
     labels: Annotated[
         str | None, typer.Option(help="Only these classes: values or names with commas between them.")
     ] = None,
-    start: Annotated[str, typer.Option(help="What the user gives first: box or point.")] = "box",
+    start: Annotated[
+        str, typer.Option(help="What the user gives first: box, point, or box2d (in one slice).")
+    ] = "box",
     clicks: Annotated[int, typer.Option(min=0, max=50, help="Clicks for each class after the start.")] = 5,
     smallest: Annotated[int, typer.Option(min=1, help="Leave out classes of fewer voxels.")] = 1,
     most: Annotated[int | None, typer.Option(min=1, help="At most this many classes of a case.")] = None,
@@ -95,8 +97,8 @@ def evaluate(
 
     Writes scores (CSV), a summary (JSON) and a report (Markdown, HTML) with tables and curves.
     """
-    if start not in ("box", "point"):
-        raise UserError(f"--start must be 'box' or 'point', but it is '{start}'.")
+    if start not in STARTS:
+        raise UserError(f"--start must be one of {', '.join(STARTS)}, but it is '{start}'.")
     methods = [*(method or ([] if strategy else DEFAULT)), *([strategy] if strategy else [])]
     found = [c for c in find_cases(cases, truth) if only is None or c.name.startswith(only)]
     if not found:

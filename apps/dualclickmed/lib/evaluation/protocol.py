@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..experts.dual import DualExpert
+from ..imaging.geometry import Box, Position
+from ..imaging.plane_boxes import joined
 from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume
 from .cases import Task
@@ -24,6 +26,8 @@ Method = Callable[[Volume, Prompts], npt.NDArray[Any]]
 of the volume's shape. It may have a method `together`, which takes the prompts of several objects by label
 value and returns a label map; for others overlaps are settled by the higher score."""
 
+STARTS = ("box", "point", "box2d")
+"""What a user gives first: the exact box, a voxel deep inside, or a rectangle in one slice (`drawn_box`)."""
 TIME_LIMIT = 90.0
 """Seconds for each class of a case over all steps; beyond it every score of the case is 0."""
 LEAST_DICE = 0.2
@@ -130,7 +134,7 @@ def run_task(
         method: what predicts.
         task: the case.
         clicks: rounds of corrections.
-        start: "box", or "point": the deepest voxel of each object instead, which counts as no correction.
+        start: one of `STARTS`. A point, the deepest voxel of each object, counts as no correction.
         limit: seconds for each class; 0 for none.
         surfaces: measure surface Dice too.
         strict: let failures of the method propagate.
@@ -138,6 +142,8 @@ def run_task(
     empty: npt.NDArray[np.integer] = np.zeros(task.volume.shape, dtype=np.int32)
     given: dict[int, list[Click]] = {value: [] for value in task.values}
     boxes = task.boxes if start == "box" else None
+    if start == "box2d":
+        boxes = {value: drawn_box(task.labels == value, task.spacing) for value in task.values}
     if start == "point":
         _add_clicks(given, empty, task)
     steps: list[Step] = []
@@ -173,6 +179,13 @@ def run_task(
         scores, distances = _scores(task, labels, surfaces)
         steps.append(Step(scores, distances, seconds, sum(map(len, given.values())), failure))
     return Outcome(steps, False, labels)
+
+
+def drawn_box(truth: Mask, spacing: Position) -> Box:
+    """What becomes of the exact rectangle around an object in the slice along z where it is largest."""
+    z = int(truth.sum(axis=(1, 2)).argmax())
+    flat = Box.of_mask(truth[z : z + 1])
+    return joined([Box((z, *flat.lo[1:]), (z + 1, *flat.hi[1:]))], spacing)
 
 
 def run_object(

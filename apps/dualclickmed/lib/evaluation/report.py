@@ -48,6 +48,7 @@ code { background: #f2f4f8; padding: 0 .25rem }
   img { background: white }
 }
 """
+_STARTS = {"box": "Box", "box2d": "Rectangle in one slice"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _facts_section(
 ) -> Section:
     protocol = facts["protocol"]
     asked = (
-        f"{'Box' if protocol['start'] == 'box' else 'First click'}, then {protocol['clicks']} clicks for "
+        f"{_STARTS.get(protocol['start'], 'First click')}, then {protocol['clicks']} clicks for "
         f"each class; classes of at least {protocol['smallest']} "
         f"voxel{'s' if protocol['smallest'] != 1 else ''}"
         + (f", at most {protocol['most']} of a case" if protocol["most"] else "")
