@@ -27,6 +27,7 @@ from lib.server.review import ReadOnly
 from lib.server.routes import answer_to, install
 from lib.server.sessions import SafeSessions
 from lib.server.studies import Studies
+from lib.trainers import agreement
 from lib.trainers.learning import Learning
 from lib.trainers.running import serve_processes
 from lib.viewers.learned import Keeper
@@ -140,6 +141,7 @@ class DualClickMed(MONAILabelApp):
         endpoints = install(web, self.limits, self.segmenter.waiting_for)
         page = Page(self, endpoints.in_turn, answer_to, endpoints.submitting)
         web.include_router(page.router(), prefix=settings.MONAI_LABEL_API_STR)
+        web.include_router(agreement.router(self.learning, answer_to), prefix=settings.MONAI_LABEL_API_STR)
         self.learning.watch(lambda trainer: self.async_training(trainer, enqueue=True))
         if not self.options.review:
             threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()

@@ -41,6 +41,33 @@ def test_queue(tmp_path: Path) -> None:
     assert "local-learned-0001" in shown
 
 
+def test_queue_follows_the_folder_and_compares_annotators(tmp_path: Path) -> None:
+    array = np.arange(512, dtype=np.int16).reshape(8, 8, 8)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "case.nii.gz")
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "other.nii.gz")
+    final = tmp_path / "labels" / "final"
+    final.mkdir(parents=True)
+    record = Record(tmp_path / "learning")
+    for who, stop in (("ann", 5), ("bob", 6)):
+        mask = np.zeros((8, 8, 8), dtype=np.uint8)
+        mask[1:stop, 2:6, 2:6] = 1
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), final / "case.nii.gz")
+        record.submit("case", final / "case.nii.gz", {"client_id": who, "label_info": [{"name": "tail"}]})
+    # Submitted once, and deleted since.
+    record.submit("other", final / "case.nii.gz", {"client_id": "ann"})
+    file = {"info": {}, "ext": ".nii.gz"}
+    objects = {
+        "case": {"image": file, "labels": {"final": file}},
+        "other": {"image": file, "labels": {}},
+    }
+    (tmp_path / "datastore_v2.json").write_text(json.dumps({"objects": objects}))
+    shown = run("queue", "--studies", str(tmp_path)).output
+    assert "Final labels: 1" in shown
+    assert not any("other" in line for line in shown.splitlines() if "│" in line)
+    row = next(line for line in shown.splitlines() if "ann, bob" in line)
+    assert [cell.strip() for cell in row.split("│")[1:5]] == ["case", "tail", "ann, bob", "0.889"]
+
+
 @pytest.mark.parametrize(
     ("studies", "message"), [("nowhere", "no studies folder"), ("http://host/dicom-web", "running server")]
 )

@@ -19,7 +19,7 @@ from dualclickmed.errors import UserError
 from dualclickmed.experts.scope import training_scope_of
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.learning import gate, retraining
-from dualclickmed.learning.final import FinalLabel
+from dualclickmed.learning.final import FinalLabel, prepare
 from dualclickmed.learning.prior import Prior
 from dualclickmed.learning.record import FAILED, PUBLISHED, REFUSED, Record
 from dualclickmed.learning.retraining import Place, Settings, retrain
@@ -207,8 +207,6 @@ def test_one_at_a_time(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyP
 
 
 def test_the_label_files_of_a_run_are_cases_that_training_can_read(tmp_path: Path) -> None:
-    from dualclickmed.learning.final import prepare
-
     labels = [final(tmp_path / "studies", "case")]
     prepared = prepare(labels, tmp_path / "run", LabelMap(()), Prior())
     volume, values = load_case(prepared.cases["case"][0])
@@ -246,3 +244,17 @@ def test_a_damaged_progress_file_says_nothing(place: Place) -> None:
     assert progress_of(place.folder) == {}
     (place.folder / "progress.json").write_text(json.dumps([1]))
     assert progress_of(place.folder) == {}
+
+
+@pytest.mark.parametrize(("rule", "voxels"), [("last", 150), ("majority", 100), ("staple", 100)])
+def test_the_rule_says_which_annotators_label_trains(tmp_path: Path, rule: str, voxels: int) -> None:
+    record = Record(tmp_path / "learning")
+    for who, depth in (("ann", 4), ("bob", 4), ("cy", 6)):
+        mask = np.zeros(SHAPE, dtype=np.uint8)
+        mask[5 : 5 + depth, 6:11, 7:12] = 1
+        label = final(tmp_path / who, "case", mask, label_info=[{"name": "Spleen"}])
+        record.submit("case", label.label, {**label.info, "client_id": who})
+    prepared = prepare([label], tmp_path / "run", LabelMap(("spleen",)), Prior(), record, rule)
+    (case,) = prepared.cases["case"]
+    assert dict(case.names) == {1: "spleen"}
+    assert np.count_nonzero(load_case(case)[1]) == voxels

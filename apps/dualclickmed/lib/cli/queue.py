@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
+from ..imaging.label_map import LabelMap
+from ..imaging.volume import load_volume
+from ..learning.agreement import compare
 from ..learning.curve import CURVE, PLOT, TARGETS, Point, simulate
-from ..learning.following import STORE, follow, held_in
+from ..learning.final import versions_of
+from ..learning.following import STORE, follow, held_in, image_in
 from ..learning.record import FOLDER, Record
 from ..learning.retraining import Settings
 from ..learning.runs import is_training, progress_of, settle
@@ -20,6 +24,8 @@ from ..training.sources import find_training_cases
 from ..weights.files import KINDS
 
 SHOWN_TRAININGS = 5
+SHOWN_IMAGES = 50
+"""Of those with several annotators: each has to be read."""
 MOST_LABELS_SHOWN = 6
 
 
@@ -60,6 +66,9 @@ def queue(
             ", ".join(f"{s.who}: {record.path_of(s).name}" for s in others),
         )
     console.print(table)
+    several = [image for image in now if len(record.versions(image)) > 1]
+    if several and stored:
+        console.print(_agreement(Path(studies), record, several))
     trainings = record.trainings()[-SHOWN_TRAININGS:]
     if trainings:
         table = Table(title="Last trainings", title_justify="left")
@@ -72,6 +81,22 @@ def queue(
         console.print(table)
     if is_training(record.folder):
         console.print("Running:", progress_of(record.folder), highlight=False)
+
+
+def _agreement(studies: Path, record: Record, images: list[str]) -> Table:
+    """How far the annotators of some images agree."""
+    table = Table(title="Several annotators", title_justify="left")
+    for name in ("image", "label", "annotators", "Dice", "surface distance (mm)", "95th percentile (mm)"):
+        table.add_column(name, overflow="fold")
+    for image in images[:SHOWN_IMAGES]:
+        try:
+            volume = load_volume(image_in(studies, image))
+            for pair in compare(versions_of(record, image, volume, LabelMap(())), volume):
+                distances = ("" if mm is None else f"{mm:.2f}" for mm in (pair.distance, pair.hausdorff))
+                table.add_row(image, pair.label, f"{pair.one}, {pair.other}", f"{pair.dice:.3f}", *distances)
+        except UserError as error:
+            table.add_row(image, str(error))
+    return table
 
 
 def learn_curve(

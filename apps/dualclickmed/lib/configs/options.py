@@ -14,6 +14,7 @@ from ..experts import DEFAULT_STRATEGY, STRATEGIES
 from ..experts.devices import CUDA, gpus, resolved_device
 from ..experts.precision import PRECISIONS
 from ..imaging.label_map import DEFAULT_NAMES, LabelMap
+from ..learning.record import CONSENSUS
 from ..networks.configs import PRESETS
 from .wire import RESERVED
 
@@ -35,6 +36,8 @@ class Options:
         model_dir: the folder of weights; None means ``weights.model_dir()``.
         preset: which weights of that folder; None: what 'weights use' chose, else the compact.
         precision: of the networks, one of `experts.precision.PRECISIONS`.
+        consensus: which label trains where several annotators have labelled an image, one of
+            `learning.record.CONSENSUS`.
         retrain_after: new final labels after which a training starts by itself; 0 for never.
         review: only show images and labels; nothing is segmented, stored or trained, and no weights are
             needed.
@@ -48,6 +51,7 @@ class Options:
     preset: str | None = None
     precision: str = PRECISIONS[0]
     retrain_after: int = 0
+    consensus: str = CONSENSUS[0]
     review: bool = False
 
     @classmethod
@@ -68,6 +72,7 @@ class Options:
             model_dir=Path(model_dir) if model_dir else None,
             preset=None if preset is None else _one_of("preset", preset, tuple(PRESETS)),
             precision=_one_of("precision", conf.get("precision", PRECISIONS[0]), PRECISIONS),
+            consensus=_one_of("consensus", conf.get("consensus", CONSENSUS[0]), CONSENSUS),
             retrain_after=_count("retrain_after", conf.get("retrain_after", "0")),
             review=_one_of("review", conf.get("review", "false"), ("true", "false")) == "true",
         )

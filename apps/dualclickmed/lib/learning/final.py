@@ -16,9 +16,10 @@ from ..imaging.label_files import NamedLabels, read_labels
 from ..imaging.label_map import LabelMap
 from ..imaging.volume import MODALITY_NAMES, Volume, load_volume
 from ..training.sources import LabelledCase
+from .agreement import consensus
 from .following import Held
 from .prior import Prior, examples_of
-from .record import FINAL, version_of
+from .record import FINAL, LAST, Record, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,14 +114,40 @@ def understood(volume: Volume, label: Path, info: Mapping[str, Any], known: Labe
     }
 
 
-def opened(label: FinalLabel, known: LabelMap) -> tuple[Volume, NamedLabels]:
+def opened(
+    label: FinalLabel, known: LabelMap, record: Record | None = None, rule: str = LAST
+) -> tuple[Volume, NamedLabels]:
     """An image and its named labels.
 
+    Args:
+        label: the final label.
+        known: the server's labels.
+        record: that holds the versions of several annotators (None: there are none).
+        rule: which of them counts, one of `record.CONSENSUS`.
+
     Raises:
-        UserError: either file cannot be used.
+        UserError: either file cannot be used, or the annotators agree on nothing.
     """
     volume = load_volume(label.path, label.modality)
+    if record is not None and rule != LAST:
+        versions = versions_of(record, label.image, volume, known)
+        if len(versions) > 1:
+            return volume, consensus(versions, rule)
     return volume, read_labels(label.label, volume, label.info, known)
+
+
+def versions_of(record: Record, image: str, volume: Volume, known: LabelMap) -> dict[str, NamedLabels]:
+    """What each annotator has drawn in an image, the one who submitted last at the end.
+
+    Versions that cannot be used are left out, which the log says.
+    """
+    found = {}
+    for submission in record.versions(image):
+        try:
+            found[submission.who] = read_labels(record.path_of(submission), volume, submission.meaning, known)
+        except UserError as error:
+            logger.warning("The label of %s by %s was left out. %s", image, submission.who, error)
+    return found
 
 
 @dataclass(frozen=True)
@@ -150,7 +177,14 @@ class Prepared:
         return [case for image in images for case in self.cases[image]]
 
 
-def prepare(labels: Sequence[FinalLabel], folder: Path, known: LabelMap, prior: Prior) -> Prepared:
+def prepare(
+    labels: Sequence[FinalLabel],
+    folder: Path,
+    known: LabelMap,
+    prior: Prior,
+    record: Record | None = None,
+    rule: str = LAST,
+) -> Prepared:
     """Write every usable label on its image's grid; log and skip the others.
 
     Args:
@@ -158,6 +192,7 @@ def prepare(labels: Sequence[FinalLabel], folder: Path, known: LabelMap, prior: 
         folder: of the run; label maps are written into it.
         known: the server's labels.
         prior: learns where each label lies; what it knew of labels that are final no more is left in it.
+        record, rule: as for `opened`.
     """
     cases: dict[str, list[LabelledCase]] = {}
     versions: list[str] = []
@@ -167,7 +202,7 @@ def prepare(labels: Sequence[FinalLabel], folder: Path, known: LabelMap, prior: 
         version = label.version
         versions.append(version)
         try:
-            volume, named = opened(label, known)
+            volume, named = opened(label, known, record, rule)
         except UserError as error:
             skipped[label.image] = str(error)
             logger.warning("The final label of %s was skipped. %s", label.image, error)

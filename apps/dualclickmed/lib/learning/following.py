@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..errors import UserError
 from .record import FINAL, UNKNOWN, Record, Submission, version_of
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,19 @@ def held_in(folder: Path) -> list[Held]:
     return found
 
 
+def image_in(folder: Path, image: str) -> Path:
+    """The file of an image of a studies folder.
+
+    Raises:
+        UserError: the folder's record does not know it.
+    """
+    try:
+        entry = json.loads((folder / STORE).read_text(encoding="utf-8"))["objects"][image]
+        return folder / f"{image}{entry['image'].get('ext', '')}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"The studies in '{folder}' have no image {image!r}.") from error
+
+
 def follow(record: Record, labels: Sequence[Held], archive: bool = False) -> dict[str, Submission]:
     """The final labels with who submitted them; the record is told what it does not know.
 
@@ -144,7 +158,7 @@ def _noted(record: Record, label: Held, version: str, who: str | None) -> Submis
     info = dict(label.info)
     if earlier is not None:
         # One of the kept versions was put back: it is its annotator's again.
-        info["client_id"] = earlier.who
+        info |= {**earlier.meaning, "client_id": earlier.who}
     elif who is not None:
         info["client_id"] = who
     elif not _of_this_file(label):

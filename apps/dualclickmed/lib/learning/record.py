@@ -40,6 +40,11 @@ UNKNOWN = "unknown"
 STARTED, PUBLISHED, REFUSED, FAILED = "started", "published", "refused", "failed"
 STOPPED = "stopped"
 """How far a training came. One that was cancelled or killed is `STOPPED`; whoever looks next notes it."""
+LAST, MAJORITY, STAPLE = "last", "majority", "staple"
+CONSENSUS = (LAST, MAJORITY, STAPLE)
+"""Which label trains where several annotators have labelled an image (`agreement.consensus`)."""
+_MEANING = ("label_info", "label_names", "labels")
+"""What is sent along with a label and says what its values mean (`imaging.label_files.read_labels`)."""
 _ENDINGS = (".nii.gz", ".seg.nrrd")
 _NAMES = LabelMap((), RESERVED)
 
@@ -57,6 +62,7 @@ class Submission:
         labels: names that were sent along.
         clicks: how many clicks the last prediction before it had, where known.
         prediction: which prediction was corrected: task, weights, time; empty where unknown.
+        meaning: what was sent along and says what the file's values mean.
     """
 
     version: str
@@ -67,6 +73,7 @@ class Submission:
     labels: tuple[str, ...] = ()
     clicks: int | None = None
     prediction: Mapping[str, Any] = field(default_factory=dict)
+    meaning: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,7 @@ class Record:
             labels=_names_sent(info),
             clicks=clicks if isinstance(clicks, int) and not isinstance(clicks, bool) else None,
             prediction=prediction,
+            meaning={name: info[name] for name in _MEANING if name in info},
         )
         self.keep(image, label)
         self._append({"event": "submitted", **_plain(submission)})
@@ -375,7 +383,13 @@ def _submission(event: Mapping[str, Any]) -> Submission:
         labels=tuple(event.get("labels", ())),
         clicks=event.get("clicks"),
         prediction=event.get("prediction", {}),
+        meaning=event.get("meaning") or _meant(event.get("labels", ())),
     )
+
+
+def _meant(names: Sequence[str]) -> dict[str, Any]:
+    """What the names of a submission mean that was noted before its meaning was."""
+    return {"label_info": [{"name": name} for name in names]} if names else {}
 
 
 def _training(event: Mapping[str, Any]) -> Training:

@@ -31,7 +31,7 @@ from .final import FinalLabel, Prepared, prepare
 from .lock import alone
 from .prior import Prior
 from .publishing import publish
-from .record import FAILED, PUBLISHED, REFUSED, STARTED, STOPPED, Record
+from .record import FAILED, LAST, PUBLISHED, REFUSED, STARTED, STOPPED, Record
 from .runs import CANCELLED, Telling, epochs_of, new_run, settle_alone, tidy
 from .together import train_together
 
@@ -126,12 +126,14 @@ class Place:
         model_dir: the folder of weights.
         preset: which weights are served; None: what was chosen.
         known: the server's labels.
+        consensus: which label trains where there are several annotators, one of `record.CONSENSUS`.
     """
 
     record: Record
     model_dir: Path | None = None
     preset: str | None = None
     known: LabelMap = field(default_factory=lambda: LabelMap(()))
+    consensus: str = LAST
 
     @property
     def folder(self) -> Path:
@@ -201,7 +203,7 @@ class _Round:
         parent = served if settings.pretrained else origin_of(served) or served
         self.say("reading", labels=len(labels))
         prior = Prior.load(place.folder)
-        prepared = prepare(labels, self.folder / "labels", place.known, prior)
+        prepared = prepare(labels, self.folder / "labels", place.known, prior, place.record, place.consensus)
         place.record.training(self.run, kind, STARTED, prepared.versions, prepared.labels)
         self.noted = True
         prior.keep(prepared.versions).save(place.folder)

@@ -16,10 +16,10 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from ..configs import wire
 from ..configs.options import Options
 from ..errors import UserError
-from ..imaging.label_files import LabelError
+from ..imaging.label_files import LabelError, NamedLabels
 from ..imaging.label_map import MAX_LABELS, LabelMap
 from ..imaging.volume import Volume, load_volume
-from ..learning.final import modality_of, understood
+from ..learning.final import modality_of, understood, versions_of
 from ..learning.following import follow, held
 from ..learning.prior import Prior
 from ..learning.record import FINAL, FOLDER, Record, Submission, now
@@ -134,6 +134,23 @@ class Learning:
             return understood(volume, label, info, self.options.labels)
         except LabelError as error:
             raise UserError(f"The label of {image_id} was not stored. {error}") from error
+
+    def versions(self, image_id: str) -> tuple[Volume, dict[str, NamedLabels]]:
+        """An image, and what each of its annotators has submitted for it since it was last without a label.
+
+        Raises:
+            UserError: there is no such image, or it has no final label that can be used.
+        """
+        path = self.datastore.get_image_uri(image_id) if image_id else ""
+        if not path:
+            raise UserError(f"There is no image {image_id[:100]!r} in the studies.")
+        if image_id not in self.final():
+            raise UserError(f"The image {image_id[:100]!r} has no final label.")
+        volume = self.load(Path(path), modality_of(self.datastore.get_image_info(image_id)))
+        found = versions_of(self.record, image_id, volume, self.options.labels)
+        if not found:
+            raise UserError(f"None of the labels of {image_id[:100]!r} can be used.")
+        return volume, found
 
     def on_save_label(self, image_id: str) -> dict[str, Any]:
         """What the answer to a submitted label says about it."""

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import psutil
 from monailabel.utils.async_tasks import task as tasks
 from monailabel.utils.async_tasks import utils
 
@@ -56,10 +58,14 @@ def cancelling(stop: Callable[[str], Any], record: Record) -> Callable[[str], An
 
 
 def stop_all() -> None:
-    """End every process that MONAI Label has started here."""
+    """End every process that MONAI Label has started here; those that wait for one another never begin."""
+    for executor in utils.background_executors.values():
+        executor.shutdown(wait=False, cancel_futures=True)
     for method in METHODS:
-        while utils.stop_background_task(method) is not None:
-            continue
+        # It may have ended by itself in the meantime.
+        with suppress(psutil.NoSuchProcess):
+            while utils.stop_background_task(method) is not None:
+                continue
 
 
 def _starting(method: str) -> bool:

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from fastapi import HTTPException
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.tasks.train import TrainTask
 
 from ..configs.options import Options
 from ..errors import UserError
+from ..experts.devices import gpus
 from ..learning.final import Studies, final_labels
 from ..learning.following import follow
 from ..learning.record import Record, Submission
@@ -109,7 +109,13 @@ class ExpertTrainer(TrainTask):
             settings = self.settings(request)
             labels = final_labels(datastore)
             follow(self.record, [label.held for label in labels], isinstance(datastore, DICOMWebDatastore))
-            place = Place(self.record, self.options.model_dir, self.options.preset, self.options.labels)
+            place = Place(
+                self.record,
+                self.options.model_dir,
+                self.options.preset,
+                self.options.labels,
+                self.options.consensus,
+            )
             command = f"POST /train/dualclickmed_{self.kind} {dict(request)}"
             outcome = retrain(self.kind, labels, place, settings, command)
         except UserError as error:
@@ -157,7 +163,7 @@ class ExpertTrainer(TrainTask):
             patience=max(0, int(_number(request, "early_stop_patience", defaults.patience, -1, 1e5))),
             held_out=_number(request, "val_split", defaults.held_out, 0, 0.9),
             batch=0 if batch == self._batch() else batch,
-            processes=max(1, gpus()) if _yes(request, "multi_gpu", False) else 1,
+            processes=max(1, len(gpus())) if _yes(request, "multi_gpu", False) else 1,
             events=str(_chosen(request.get("tracking"), TENSORBOARD)) != NO_TRACKING,
         )
 
@@ -173,9 +179,9 @@ class ExpertTrainer(TrainTask):
 def notes_on(request: Mapping[str, Any]) -> list[str]:
     """What of a request does not happen though it was asked for, as sentences."""
     notes = []
-    if _yes(request, "multi_gpu", False) and gpus() < 2:
+    if _yes(request, "multi_gpu", False) and len(gpus()) < 2:
         notes.append(
-            f"'multi_gpu' was asked for, but the GPUs that PyTorch can use here are {gpus()}: "
+            f"'multi_gpu' was asked for, but the GPUs that PyTorch can use here are {len(gpus())}: "
             "one process trains."
         )
     tracking = str(_chosen(request.get("tracking"), TENSORBOARD))
@@ -189,11 +195,6 @@ def notes_on(request: Mapping[str, Any]) -> list[str]:
     if unknown:
         notes.append(f"The request's {', '.join(unknown)} mean nothing to this training.")
     return notes
-
-
-def gpus() -> int:
-    """GPUs that PyTorch can use; 'gpus' of a request has chosen among them before this process began."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _chosen(value: Any, default: Any) -> Any:

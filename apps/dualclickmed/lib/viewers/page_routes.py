@@ -252,7 +252,7 @@ class Page:
 
     def _images(self) -> list[dict[str, Any]]:
         datastore = self.app.datastore()
-        final = self.app.learning.record.final()
+        final = self.app.learning.final()
         found = []
         for image in sorted(datastore.list_images()):
             info = datastore.get_image_info(image)
