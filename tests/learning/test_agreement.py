@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from dualclickmed.configs.consensus import LAST, MAJORITY, STAPLE
 from dualclickmed.errors import UserError
 from dualclickmed.imaging.label_files import NamedLabels
 from dualclickmed.imaging.volume import from_array
 from dualclickmed.learning.agreement import compare, consensus, disagreement, facts
-from dualclickmed.learning.record import LAST, MAJORITY, STAPLE
 
 SHAPE = (12, 12, 12)
 SPACING = (2.0, 1.0, 1.0)

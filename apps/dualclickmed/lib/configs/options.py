@@ -14,8 +14,8 @@ from ..experts import DEFAULT_STRATEGY, STRATEGIES
 from ..experts.devices import CUDA, gpus, resolved_device
 from ..experts.precision import PRECISIONS
 from ..imaging.label_map import DEFAULT_NAMES, LabelMap
-from ..learning.record import CONSENSUS
 from ..networks.configs import PRESETS
+from .consensus import CONSENSUS
 from .wire import RESERVED
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Options:
         preset: which weights of that folder; None: what 'weights use' chose, else the compact.
         precision: of the networks, one of `experts.precision.PRECISIONS`.
         consensus: which label trains where several annotators have labelled an image, one of
-            `learning.record.CONSENSUS`.
+            `consensus.CONSENSUS`.
         retrain_after: new final labels after which a training starts by itself; 0 for never.
         review: only show images and labels; nothing is segmented, stored or trained, and no weights are
             needed.

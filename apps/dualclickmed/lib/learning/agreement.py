@@ -18,12 +18,12 @@ import SimpleITK as sitk
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
+from ..configs.consensus import LAST, STAPLE
 from ..errors import UserError
 from ..evaluation.metrics import dice
 from ..imaging.geometry import Box
 from ..imaging.label_files import NamedLabels
 from ..imaging.volume import Volume
-from .record import LAST, STAPLE
 
 HAUSDORFF_PERCENTILE = 95
 
@@ -125,7 +125,7 @@ def consensus(versions: Mapping[str, NamedLabels], rule: str) -> NamedLabels:
 
     Args:
         versions: annotator to labels on one grid, the one submitted last at the end.
-        rule: one of `record.CONSENSUS`. By the majority's, a voxel belongs to a label that more than half
+        rule: one of `consensus.CONSENSUS`. By the majority's, a voxel belongs to a label that more than half
             of the annotators have drawn there, so that of two annotators both must have.
 
     Raises:

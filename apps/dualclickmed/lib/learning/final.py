@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import nibabel as nib
 import numpy as np
 
+from ..configs.consensus import LAST
 from ..errors import UserError
 from ..imaging.label_files import NamedLabels, read_labels
 from ..imaging.label_map import LabelMap
@@ -19,7 +20,7 @@ from ..training.sources import LabelledCase
 from .agreement import consensus
 from .following import Held
 from .prior import Prior, examples_of
-from .record import FINAL, LAST, Record, version_of
+from .record import FINAL, Record, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def opened(
         label: the final label.
         known: the server's labels.
         record: that holds the versions of several annotators (None: there are none).
-        rule: which of them counts, one of `record.CONSENSUS`.
+        rule: which of them counts, one of `configs.consensus.CONSENSUS`.
 
     Raises:
         UserError: either file cannot be used, or the annotators agree on nothing.

@@ -40,9 +40,6 @@ UNKNOWN = "unknown"
 STARTED, PUBLISHED, REFUSED, FAILED = "started", "published", "refused", "failed"
 STOPPED = "stopped"
 """How far a training came. One that was cancelled or killed is `STOPPED`; whoever looks next notes it."""
-LAST, MAJORITY, STAPLE = "last", "majority", "staple"
-CONSENSUS = (LAST, MAJORITY, STAPLE)
-"""Which label trains where several annotators have labelled an image (`agreement.consensus`)."""
 _MEANING = ("label_info", "label_names", "labels")
 """What is sent along with a label and says what its values mean (`imaging.label_files.read_labels`)."""
 _ENDINGS = (".nii.gz", ".seg.nrrd")

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..configs.consensus import LAST
 from ..errors import UserError
 from ..experts.scope import SCOPE_KEY, training_scope_of
 from ..imaging.label_map import LabelMap
@@ -31,7 +32,7 @@ from .final import FinalLabel, Prepared, prepare
 from .lock import alone
 from .prior import Prior
 from .publishing import publish
-from .record import FAILED, LAST, PUBLISHED, REFUSED, STARTED, STOPPED, Record
+from .record import FAILED, PUBLISHED, REFUSED, STARTED, STOPPED, Record
 from .runs import CANCELLED, Telling, epochs_of, new_run, settle_alone, tidy
 from .together import train_together
 
@@ -126,7 +127,7 @@ class Place:
         model_dir: the folder of weights.
         preset: which weights are served; None: what was chosen.
         known: the server's labels.
-        consensus: which label trains where there are several annotators, one of `record.CONSENSUS`.
+        consensus: which label trains where there are several annotators, one of `CONSENSUS`.
     """
 
     record: Record
