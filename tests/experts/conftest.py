@@ -31,7 +31,9 @@ class FakeNetwork(nn.Module):
     def __init__(self, field: Field, size: int = 64, box_label: int = 2) -> None:
         super().__init__()
         self.field = field
-        self.config = SimpleNamespace(image_size=size, mask_size=size, box_label=box_label, multiple=1)
+        self.config = SimpleNamespace(
+            image_size=size, mask_size=size, box_label=box_label, multiple=1, hold_edges=False
+        )
         self.encoded: list[Tensor] = []
         self.decoded: list[tuple[Tensor, Tensor, Tensor | None]] = []
 

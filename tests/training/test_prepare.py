@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.errors import UserError
-from dualclickmed.imaging.geometry import Box
+from dualclickmed.imaging.geometry import Box, global_roi
 from dualclickmed.training import prepare as module
 from dualclickmed.training.case_samples import global_crop
 from dualclickmed.training.opened import OpenedCases, open_case
@@ -32,7 +32,13 @@ def test_a_prepared_crop_is_the_crop(tmp_path: Path) -> None:
     [folder] = [p for p in (tmp_path / "crops").iterdir() if p.is_dir()]
     assert sorted(p.name for p in folder.iterdir()) == ["1-0.npz", "3-0.npz", "case.json"]
     for found in opened.objects:
-        expected = global_crop(opened, found, Box.of_mask(opened.labels == found.value))
+        expected = global_crop(
+            opened,
+            found,
+            Box.of_mask(opened.labels == found.value),
+            global_roi(Box.of_mask(opened.labels == found.value), grid=(EXACT.grid,) * 3),
+            EXACT.hold_edges,
+        )
         crop = read_crop(folder / f"{found.value}-0.npz")
         assert torch.equal(crop.truth, expected.truth) and torch.equal(crop.valid, expected.valid)
         assert float((crop.image - expected.image).abs().max()) <= 1 / 16

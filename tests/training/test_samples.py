@@ -25,7 +25,15 @@ from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_c
 
 from tests.support.cases import challenge_file, decathlon, volume_and_labels, write_nifti
 
-GLOBAL = dataclasses.replace(COMPACT["global"], scenes=1, targets=2)
+BOXES_ONLY = {
+    "grid": 64,
+    "hold_edges": False,
+    "clicked": 0.0,
+    "components": 0.0,
+    "parts": 0.0,
+    "scale_z": (0.9, 1.1),
+}
+GLOBAL = dataclasses.replace(COMPACT["global"], scenes=1, targets=2, **BOXES_ONLY)
 ONE = dataclasses.replace(GLOBAL, targets=1)
 
 
@@ -41,7 +49,7 @@ def test_the_truth_of_an_exact_box_fills_the_middle_of_the_grid() -> None:
     rng = np.random.default_rng(0)
     found = 0
     for _ in range(40):
-        [(image, truth, valid, _)] = global_samples(
+        [(image, truth, valid, *_)] = global_samples(
             block_scene(), rng, dataclasses.replace(GLOBAL, targets=1)
         )
         assert image.shape == truth.shape == valid.shape == (64, 64, 64)
@@ -128,7 +136,7 @@ def test_a_labelled_crop_is_what_serving_computes_for_its_box(tmp_path: Path, mo
     case = opened(tmp_path, GLOBAL, modality)
     for found in case.objects:
         box = Box.of_mask(case.labels == found.value)
-        crop = global_crop(case, found, box)
+        crop = global_crop(case, found, box, global_roi(box))
         served = global_input(case.volume, global_roi(box), map_in_box(case.volume, box, "auto"))
         assert torch.equal(normalise_global(crop.image), served[0, 0])
         # The object fills 1 / 1.8 of the grid along each axis, the voxels outside the image are not valid.
@@ -195,7 +203,7 @@ def test_an_object_too_thin_for_the_grid_is_where_it_fills_cells_most() -> None:
         labels[4, 10 + step, 10 + step] = 1
     volume = from_array(np.full(labels.shape, 50, np.uint8) + 100 * labels.astype(np.uint8))
     case = OpenedCase(volume, labels, find_objects(labels, 24))
-    crop = global_crop(case, case.objects[0], Box.of_mask(labels))
+    crop = global_crop(case, case.objects[0], Box.of_mask(labels), global_roi(Box.of_mask(labels)))
     assert 30 < int(crop.truth.sum()) < 400
     assert float(crop.image[crop.truth].mean()) > float(crop.image[crop.valid & ~crop.truth].mean())
 
@@ -218,10 +226,16 @@ def test_point_only_keeps_what_a_box_describes_badly(tmp_path: Path) -> None:
 
 
 def test_affine_augmentation_keeps_image_and_truth_together(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(GLOBAL, affine=1.0, flip=0.5, exact_boxes=True)
+    scales = {"scale_z": (0.9, 1.1), "scale_xy": (0.5, 1.5), "shift": 4.0}
+    recipe = dataclasses.replace(GLOBAL, affine=1.0, flip=0.5, exact_boxes=True, **scales)
     case = opened(tmp_path, recipe)
     found = case.objects[1]
-    crop = global_crop(case, found, Box.of_mask(case.labels == found.value))
+    crop = global_crop(
+        case,
+        found,
+        Box.of_mask(case.labels == found.value),
+        global_roi(Box.of_mask(case.labels == found.value)),
+    )
     rng = np.random.default_rng(3)
     sides = []
     for _ in range(40):

@@ -33,7 +33,9 @@ def full_parity(seed: int = 0, side: int = 128) -> Iterator[tuple[str, dict[str,
     """Names of `FULL` and the relative differences of their outputs; `side` is that of the local window."""
     for name, config in FULL.items():
         if isinstance(config, GlobalConfig):
-            yield name, compare_global(randomised(build_global(config), seed), seed + 1)
+            network = build_global(config)
+            assert isinstance(network, GlobalNetwork)
+            yield name, compare_global(randomised(network, seed), seed + 1)
         else:
             yield name, compare_local(randomised(build_local(config), seed), seed + 1, side)
 

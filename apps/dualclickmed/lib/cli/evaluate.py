@@ -24,12 +24,13 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..evaluation import calibration, cost, report
+from ..evaluation import nested as nested_objects
 from ..evaluation.cases import Case, find_cases
 from ..evaluation.methods import DEFAULT, Settings, known, our_expert
 from ..evaluation.protocol import STARTS, TIME_LIMIT
 from ..evaluation.run import Plan, run
 from ..evaluation.statistics import Summary
-from ..experts import STRATEGIES, DualExpert
+from ..experts import DEFAULT_STRATEGY, STRATEGIES, DualExpert
 from ..experts.devices import resolved_device
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,9 @@ WIDTH = 150
 
 def evaluate(
     cases: Annotated[
-        Path,
+        Path | None,
         typer.Option(help="Folder of case files (.npz) or of images with labels, or a list (CSV, JSON)."),
-    ],
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder of scores and report; a run that was stopped goes on there.")
     ] = Path("evaluation"),
@@ -83,6 +84,14 @@ def evaluate(
             "--calibration", help="Measure whether the probabilities of 'fused' mean what they say."
         ),
     ] = False,
+    nested: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Instead of cases: so many generated volumes with objects inside objects (usually 40), "
+            "asked for alone and together.",
+        ),
+    ] = 0,
     strategy: Annotated[
         str | None, typer.Option(help=f"Short for --method: {', '.join(STRATEGIES)}.")
     ] = None,
@@ -97,13 +106,18 @@ def evaluate(
 
     Writes scores (CSV), a summary (JSON) and a report (Markdown, HTML) with tables and curves.
     """
+    settings = Settings(model_dir, preset, resolved_device(device))
+    if nested:
+        _nested(nested, strategy or DEFAULT_STRATEGY, settings, out)
+        return
+    if cases is None:
+        raise UserError("Name labelled cases with --cases, or measure generated volumes with --nested.")
     if start not in STARTS:
         raise UserError(f"--start must be one of {', '.join(STARTS)}, but it is '{start}'.")
     methods = [*(method or ([] if strategy else DEFAULT)), *([strategy] if strategy else [])]
     found = [c for c in find_cases(cases, truth) if only is None or c.name.startswith(only)]
     if not found:
         raise UserError(f"No case in '{cases}' has a name that starts with '{only}'.")
-    settings = Settings(model_dir, preset, resolved_device(device))
     wanted = tuple(part.strip() for part in (labels or "").split(",") if part.strip())
     plan = Plan(out, str(cases), tuple(methods), settings, start, clicks, wanted, smallest, most, limit)
     names = plan.names
@@ -127,6 +141,32 @@ def evaluate(
     Console(stderr=True).print(
         f"Report -> {out / report.HTML}", markup=False, highlight=False, soft_wrap=True
     )
+
+
+def _nested(count: int, strategy: str, settings: Settings, out: Path) -> None:
+    """Measure objects inside objects; writes nested.csv and prints the means."""
+    if strategy not in STRATEGIES:
+        raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, but it is '{strategy}'.")
+    logging.getLogger(DualExpert.__module__).setLevel(logging.WARNING)
+    with _Progress(Console(stderr=True), 1) as progress:
+        scores = nested_objects.measure_nested(
+            our_expert(settings),
+            nested_objects.nested_volumes(count),
+            strategy,
+            lambda number: progress.done(number, count),
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    nested_objects.write_nested(out / "nested.csv", scores)
+    table = Table("objects", "number", "DSC alone", "DSC together", "lost", title="Objects inside objects")
+    for name, part in (
+        ("outer", [s for s in scores if not s.inner]),
+        ("inner", [s for s in scores if s.inner]),
+        ("all", scores),
+    ):
+        alone, together = (sum(v) / len(part) for v in ([s.alone for s in part], [s.together for s in part]))
+        lost = sum(s.lost for s in part)
+        table.add_row(name, str(len(part)), f"{alone:.3f}", f"{together:.3f}", str(lost))
+    Console(width=WIDTH).print(table)
 
 
 def _calibration_table(found: calibration.Reliabilities) -> Table:

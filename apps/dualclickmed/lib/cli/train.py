@@ -212,7 +212,7 @@ def read_sources(texts: Sequence[str], share: float | None, seed: int) -> list[W
         if path == "generated":
             sources.append(WeightedSource("generated", number))
             continue
-        cases = find_training_cases(Path(path))
+        cases = find_training_cases(Path(path), label_maps=True)
         if share is not None:
             cases = coreset(cases, share, seed)
         sources.append(WeightedSource(cases, number))

@@ -24,7 +24,7 @@ from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
 from ..experts.devices import resolved_device
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume, from_array
-from ..networks.global_network import GlobalNetwork
+from ..networks.global_network import RegionNetwork
 from ..networks.local_network import LocalNetwork
 from ..predictor import CACHE_BYTES
 from ..training.generated import make_scene
@@ -256,7 +256,7 @@ def _recipe(kind: Kind, budget: Budget, changes: Mapping[str, Any]) -> Recipe:
 def _method(kind: Kind, path: Path, device: str, last_only: bool) -> Method:
     network, cache = load_expert(kind, path), ByteCache(CACHE_BYTES)
     if kind == "global":
-        expert = DualExpert(GlobalExpert(cast(GlobalNetwork, network), device, cache), None)
+        expert = DualExpert(GlobalExpert(cast(RegionNetwork, network), device, cache), None)
     else:
         expert = DualExpert(None, LocalExpert(cast(LocalNetwork, network), device, cache))
     return LastPrompt(expert, kind) if last_only else ExpertMethod(expert, kind)

@@ -234,6 +234,7 @@ def sam_med3d(tensors: dict[str, Tensor], source: Path) -> GlobalNetwork:
         iou_head=SAM_QUALITY if quality is None else len(quality),
     )
     network = build_global(config)
+    assert isinstance(network, GlobalNetwork)
     expected = network.state_dict()
     found = {name: value.float() for name, value in tensors.items() if name in expected}
     # Nothing refers to the embeddings of box corners, which some checkpoints leave out.

@@ -20,7 +20,7 @@ from .click_constraints import enforce_clicks
 from .fused.strategy import Fusion, Refined
 from .global_expert import GlobalExpert
 from .local_expert import LocalExpert
-from .prediction import Prediction, filled_region, merge
+from .prediction import Prediction, filled_region, merge, parts_of
 from .timing import StageTimer
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class DualExpert:
         _reject_shared_clicks(checked)
 
         refined: dict[str, Refined] = {}
-        predictions: list[tuple[int, Prediction]] = []
+        found: dict[int, list[Prediction]] = {}
         for label, given in checked.items():
             expert = experts[label]
             with _naming(label, prompts):
@@ -161,7 +161,13 @@ class DualExpert:
                     parts = _handicapped(refined[label].predictions)
                 else:
                     parts = expert.predict(volume, given, intensity, stages)
-            predictions += [(values[label], part) for part in parts]
+            found[values[label]] = parts
+        wholes = parts_of(found) if strategy == "fused" else {}
+        predictions = [
+            (value, replace(part, part_of=wholes.get(value, frozenset())))
+            for value, parts in found.items()
+            for part in parts
+        ]
 
         with stages.timed("merge"):
             labels = merge(volume.shape, predictions)

@@ -16,7 +16,7 @@ from ..imaging.geometry import Box, Roi, crop_to_grid, global_roi
 from ..imaging.intensity import IntensityMap
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
-from ..networks.global_network import GlobalFeatures, GlobalNetwork, box_centre_prompt
+from ..networks.global_network import GlobalFeatures, RegionNetwork, box_centre_prompt
 from .cache import ByteCache
 from .inputs import global_input, map_in_box, point_prompts
 from .precision import chosen_precision
@@ -27,14 +27,14 @@ MASK_LOGIT = 4.0
 """Logit that stands for a voxel inside a given mask, and minus it for one outside (probability 0.98)."""
 
 
-def box_logits(network: GlobalNetwork, features: GlobalFeatures, device: torch.device) -> Tensor:
+def box_logits(network: RegionNetwork, features: GlobalFeatures, device: torch.device) -> Tensor:
     """The first round of training: what the box alone says, logits (1, 1, M, M, M) of one region."""
     centre, kind = box_centre_prompt(network, 1, network.config.image_size, device)
     return network.decode(features, centre, kind, None)
 
 
 def click_logits(
-    network: GlobalNetwork, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor
+    network: RegionNetwork, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor
 ) -> Tensor:
     """The second round: all clicks, and the mask of the first round or an earlier one.
 
@@ -68,7 +68,7 @@ class GlobalExpert:
 
     def __init__(
         self,
-        network: GlobalNetwork,
+        network: RegionNetwork,
         device: str | torch.device,
         cache: ByteCache,
         precision: str = "float32",
@@ -170,7 +170,9 @@ class GlobalExpert:
     ) -> GlobalFeatures:
         def encode() -> GlobalFeatures:
             with stages.timed("crop"):
-                image = global_input(volume, roi, intensity_map).to(self.device)
+                image = global_input(volume, roi, intensity_map, self.network.config.hold_edges).to(
+                    self.device
+                )
             with stages.timed("encode"), self._precision():
                 return self.network.encode(image)
 

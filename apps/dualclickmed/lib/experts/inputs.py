@@ -44,9 +44,13 @@ def map_at_points(volume: Volume, points: Sequence[Index], intensity: str) -> In
     return _choose(volume, intensity, volume.array[z, y, x])
 
 
-def global_input(volume: Volume, roi: Roi, intensity_map: IntensityMap) -> Tensor:
-    """The global network's image (1, 1, *roi.grid): [0, 255], outside the volume 0, then z-score."""
-    grey = crop_to_grid(volume.array, roi, lambda stored: intensity_map(volume.to_real(stored)))
+def global_input(volume: Volume, roi: Roi, intensity_map: IntensityMap, hold_edges: bool = False) -> Tensor:
+    """The global network's image (1, 1, *roi.grid): [0, 255], outside the volume 0 or, with `hold_edges`, as
+    at its faces; then z-score.
+    """
+    grey = crop_to_grid(
+        volume.array, roi, lambda stored: intensity_map(volume.to_real(stored)), hold_edges=hold_edges
+    )
     return normalise_global(grey)[None, None]
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from ..errors import WeightsError
-from ..networks.global_network import GlobalNetwork
+from ..networks.global_network import RegionNetwork
 from ..networks.local_network import LocalNetwork
 from ..weights.files import load_expert
 from ..weights.lineage import origin_of
@@ -45,7 +45,7 @@ def load_experts(
 
 
 def _global(path: Path, device: Any, cache: ByteCache, precision: str) -> GlobalExpert:
-    network = cast(GlobalNetwork, load_expert("global", path))
+    network = cast(RegionNetwork, load_expert("global", path))
     found = _scope_and_origin(path)
     if found is None:
         return GlobalExpert(network, device, cache, precision)

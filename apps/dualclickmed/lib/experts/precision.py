@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..networks.global_network import GlobalNetwork, box_centre_prompt
+from ..networks.global_network import RegionNetwork, box_centre_prompt
 from ..networks.local_network import LocalNetwork
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def processor_has_bfloat16() -> bool:
 
 
 def chosen_precision(
-    network: GlobalNetwork | LocalNetwork, device: str | torch.device, wanted: str = PRECISIONS[0]
+    network: RegionNetwork | LocalNetwork, device: str | torch.device, wanted: str = PRECISIONS[0]
 ) -> torch.dtype | None:
     """The lower precision that a network is to run in, None for float32.
 
@@ -116,7 +116,7 @@ def seconds_of_products(dtype: torch.dtype) -> float:
 
 
 @torch.inference_mode()
-def mask_difference(network: GlobalNetwork | LocalNetwork, device: torch.device, dtype: torch.dtype) -> float:
+def mask_difference(network: RegionNetwork | LocalNetwork, device: torch.device, dtype: torch.dtype) -> float:
     """Share of the voxels of a made-up region whose mask differs between float32 and `dtype`."""
     expected = _mask(network, device)
     with torch.autocast(device.type, dtype=dtype):
@@ -124,9 +124,9 @@ def mask_difference(network: GlobalNetwork | LocalNetwork, device: torch.device,
     return float((got != expected).float().mean())
 
 
-def _mask(network: GlobalNetwork | LocalNetwork, device: torch.device) -> Tensor:
+def _mask(network: RegionNetwork | LocalNetwork, device: torch.device) -> Tensor:
     """A noisy ball, clicked inside and outside."""
-    is_global = isinstance(network, GlobalNetwork)
+    is_global = not isinstance(network, LocalNetwork)
     side = network.config.image_size if is_global else CHECK_SIDE  # type: ignore[union-attr]
     axis = (torch.arange(side) + 0.5) / side - 0.5
     ball = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).square().sum(0).sqrt() < _RADIUS

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from ..imaging.geometry import Box, Position, Region, Roi, paste_from_grid
 
+LEAST_INSIDE, LARGEST_PART = 0.5, 0.7
+"""A part lies inside the whole by at least the first share of its own voxels, and has at most the second
+share of the whole's."""
 NOWHERE: Region = (slice(0, 0), slice(0, 0), slice(0, 0))
 
 
@@ -22,11 +26,14 @@ class Prediction:
         region: which voxels (z, y, x), as slices; possibly none.
         logits: float32, as large as the region; the object is where they are above 0.
         handicap: what its logits are lowered by where they are compared with those of another object.
+        part_of: values of the objects that this one is a part of: it takes its voxels from them, whatever
+            the logits.
     """
 
     region: Region
     logits: npt.NDArray[np.float32]
     handicap: float = 0.0
+    part_of: frozenset[int] = frozenset()
 
     @property
     def nbytes(self) -> int:
@@ -43,7 +50,7 @@ class Prediction:
             slice(whole.start + s.start, whole.start + s.stop)
             for whole, s in zip(self.region, part, strict=True)
         )
-        return Prediction((z, y, x), np.ascontiguousarray(self.logits[part]), self.handicap)
+        return replace(self, region=(z, y, x), logits=np.ascontiguousarray(self.logits[part]))
 
     def at(self, points: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits at voxels (N, 3) of the volume; minus infinity outside the region."""
@@ -78,7 +85,7 @@ def paste_object(logits: Tensor, roi: Roi, shape: Sequence[int]) -> Prediction:
 
 def merge(shape: Sequence[int], predictions: Sequence[tuple[int, Prediction]]) -> npt.NDArray[np.uint8]:
     """A label map: of the objects whose logit is above 0, each voxel takes the value of the one with the
-    highest, after their handicaps.
+    highest, after their handicaps. An object has no voxel that one of its parts claims.
 
     Args:
         shape: the volume's (D, H, W).
@@ -91,6 +98,10 @@ def merge(shape: Sequence[int], predictions: Sequence[tuple[int, Prediction]]) -
     labels = np.zeros(tuple(shape), dtype=np.uint8)
     for at, (value, prediction) in enumerate(predictions):
         wins = prediction.logits > 0
+        for _, part in predictions:
+            shared = intersection(prediction.region, part.region) if value in part.part_of else None
+            if shared is not None:
+                wins[within(shared, prediction.region)] &= part.logits[within(shared, part.region)] <= 0
         for other_value, other in predictions[:at]:
             shared = intersection(prediction.region, other.region)
             if shared is None:
@@ -108,12 +119,44 @@ def merged_labels_at(
     """What `merge` gives at voxels (N, 3)."""
     best = np.full(len(points), -np.inf, dtype=np.float32)
     values = np.zeros(len(points), dtype=np.uint8)
-    for value, prediction in predictions:
-        logits = prediction.at(points)
+    found = [prediction.at(points) for _, prediction in predictions]
+    for (value, prediction), logits in zip(predictions, found, strict=True):
         claims = np.where(logits > 0, logits - np.float32(prediction.handicap), -np.inf)
+        for (_, part), theirs in zip(predictions, found, strict=True):
+            if value in part.part_of:
+                claims[theirs > 0] = -np.inf
         values[claims > best] = value
         best = np.maximum(best, claims)
     return values
+
+
+def parts_of(predictions: Mapping[int, Sequence[Prediction]]) -> dict[int, frozenset[int]]:
+    """Which objects are parts of which others: those that lie mostly inside a much larger one.
+
+    Args:
+        predictions: value to predictions, each object's as found alone.
+
+    Returns:
+        For every value, the values of the objects that it is a part of.
+    """
+    found = {value: [p for p in parts if p.region != NOWHERE] for value, parts in predictions.items()}
+    sizes = {value: sum(int(np.count_nonzero(p.logits > 0)) for p in parts) for value, parts in found.items()}
+    wholes: dict[int, set[int]] = {value: set() for value in predictions}
+    for value, parts in found.items():
+        for other, theirs in found.items():
+            if other == value or not 0 < sizes[value] <= LARGEST_PART * sizes[other]:
+                continue
+            inside = 0
+            for mine, their in itertools.product(parts, theirs):
+                shared = intersection(mine.region, their.region)
+                if shared is not None:
+                    both = (mine.logits[within(shared, mine.region)] > 0) & (
+                        their.logits[within(shared, their.region)] > 0
+                    )
+                    inside += int(np.count_nonzero(both))
+            if inside >= LEAST_INSIDE * sizes[value]:
+                wholes[value].add(other)
+    return {value: frozenset(found) for value, found in wholes.items()}
 
 
 def filled_region(mask: npt.NDArray[np.generic]) -> Region:

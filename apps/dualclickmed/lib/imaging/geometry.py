@@ -269,11 +269,14 @@ def axis_weights(
         raise ValueError(f"interpolation needs support >= 1 and size >= 1, got {support} and {size}")
     x = np.asarray(positions, dtype=np.float64).reshape(-1)
     if hold_edges:
-        x = np.clip(x, 0, size - 1)
+        # Far outside everything is the edge's value; so the number of weights stays small.
+        x = np.clip(x, -support, size - 1 + support)
     first = np.ceil(x - support).astype(np.int64)
     taps = first[:, None] + np.arange(math.floor(2 * support) + 1)
     weights = np.maximum(0.0, 1.0 - np.abs(taps - x[:, None]) / support)
     weights /= weights.sum(axis=1, keepdims=True)
+    if hold_edges:
+        taps = np.clip(taps, 0, size - 1)
 
     used = (weights > 0) & (taps >= 0) & (taps < size)
     if not used.any():
@@ -281,7 +284,7 @@ def axis_weights(
     start, stop = int(taps[used].min()), int(taps[used].max()) + 1
     matrix = np.zeros((len(x), stop - start), dtype=np.float32)
     rows = np.broadcast_to(np.arange(len(x))[:, None], taps.shape)
-    matrix[rows[used], taps[used] - start] = weights[used]
+    np.add.at(matrix, (rows[used], taps[used] - start), weights[used])
     return AxisWeights(start, torch.from_numpy(matrix))
 
 
@@ -290,6 +293,7 @@ def crop_to_grid(
     roi: Roi,
     transform: Callable[[Tensor], Tensor] | None = None,
     antialias: bool = True,
+    hold_edges: bool = False,
 ) -> Tensor:
     """Resample the part of `volume` under `roi` to the region's grid.
 
@@ -304,6 +308,7 @@ def crop_to_grid(
         transform: maps float32 voxels to float32 voxels one by one, before interpolation; it is called on
             pieces of the region. Whatever is outside the volume is zero after it.
         antialias: see above.
+        hold_edges: outside the volume its outermost voxels go on instead of zeros.
 
     Returns:
         float32 tensor of shape ``roi.grid``.
@@ -313,13 +318,13 @@ def crop_to_grid(
     """
     if volume.ndim != 3:
         raise ValueError(f"a crop needs a 3D volume, got shape {volume.shape}")
-    if roi.is_aligned:
+    if roi.is_aligned and not hold_edges:
         return _copy_window(volume, roi, transform)
 
     axes = []
     for size, lo, spacing, cells in zip(volume.shape, roi.box.lo, roi.spacing, roi.grid, strict=True):
         centres = (np.arange(cells) + 0.5) * spacing + lo - 0.5
-        axes.append(axis_weights(centres, size, max(1.0, spacing) if antialias else 1.0))
+        axes.append(axis_weights(centres, size, max(1.0, spacing) if antialias else 1.0, hold_edges))
     z, y, x = axes
     region = volume[z.start : z.stop, y.start : y.stop, x.start : x.stop]
     if region.size == 0:

@@ -21,7 +21,7 @@ import numpy as np
 from ..evaluation.protocol import expert_method, run_object
 from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
 from ..imaging.volume import Volume, from_array
-from ..networks.global_network import GlobalNetwork
+from ..networks.global_network import RegionNetwork
 from ..networks.local_network import LocalNetwork
 from ..training.generated import make_scene
 from ..training.sources import LabelledCase, load_case
@@ -168,7 +168,7 @@ def expert_of(kind: Kind, weights: Path, device: str = "cpu") -> DualExpert:
     network = load_expert(kind, weights)
     cache = ByteCache(_CACHE_BYTES)
     if kind == "global":
-        return DualExpert(GlobalExpert(cast(GlobalNetwork, network), device, cache), None)
+        return DualExpert(GlobalExpert(cast(RegionNetwork, network), device, cache), None)
     return DualExpert(None, LocalExpert(cast(LocalNetwork, network), device, cache))
 
 

@@ -6,7 +6,8 @@ from monai.networks.nets.segresnet_ds import SegResNetDS2
 from torch import nn
 
 from .configs import GlobalConfig, LocalConfig, preset_configs
-from .global_network import GlobalNetwork
+from .early_fusion import EarlyFusionNetwork
+from .global_network import GlobalNetwork, RegionNetwork
 from .image_encoder import Attention, Block, ConvStem, ImageEncoder, PatchEmbedding, RelativeAttention
 from .influence import MAPS
 from .layers import with_fast_convolutions
@@ -15,9 +16,11 @@ from .mask_decoder import MaskDecoder, PlainUpscaling, SkipUpscaling, TwoWayTran
 from .prompt_encoder import PromptEncoder
 
 
-def build_global(preset: str | GlobalConfig) -> GlobalNetwork:
+def build_global(preset: str | GlobalConfig) -> RegionNetwork:
     """The global network of a preset or of a configuration, with random weights."""
     c = preset_configs(preset)[0] if isinstance(preset, str) else preset
+    if c.unet_channels:
+        return EarlyFusionNetwork(c)
     cube = (c.image_size,) * 3
     patch_embed: nn.Module
     if c.stem_channels:

@@ -26,6 +26,10 @@ class GlobalConfig:
     ellipsoid_prior: add the logits of the ellipsoid in the box.
     click_influence: show the decoder how far each click reaches, and add it to the logits.
     box_label: label of the box-centre prompt. mask_size: side of the returned logits.
+    unet_channels: () for encoder and decoder as published, else the channels of the early-fusion U-Net at
+        1/2, 1/4, 1/8 ... of the grid, for which of the above only image_size, box_label and mask_size count;
+        unet_blocks: its residual blocks of each level on the way down.
+    hold_edges: outside the image its outermost voxels go on instead of zeros.
     """
 
     image_size: int = 64
@@ -54,6 +58,9 @@ class GlobalConfig:
     click_influence: bool = False
     box_label: int = 1
     mask_size: int = 32
+    unet_channels: tuple[int, ...] = ()
+    unet_blocks: tuple[int, ...] = ()
+    hold_edges: bool = False
 
     @property
     def grid(self) -> int:
@@ -62,8 +69,8 @@ class GlobalConfig:
 
     @property
     def mask_prompt_size(self) -> int:
-        """Side of the mask prompt: two halvings lead to the token grid."""
-        return 4 * self.grid
+        """Side of the mask prompt: two halvings lead to the token grid; a U-Net takes its own masks."""
+        return self.mask_size if self.unet_channels else 4 * self.grid
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a model card (JSON)."""
@@ -120,6 +127,15 @@ def _from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     return cls(**plain)
 
 
+UNET_GLOBAL = GlobalConfig(
+    image_size=32,
+    mask_size=32,
+    box_label=2,
+    unet_channels=(32, 96, 192),
+    unet_blocks=(1, 1, 2),
+    hold_edges=True,
+)
+
 COMPACT_GLOBAL = GlobalConfig(
     embed_dim=160,
     depth=4,
@@ -158,6 +174,7 @@ COMPACT_LOCAL = LocalConfig(
 PRESETS: dict[str, tuple[GlobalConfig, LocalConfig]] = {
     "paper": (GlobalConfig(), LocalConfig()),
     "compact": (COMPACT_GLOBAL, COMPACT_LOCAL),
+    "unet": (UNET_GLOBAL, COMPACT_LOCAL),
 }
 
 

@@ -29,7 +29,39 @@ class GlobalFeatures(Features):
     where clicks have influence maps, last the smoothed image (B, 1, 32, 32, 32)."""
 
 
-class GlobalNetwork(nn.Module):
+class RegionNetwork(nn.Module):
+    """What every network of the global expert offers: encode a RoI once, decode prompts from it.
+
+    Attributes:
+        config: its sizes.
+    """
+
+    config: GlobalConfig
+
+    def encode(self, image: Tensor) -> GlobalFeatures:
+        """What prompts are decoded from, of normalised images (B, 1, S, S, S); S is config.image_size."""
+        raise NotImplementedError
+
+    def decode(
+        self, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, 1, M, M, M) logits of encoded images, M = config.mask_size.
+
+        Args:
+            features: of B images (`GlobalFeatures.expand` for several requests of one image).
+            points: (B, N, 3) voxel coordinates (z, y, x) of the image grid, as `Roi.to_grid` gives; N may
+                be 0.
+            labels: (B, N) 1 foreground, 0 background, -1 padding (no effect), config.box_label box centre.
+            mask: (B, 1, P, P, P) logits of a previous mask (see `to_mask_prompt`), or None.
+        """
+        raise NotImplementedError
+
+    def to_mask_prompt(self, logits: Tensor) -> Tensor:
+        """(B, 1, M, M, M) logits of `decode` -> the mask prompt for the next round."""
+        return to_mask_prompt(logits, self.config.mask_prompt_size)
+
+
+class GlobalNetwork(RegionNetwork):
     """Image encoder, prompt encoder and mask decoder; `state_dict` has the published names.
 
     Args:
@@ -124,10 +156,6 @@ class GlobalNetwork(nn.Module):
         image = features.skips[-1] if self.config.click_influence else None
         return self.prompt_encoder(points, labels, mask, sampled, image)
 
-    def to_mask_prompt(self, logits: Tensor) -> Tensor:
-        """(B, 1, M, M, M) logits of `decode` -> the mask prompt (B, 1, 32, 32, 32) for the next round."""
-        return to_mask_prompt(logits, self.config.mask_prompt_size)
-
 
 def to_mask_prompt(logits: Tensor, size: int = 32) -> Tensor:
     """Mask logits (B, 1, M, M, M) as a mask prompt (B, 1, size, size, size): means of covered voxels."""
@@ -137,7 +165,7 @@ def to_mask_prompt(logits: Tensor, size: int = 32) -> Tensor:
 
 
 def box_centre_prompt(
-    network: GlobalNetwork, batch: int, grid: int, device: torch.device
+    network: RegionNetwork, batch: int, grid: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The first prompt of the global expert: the centre of the box, which is the centre of the grid.
 

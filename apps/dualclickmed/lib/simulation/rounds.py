@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..networks.global_network import GlobalFeatures, GlobalNetwork, box_centre_prompt
+from ..networks.global_network import GlobalFeatures, RegionNetwork, box_centre_prompt
 from ..networks.local_network import LocalFeatures, LocalNetwork
 from .clicks import Draws, Strategy, balanced, boundary_attenuated
 
 
 def global_rounds(
-    network: GlobalNetwork,
+    network: RegionNetwork,
     features: GlobalFeatures,
     truth: Tensor,
     valid: Tensor,
@@ -24,6 +24,7 @@ def global_rounds(
     strategy: Strategy = boundary_attenuated,
     first: tuple[Tensor, Tensor] | None = None,
     last_only: bool = False,
+    boxed: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Predict from the box and after the simulated clicks, one mask at a time.
 
@@ -44,12 +45,15 @@ def global_rounds(
         strategy: how clicks are drawn.
         first: further first prompts: points (B, N, 3) in grid voxels and labels (B, N).
         last_only: show the network the newest click instead of all.
+        boxed: (B,) bool, which samples have a box (None: all).
 
     Yields:
         `global_masks` logits, each (B, G, G, G), resampled when the network's mask is smaller.
     """
     grid = truth.shape[-1]
     points, labels = box_centre_prompt(network, len(truth), grid, truth.device)
+    if boxed is not None:
+        labels = torch.where(boxed[:, None], labels, -1)
     if first is not None:
         points = torch.cat([points, first[0].to(points.dtype)], dim=1)
         labels = torch.cat([labels, first[1]], dim=1)

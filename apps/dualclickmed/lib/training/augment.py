@@ -67,7 +67,7 @@ def global_augmentation(recipe: Recipe) -> GlobalAugmentation:
                     VALID: sample.valid[None].float(),
                 }
             )
-            if bool((done[TRUTH] > 0.5).any()):
+            if bool(((done[TRUTH] > 0.5) & (done[VALID] > 0.5)).any()):
                 sample = sample._replace(
                     image=plain(done[IMAGE][0]),
                     truth=plain(done[TRUTH][0]) > 0.5,

@@ -10,14 +10,16 @@ from torch import Tensor
 
 
 class GlobalBatch(NamedTuple):
-    """image (B, 1, 64, 64, 64) normalised; truth and valid (B, 64, 64, 64) bool; points (B, N, 3) and labels
-    (B, N) of first prompts besides the box's centre, N is 0 or 4 with label -1 where there are none."""
+    """image (B, 1, G, G, G) normalised; truth and valid (B, G, G, G) bool; points (B, N, 3) and labels (B, N)
+    of first prompts besides the box's centre, N is 0 or 4 with label -1 where there are none; boxed (B,)
+    bool, whether there is a box, whose centre is the first prompt."""
 
     image: Tensor
     truth: Tensor
     valid: Tensor
     points: Tensor
     labels: Tensor
+    boxed: Tensor
 
 
 class LocalBatch(NamedTuple):
@@ -39,13 +41,14 @@ class Loaded(NamedTuple):
 
 
 class GlobalSample(NamedTuple):
-    """grey or normalised image, truth and valid, each (64, 64, 64), and whether the first prompt is the
-    object's extreme points."""
+    """grey or normalised image, truth and valid, each (G, G, G); whether the first prompt is the object's
+    extreme points; whether it is a click in a window instead of a box."""
 
     image: Tensor
     truth: Tensor
     valid: Tensor
     extreme: bool = False
+    clicked: bool = False
 
 
 class LocalSample(NamedTuple):
@@ -67,6 +70,7 @@ def global_batch(slots: Sequence[list[tuple[GlobalSample, Tensor]]]) -> GlobalBa
         torch.stack([s.valid for s in samples]),
         points.nan_to_num(),
         torch.where(given, 1, -1),
+        torch.tensor([not s.clicked for s in samples]),
     )
 
 

@@ -6,30 +6,36 @@ import numpy as np
 import torch
 
 from ..experts.inputs import local_input, map_at_points, map_in_box
-from ..imaging.geometry import GLOBAL_GRID, Box, Index, crop_to_grid, global_roi, window_at
+from ..imaging.geometry import Box, Index, Roi, crop_to_grid, global_roi, window_at
 from .augment import local_augmentation
 from .batches import GlobalSample, LocalSample
 from .first_prompts import first_box, interior_voxel, surface_voxel
 from .opened import Found, OpenedCase
 from .recipes import Recipe
-from .regions import inside, jittered
+from .regions import inside, jittered, window_about
 
 # An object that fills more of a window than this has nothing to find an edge by: the window moves to its
 # surface.
 WINDOW_FILLED = 0.9
 
 
-def global_crop(opened: OpenedCase, found: Found, box: Box) -> GlobalSample:
-    """One object of a case on the grid of the RoI about `box`: grey levels in [0, 255], truth and valid.
+def global_crop(
+    opened: OpenedCase, found: Found, box: Box, roi: Roi, hold_edges: bool = False
+) -> GlobalSample:
+    """One object of a case on the grid of a region: grey levels in [0, 255] by the values in `box`, truth and
+    valid.
 
     Its `normalise_global` is what the global expert computes for that box. An object so thin that no cell is
     half filled is where it fills cells most.
     """
     volume = opened.volume
-    roi = global_roi(box, grid=GLOBAL_GRID)
     grey_map = map_in_box(volume, box, "auto")
-    grey = crop_to_grid(volume.array, roi, lambda stored: grey_map(volume.to_real(stored)))
-    share = crop_to_grid(opened.labels, roi, lambda values: (values == found.value).float())
+    grey = crop_to_grid(
+        volume.array, roi, lambda stored: grey_map(volume.to_real(stored)), hold_edges=hold_edges
+    )
+    share = crop_to_grid(
+        opened.labels, roi, lambda values: (values == found.value).float(), hold_edges=hold_edges
+    )
     truth = share > 0.5
     if not bool(truth.any()):
         truth = share >= share.max() / 2
@@ -42,18 +48,37 @@ def case_crops(opened: OpenedCase, rng: np.random.Generator, recipe: Recipe) -> 
     for place in rng.permutation(len(opened.objects))[: recipe.targets]:
         found = opened.objects[int(place)]
         box, extreme = drawn_box(opened, found, recipe, rng)
-        crops.append(global_crop(opened, found, box)._replace(extreme=extreme))
+        clicked = rng.random() < recipe.clicked
+        roi = _window(opened, found, recipe, rng) if clicked else global_roi(box, grid=(recipe.grid,) * 3)
+        crop = global_crop(opened, found, box, roi, recipe.hold_edges)
+        if not clicked:
+            crops.append(crop._replace(extreme=extreme))
+        elif bool((crop.truth & crop.valid).any()):
+            crops.append(crop._replace(clicked=True))
     return crops
+
+
+def _window(opened: OpenedCase, found: Found, recipe: Recipe, rng: np.random.Generator) -> Roi:
+    """A region about a click in an object, in the volume's voxels."""
+    mask = opened.mask(found)
+    click = interior_voxel(torch.from_numpy(mask), rng)
+    roi = window_about(mask, click, opened.volume.spacing, recipe.grid, rng)
+    return Roi(_shifted(roi.box, found), roi.grid)
+
+
+def _shifted(box: Box, found: Found) -> Box:
+    """A box in an object's region as one of the volume."""
+    lo, hi = (
+        tuple(edge + s.start for edge, s in zip(edges, found.region, strict=True))
+        for edges in (box.lo, box.hi)
+    )
+    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
 
 
 def drawn_box(opened: OpenedCase, found: Found, recipe: Recipe, rng: np.random.Generator) -> tuple[Box, bool]:
     """`first_box` of an object of a case, in the volume's voxels."""
     box, extreme = first_box(opened.mask(found), recipe, rng)
-    lo, hi = (
-        tuple(edge + s.start for edge, s in zip(edges, found.region, strict=True))
-        for edges in (box.lo, box.hi)
-    )
-    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])), extreme
+    return _shifted(box, found), extreme
 
 
 def local_case_sample(opened: OpenedCase, rng: np.random.Generator, recipe: Recipe) -> LocalSample:

@@ -72,11 +72,14 @@ def extreme_points(truth: Tensor, rng: np.random.Generator) -> Tensor:
 
 def first_points(sample: GlobalSample, recipe: Recipe, rng: np.random.Generator) -> Tensor:
     """(4, 3) first points besides the box's centre, NaN where there are none; (0, 3) if no start has any."""
-    if recipe.starts[1] == 0:
+    if recipe.starts[1] == 0 and recipe.clicked == 0:
         return torch.zeros(0, 3)
     if sample.extreme:
         return extreme_points(sample.truth, rng)
-    return torch.full((EXTREME_SHOWN, 3), torch.nan)
+    points = torch.full((EXTREME_SHOWN, 3), torch.nan)
+    if sample.clicked:
+        points[0] = torch.tensor(interior_voxel(sample.truth & sample.valid, rng))
+    return points
 
 
 def interior_voxel(mask: Tensor, rng: np.random.Generator) -> Index:

@@ -25,7 +25,7 @@ from ..experts.precision import training_precision
 from ..networks.build import build_global, build_local
 from ..networks.configs import GlobalConfig, LocalConfig
 from ..networks.features import Features
-from ..networks.global_network import GlobalFeatures, GlobalNetwork
+from ..networks.global_network import GlobalFeatures, RegionNetwork
 from ..networks.local_network import LocalFeatures, LocalNetwork
 from ..simulation.clicks import STRATEGIES, Clicks, Draws, Strategy
 from ..simulation.rounds import global_masks, global_rounds, local_rounds
@@ -36,7 +36,7 @@ from .losses import dice_focal, hard_dice
 from .opened import CACHE_BYTES, OpenedCases
 from .parallel import Team
 from .prepare import Prepared
-from .recipes import Recipe
+from .recipes import Recipe, fitted
 from .samples import GENERATED, Samples
 from .schedules import rate_factor
 from .sources import LabelledCase, WeightedSource, summary
@@ -244,6 +244,7 @@ class _Run:
         state = _read_checkpoint(checkpoint, recipe, self.device) if checkpoint.exists() else None
         torch.manual_seed(recipe.seed)
         self.network: nn.Module = _network(recipe, state, start).to(self.device)
+        self.recipe = recipe = fitted(recipe, cast(Any, self.network).config)
         self.average: nn.Module = copy.deepcopy(self.network).eval()
         self.parameters = _parameter_groups(self.network, recipe)
         self.optimiser = torch.optim.AdamW(
@@ -268,7 +269,7 @@ class _Run:
         network = self.average if not torch.is_grad_enabled() else self.network
         if isinstance(batch, GlobalBatch):
             return global_rounds(
-                cast(GlobalNetwork, network),
+                cast(RegionNetwork, network),
                 cast(GlobalFeatures, features),
                 batch.truth,
                 batch.valid,
@@ -279,6 +280,7 @@ class _Run:
                 strategy=strategy,
                 first=(batch.points, batch.labels),
                 last_only=recipe.last_only,
+                boxed=batch.boxed,
             )
         assert isinstance(batch, LocalBatch)
         return local_rounds(

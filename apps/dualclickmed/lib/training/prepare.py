@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..atomic_files import write_text
 from ..errors import UserError
+from ..imaging.geometry import GLOBAL_GRID, global_roi
 from .batches import GlobalSample
 from .case_samples import drawn_box, global_crop
 from .opened import OpenedCase, open_case
@@ -129,7 +130,9 @@ def content_key(case: LabelledCase, recipe: Recipe, boxes: int) -> str:
 
 
 def _rules(case: LabelledCase, recipe: Recipe) -> str:
-    drawn = (recipe.exact_boxes, recipe.starts, recipe.smallest, recipe.point_only)
+    drawn: tuple[Any, ...] = (recipe.exact_boxes, recipe.starts, recipe.smallest, recipe.point_only)
+    if (recipe.grid, recipe.hold_edges) != (GLOBAL_GRID[0], False):
+        drawn = (*drawn, recipe.grid, recipe.hold_edges)
     return repr((VERSION, case.modality, drawn))
 
 
@@ -155,7 +158,8 @@ def _write_case(
         for found in opened.objects:
             for number in range(boxes):
                 box, extreme = drawn_box(opened, found, recipe, rng)
-                crop = global_crop(opened, found, box)._replace(extreme=extreme)
+                roi = global_roi(box, grid=(recipe.grid,) * 3)
+                crop = global_crop(opened, found, box, roi, recipe.hold_edges)._replace(extreme=extreme)
                 _write_crop(partial / f"{found.value}-{number}.npz", crop)
         content = {"case": case.id, "objects": [found.value for found in opened.objects], "boxes": boxes}
         (partial / CONTENT).write_text(json.dumps(content))
@@ -178,7 +182,7 @@ def _write_crop(path: Path, crop: GlobalSample) -> None:
 
 
 def read_crop(path: Path) -> GlobalSample:
-    """A crop as `prepare` wrote it: grey levels to 1/16, truth and valid (64, 64, 64).
+    """A crop as `prepare` wrote it: grey levels to 1/16, truth and valid (G, G, G).
 
     Raises:
         UserError: the file is missing or damaged.

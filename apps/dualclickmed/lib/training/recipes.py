@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
+from ..networks.configs import GlobalConfig, LocalConfig
 from ..weights.files import Kind
 
 if sys.version_info >= (3, 11):
@@ -52,6 +53,9 @@ class Recipe:
         last_only: the network sees the newest click instead of all (ablation of section 4.3).
         starts: shares of the global expert's first prompts: box, extreme points, corner points, one point.
         exact_boxes: simulated boxes enclose the object exactly instead of as a user draws them.
+        grid, hold_edges: of the global expert's regions; a run takes its network's own (`fitted`).
+        clicked: share of the global expert's objects asked for by a click in a window, without a box.
+        components: share of the global expert's objects of which one connected part is asked for.
         parts: share of the global expert's generated objects of which only a piece is asked for.
         rate: peak learning rate of AdamW.
         decoder_rate: learning rate of everything but the image encoder, as a part of `rate`.
@@ -92,6 +96,10 @@ class Recipe:
     last_only: bool = False
     starts: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
     exact_boxes: bool = False
+    grid: int = 64
+    hold_edges: bool = False
+    clicked: float = 0.0
+    components: float = 0.0
     parts: float = 0.0
     rate: float = 1e-3
     decoder_rate: float = 1.0
@@ -163,7 +171,10 @@ _LEAST = {
     "size": 16,
     "smallest": 1,
 }
-_SHARES = ("cooldown", "parts", "average", "replay", "affine", "flip", "rotate", "intensity", "drop")
+_SHARES = (
+    "cooldown", "parts", "components", "clicked", "average", "replay", "affine", "flip", "rotate",
+    "intensity", "drop",
+)  # fmt: skip
 
 
 def recipe_names() -> list[str]:
@@ -211,6 +222,16 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
     kinds = typing.get_type_hints(Recipe)
     known = {name: value for name, value in values.items() if name in kinds and name != "kind"}
     return changed(Recipe(kind=values["kind"]), known)
+
+
+def fitted(recipe: Recipe, config: GlobalConfig | LocalConfig) -> Recipe:
+    """The recipe with samples as a network takes them: its grid, what is outside images, and no windows about
+    clicks where it knows boxes only.
+    """
+    if isinstance(config, LocalConfig):
+        return recipe
+    clicked = recipe.clicked if config.unet_channels else 0.0
+    return dataclasses.replace(recipe, grid=config.image_size, hold_edges=config.hold_edges, clicked=clicked)
 
 
 def fine_tune(kind: Kind, preset: str = "compact") -> Recipe:

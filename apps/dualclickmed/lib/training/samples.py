@@ -19,6 +19,7 @@ from ..errors import UserError
 from .augment import global_augmentation
 from .batches import GlobalSample, Loaded, LocalSample, global_batch, local_batch
 from .case_samples import case_crops, local_case_sample
+from .dressed import dressed_scene
 from .first_prompts import first_points
 from .generated import make_scene
 from .opened import OpenedCases
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from .prepare import Prepared
 
 _T = TypeVar("_T")
+# Pieces of a label map that are looked at before it counts as unusable.
+DRESSED_TRIES = 20
 GENERATED = (WeightedSource("generated"),)
 
 
@@ -96,10 +99,23 @@ class Samples(Dataset[Loaded]):
             augment = global_augmentation(recipe)
 
             def take(case: LabelledCase) -> list[GlobalSample]:
+                if case.dressed:
+                    return self._dressed(case, rng)
                 return [augment(crop, rng) for crop in self._crops(case, rng)]
 
             samples = self._from_cases(source.cases, number, slot, take, troubles)
         return [(sample, first_points(sample, recipe, rng)) for sample in samples]
+
+    def _dressed(self, case: LabelledCase, rng: np.random.Generator) -> list[GlobalSample]:
+        """Samples of a label map without an image."""
+        opened = self.opened.get(case)
+        regions = [found.region for found in opened.objects]
+        for _ in range(DRESSED_TRIES):
+            scene = dressed_scene(opened.labels, opened.volume.spacing, regions, rng, device=self.device)
+            samples = [] if scene is None else global_samples(scene, rng, self.recipe)
+            if samples:
+                return samples
+        raise UserError(f"Case '{case.id}': no piece of the label map shows an object.")
 
     def _crops(self, case: LabelledCase, rng: np.random.Generator) -> list[GlobalSample]:
         if self.prepared is not None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from scipy import ndimage
 from torch import Tensor
 
-from ..imaging.geometry import crop_to_grid, global_roi, window_at
+from ..imaging.geometry import Roi, crop_to_grid, global_roi, window_at
 from ..imaging.intensity import normalise_global, normalise_local
 from .batches import GlobalSample, LocalSample
 from .first_prompts import first_box, interior_voxel
 from .generated import SyntheticVolume
 from .recipes import Recipe
-from .regions import inside, jittered
+from .regions import inside, jittered, window_about
 
 BORDER_SHARE = 0.25
 # Pieces of objects: fewest voxels, how far the cut bends, and the share of the object that they are.
@@ -61,8 +63,30 @@ def part_of(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArra
     return part
 
 
+def one_component(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """One connected part of a mask, large ones more often; the mask itself where no part is large enough."""
+    parts, _ = ndimage.label(mask)
+    sizes = np.bincount(parts.reshape(-1))
+    sizes[0] = 0
+    weights = np.where(sizes >= SMALLEST_PART, sizes.astype(float) ** SIZE_PREFERENCE, 0.0)
+    if not weights.any():
+        return mask
+    return np.asarray(parts == int(rng.choice(len(sizes), p=weights / weights.sum())))
+
+
+def _asked(
+    mask: npt.NDArray[np.bool_], scene: SyntheticVolume, recipe: Recipe, rng: np.random.Generator
+) -> tuple[Roi, bool, bool]:
+    """The region that the first prompt makes, whether that is extreme points, and whether it is a click."""
+    if rng.random() < recipe.clicked:
+        click = interior_voxel(torch.from_numpy(mask), rng)
+        return window_about(mask, click, scene.spacing, recipe.grid, rng), False, True
+    box, extreme = first_box(mask, recipe, rng)
+    return global_roi(box, grid=(recipe.grid,) * 3), extreme, False
+
+
 def global_samples(scene: SyntheticVolume, rng: np.random.Generator, recipe: Recipe) -> list[GlobalSample]:
-    """Up to `recipe.targets` samples of one scene, each on the 64-voxel grid of its RoI."""
+    """Up to `recipe.targets` samples of one scene, each on the grid of its RoI."""
     masks = [scene.mask(scene.targets[int(i)]).numpy(force=True) for i in rng.permutation(len(scene.targets))]
     # Scenes are small, so many objects are cut by their border, which real images rarely do: keep some of
     # those only.
@@ -72,15 +96,17 @@ def global_samples(scene: SyntheticVolume, rng: np.random.Generator, recipe: Rec
     for mask in masks[: recipe.targets]:
         if rng.random() < recipe.parts:
             mask = part_of(mask, rng)
-        box, extreme = first_box(mask, recipe, rng)
-        roi = global_roi(box)
-        image = normalise_global(crop_to_grid(array, roi))
-        truth = crop_to_grid(mask.astype(np.uint8), roi) > 0.5
-        if not bool(truth.any()):
+        if rng.random() < recipe.components:
+            mask = one_component(mask, rng)
+        roi, extreme, clicked = _asked(mask, scene, recipe, rng)
+        image = normalise_global(crop_to_grid(array, roi, hold_edges=recipe.hold_edges))
+        truth = crop_to_grid(mask.astype(np.uint8), roi, hold_edges=recipe.hold_edges) > 0.5
+        valid = inside(array.shape, roi)
+        if not bool((truth & valid).any()):
             continue
         order, flips = _symmetry(rng)
-        image, truth, valid = (_turned(v, order, flips) for v in (image, truth, inside(array.shape, roi)))
-        samples.append(GlobalSample(image, truth, valid, extreme))
+        image, truth, valid = (_turned(v, order, flips) for v in (image, truth, valid))
+        samples.append(GlobalSample(image, truth, valid, extreme, clicked))
     return samples
 
 

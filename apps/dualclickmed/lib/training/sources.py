@@ -45,6 +45,8 @@ class LabelledCase:
         names: label value to name, where known.
         modality: one of `volume.MODALITY_NAMES`, or None to guess it from the image.
         dataset: where the case is from; `coreset` balances by it.
+        dressed: there is a label map alone, named as `image`, too; it is dressed in generated looks anew for
+            every sample (global expert only).
     """
 
     id: str
@@ -53,6 +55,7 @@ class LabelledCase:
     names: Mapping[int, str] = field(default_factory=dict, compare=False)
     modality: str | None = None
     dataset: str = ""
+    dressed: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ def load_case(case: LabelledCase) -> tuple[Volume, Labels]:
             numbers from 0 to 65535, or all of them are 0.
     """
     try:
-        if case.image.suffix == ".npz":
+        if case.dressed:
+            volume = load_volume(case.label, "unknown")
+            values = _whole(volume)
+        elif case.image.suffix == ".npz":
             volume, values = _load_challenge(case)
         else:
             volume, values = _load_pair(case)
@@ -103,13 +109,22 @@ def _load_pair(case: LabelledCase) -> tuple[Volume, npt.NDArray[np.integer]]:
             f"image and label must share one grid, but the label's is {label.raw_shape} and the image's "
             f"{volume.raw_shape}, or their positions differ by more than {SAME_GRID} mm."
         )
+    return volume, _whole(label)
+
+
+def _whole(label: Volume) -> npt.NDArray[np.integer]:
+    """The values of a label map.
+
+    Raises:
+        UserError: they hold fractions.
+    """
     if label.slope == 1 and label.intercept == 0:
-        return volume, label.array
+        return label.array
     real = label.array.astype(np.float64) * label.slope + label.intercept
     whole = np.rint(real)
     if not np.allclose(real, whole, atol=1e-3):
         raise UserError("label values must be whole numbers, but the label holds fractions.")
-    return volume, whole.astype(np.int64)
+    return whole.astype(np.int64)
 
 
 def _load_challenge(case: LabelledCase) -> tuple[Volume, npt.NDArray[np.integer]]:
@@ -138,8 +153,12 @@ def _load_challenge(case: LabelledCase) -> tuple[Volume, npt.NDArray[np.integer]
 # Readers --------------------------------------------------------------------------------------------------
 
 
-def find_training_cases(path: Path) -> list[LabelledCase]:
+def find_training_cases(path: Path, label_maps: bool = False) -> list[LabelledCase]:
     """The cases of a path of any kind: a CSV or JSON list, a folder of challenge files, a folder of images.
+
+    Args:
+        path: file or folder.
+        label_maps: label maps without an image count as cases, too (`LabelledCase.dressed`).
 
     Raises:
         UserError: there is nothing there, or no case in it.
@@ -148,15 +167,16 @@ def find_training_cases(path: Path) -> list[LabelledCase]:
         return list_cases(path)
     if path.is_dir() and next(path.rglob("*.npz"), None) is not None:
         return challenge_cases(path)
-    return folder_cases(path)
+    return folder_cases(path, label_maps)
 
 
-def folder_cases(path: Path) -> list[LabelledCase]:
+def folder_cases(path: Path, label_maps: bool = False) -> list[LabelledCase]:
     """The image and label pairs of a folder, in order of name.
 
     Either two folders with files of the same name (imagesTr and labelsTr, images and labels, images and
     masks; `NAME_0000` in the first belongs to `NAME` in the second), or, at any depth, folders with `image.*`
     and `label.*`. Label names and the modality are taken from dataset.json or meta.json where there is one.
+    With `label_maps`, folders with `label.*` alone count, too.
 
     Raises:
         UserError: there is no such folder, or no pair in it.
@@ -169,6 +189,8 @@ def folder_cases(path: Path) -> list[LabelledCase]:
             break
     else:
         cases = _side_by_side(path)
+        if label_maps:
+            cases += _label_maps(path, cases)
     if not cases:
         raise UserError(
             f"'{path}' holds no training case: expected images and labels of the same name in imagesTr and "
@@ -204,6 +226,17 @@ def _side_by_side(root: Path) -> list[LabelledCase]:
                     place.as_posix() if place.parts else root.name, image, label, names, modality, root.name
                 )
             )
+    return cases
+
+
+def _label_maps(root: Path, paired: Sequence[LabelledCase]) -> list[LabelledCase]:
+    known = {case.label for case in paired}
+    cases = []
+    for label in sorted(p for p in root.rglob("label.*") if _stem(p) == "label" and p not in known):
+        place = label.parent.relative_to(root)
+        names, _ = _described(label.parent / "meta.json")
+        identity = place.as_posix() if place.parts else root.name
+        cases.append(LabelledCase(identity, label, label, names, None, root.name, dressed=True))
     return cases
 
 

@@ -284,7 +284,7 @@ def load_expert(
         device: where the network goes.
 
     Returns:
-        A ``GlobalNetwork`` or ``LocalNetwork``, parameters in float32.
+        A ``RegionNetwork`` or ``LocalNetwork``, parameters in float32.
 
     Raises:
         WeightsError: file or card missing or damaged, hash not the card's, preset or configuration unknown,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..atomic_files import replacing
 from ..errors import UserError
-from ..networks.global_network import GlobalNetwork
+from ..networks.global_network import RegionNetwork
 from ..networks.local_network import LocalNetwork
 from . import files as weights
 
@@ -48,14 +48,14 @@ def probe_file(
     arrays = _read(Path(source))
     kind: weights.Kind = weights.read_card(weight_file)["kind"]
     network = weights.load_expert(kind, weight_file)
-    answers = probe(cast("GlobalNetwork | LocalNetwork", network), arrays)
+    answers = probe(cast("RegionNetwork | LocalNetwork", network), arrays)
     with replacing(to) as part, part.open("wb") as stream:
         np.savez(stream, **cast(Any, answers))
     return answers
 
 
 def probe(
-    network: GlobalNetwork | LocalNetwork, arrays: Mapping[str, npt.NDArray[Any]]
+    network: RegionNetwork | LocalNetwork, arrays: Mapping[str, npt.NDArray[Any]]
 ) -> dict[str, FloatArray]:
     """Run a network on arrays in float32, without any preprocessing or postprocessing.
 
@@ -73,7 +73,7 @@ def probe(
     Raises:
         UserError: an array is missing, not known, not finite, or not of the shape expected.
     """
-    is_global = isinstance(network, GlobalNetwork)
+    is_global = isinstance(network, RegionNetwork)
     optional = {"mask"} if is_global else set()
     expected = {"image", "points", "labels"}
     if missing := sorted(expected - arrays.keys()):
@@ -87,7 +87,7 @@ def probe(
         raise UserError(f"'points' must be (1, N, 3), but its shape is {tuple(points.shape)}.")
     labels = _labels(arrays["labels"], points.shape[1], network)
     image = _floats("image", arrays["image"])
-    if isinstance(network, GlobalNetwork):
+    if isinstance(network, RegionNetwork):
         _require("image", image, (1, 1, *(network.config.image_size,) * 3))
         mask = None
         if "mask" in arrays:
@@ -131,10 +131,10 @@ def _floats(name: str, array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(values)
 
 
-def _labels(array: npt.NDArray[Any], count: int, network: GlobalNetwork | LocalNetwork) -> Tensor:
+def _labels(array: npt.NDArray[Any], count: int, network: RegionNetwork | LocalNetwork) -> Tensor:
     values = _floats("labels", array)
     _require("labels", values, (1, count))
-    allowed = {0, 1, network.config.box_label} if isinstance(network, GlobalNetwork) else {0, 1}
+    allowed = {0, 1, network.config.box_label} if isinstance(network, RegionNetwork) else {0, 1}
     other = sorted(set(values.flatten().tolist()) - allowed)
     if other:
         # The published networks attend to padding (-1) as to any token; here it would have no effect.

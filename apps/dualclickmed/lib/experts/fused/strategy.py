@@ -194,6 +194,8 @@ class Fusion:
         Raises:
             As the expert's `predict`.
         """
+        if prompts.box is not None:
+            prompts = replace(prompts, box=widened(prompts.box, prompts.foreground))
         request = _Request(self.cache, expert, other, volume, prompts, intensity, stages, elsewhere)
         seen = request.seen()
         features, probability = seen.features, seen.probability
@@ -342,6 +344,22 @@ class _Request:
         assert self.prompts.mask is not None
         inside = crop_to_grid(self.prompts.mask, features.roi).numpy() >= 0.5
         return np.where(inside, np.float32(LIMIT), np.float32(-LIMIT))
+
+
+def widened(box: Box, foreground: Sequence[Index]) -> Box:
+    """A box that foreground clicks outside it enlarge: each lies about the middle of what the box leaves out.
+
+    Args:
+        box: in voxel edges.
+        foreground: clicked voxels.
+    """
+    lo, hi = list(box.lo), list(box.hi)
+    for index in foreground:
+        for axis, voxel in enumerate(index):
+            at = voxel + 0.5
+            lo[axis] = min(lo[axis], 2 * at - box.lo[axis])
+            hi[axis] = max(hi[axis], 2 * at - box.hi[axis])
+    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
 
 
 def _next_clicks(seen: _Seen, queues: Mapping[bool, deque[Click]], size: int) -> tuple[Click, ...]:
