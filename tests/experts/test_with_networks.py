@@ -60,12 +60,12 @@ def test_what_was_asked_before_plays_no_part(networks, volume):
     clicks = PROMPTS[label].clicks
     dual = dual_of(networks)
     for count in range(1, len(clicks) + 1):
-        stepwise = dual.segment(volume, {label: Prompts(clicks[:count])})
-    at_once = dual_of(networks).segment(volume, {label: Prompts(clicks[::-1])})
+        stepwise = dual.segment(volume, {label: Prompts(clicks[:count])}, "paper")
+    at_once = dual_of(networks).segment(volume, {label: Prompts(clicks[::-1])}, "paper")
     assert stepwise.labels.tobytes() == at_once.labels.tobytes()
     # Undo is sending fewer clicks.
-    undone = dual.segment(volume, {label: Prompts(clicks[:1])})
-    alone = dual_of(networks).segment(volume, {label: Prompts(clicks[:1])})
+    undone = dual.segment(volume, {label: Prompts(clicks[:1])}, "paper")
+    alone = dual_of(networks).segment(volume, {label: Prompts(clicks[:1])}, "paper")
     assert undone.labels.tobytes() == alone.labels.tobytes()
 
 

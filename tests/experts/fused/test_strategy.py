@@ -5,7 +5,7 @@ import pytest
 import torch
 from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
 from dualclickmed.experts.fused.refinement import RegionFeatures
-from dualclickmed.experts.fused.strategy import Refined, calibrated, proposed_box, resampled
+from dualclickmed.experts.fused.strategy import Refined, calibrated, proposed_box, resampled, widened
 from dualclickmed.imaging.geometry import Box, Roi, paste_from_grid
 from dualclickmed.imaging.prompts import Click, Prompts
 from dualclickmed.imaging.volume import Volume, from_array
@@ -339,3 +339,11 @@ def test_a_box_needs_no_second_expert(fakes, volume):
     expert = dual_of(fakes)
     expert.segment(volume, {"a": Prompts((OUTSIDE,), BOX)}, "fused")
     assert expert.local_expert.network.encoded == []
+
+
+def test_a_click_outside_a_box_lies_in_the_middle_of_what_the_box_leaves_out():
+    box = Box((10.0, 10.0, 10.0), (20.0, 20.0, 20.0))
+    assert widened(box, []) == box
+    assert widened(box, [(10, 15, 19)]) == box
+    # Voxel 22 has its centre 2.5 beyond the face at 20; voxel 7 has its centre 2.5 before that at 10.
+    assert widened(box, [(22, 12, 7)]) == Box((10.0, 10.0, 5.0), (25.0, 20.0, 20.0))

@@ -111,8 +111,9 @@ class DualExpert:
         ``global`` and ``local`` name the expert; ``fused`` chooses it as ``paper`` does and refines what it
         says by the image's edges and the clicks (`fused`), but for `UNREFINED`. Where objects overlap, the
         higher foreground probability wins, whatever the order of the labels; with ``fused`` large objects
-        have a handicap (`SIZE_WEIGHT`), and a foreground click takes from the masks of all other labels what
-        it is in. Every click holds afterwards (`enforce_clicks`). The answer is a function of the arguments
+        have a handicap (`SIZE_WEIGHT`), one that lies inside a much larger one is its part and takes its
+        voxels from it (`prediction.parts_of`), and a foreground click takes from the masks of all other
+        labels what it is in. Every click holds afterwards (`enforce_clicks`). The answer is a function of the arguments
         and the weights alone.
 
         Args:
