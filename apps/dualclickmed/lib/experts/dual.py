@@ -113,8 +113,8 @@ class DualExpert:
         higher foreground probability wins, whatever the order of the labels; with ``fused`` large objects
         have a handicap (`SIZE_WEIGHT`), one that lies inside a much larger one is its part and takes its
         voxels from it (`prediction.parts_of`), and a foreground click takes from the masks of all other
-        labels what it is in. Every click holds afterwards (`enforce_clicks`). The answer is a function of the arguments
-        and the weights alone.
+        labels what it is in. Every click holds afterwards (`enforce_clicks`). The answer is a function of the
+        arguments and the weights alone.
 
         Args:
             volume: the image.
