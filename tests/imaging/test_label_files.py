@@ -195,7 +195,7 @@ def test_wrong_labels_are_refused_with_a_sentence(
 
 def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path, volume: Volume) -> None:
     (tmp_path / "label.nii.gz").write_bytes(b"\x1f\x8bnothing")
-    with pytest.raises(LabelError, match="could not be read"):
+    with pytest.raises(LabelError, match="damaged"):
         read_labels(tmp_path / "label.nii.gz", volume)
     (tmp_path / "label.png").write_bytes(b"\x89PNG")
     with pytest.raises(LabelError, match="DICOM SEG or end in"):
@@ -209,11 +209,12 @@ def test_values_outside_the_names_are_left_out_and_the_rest_is_kept(tmp_path: Pa
     assert found.notes == ["The value 9 has no name and was left out."]
 
 
-def test_reserved_names_are_left_out(tmp_path: Path, volume: Volume) -> None:
+def test_reserved_names_are_kept_under_another_name(tmp_path: Path, volume: Volume) -> None:
     array = blocks()
     info = {"label_info": [{"name": "roi"}, {"name": "b"}]}
-    known = LabelMap(("liver",), frozenset({"roi"}))
-    same(volume, read_labels(nifti(tmp_path, array), volume, info, known), b=array == 2)
+    found = read_labels(nifti(tmp_path, array), volume, info, LabelMap(("liver",), frozenset({"roi"})))
+    same(volume, found, **{"segment roi": array == 1, "b": array == 2})
+    assert found.notes == ["No label can be called 'roi': it was kept as 'segment roi'."]
 
 
 @given(st.permutations(["liver", "spleen", "posterior", "anterior", "tumor"]), st.data())

@@ -2,8 +2,8 @@
 
 MONAI Label 0.8.5 names segments by the rank of their values, so that a missing label shifts the names of all
 that follow, and gives all of them the code of the spleen. Here a name goes by what the file or the request
-says (`learning.labels.read_labels`), and each frame takes orientation and position from the slice that it
-lies on. Slices without a voxel of a segment have no frame.
+says (`label_files.read_labels`), and each frame takes orientation and position from the slice that it lies
+on. Slices without a voxel of a segment have no frame. Texts are in UTF-8 whatever the series' are in.
 """
 
 from __future__ import annotations
@@ -17,22 +17,28 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
 
 from ..errors import UserError
+from .dicom_series import Series, look_at_series
+from .facts import ReadLimits
+from .headers import reading
 from .label_files import NamedLabels, read_labels
 from .label_map import Colour, LabelMap, colour_of
-from .volume import Volume, load_volume, series_files
+from .planes import Plane
+from .seg_frames import plain_label
+from .volume import Volume, load_volume
 
 SERIES_NUMBER = 300
 MAKER = "DualClickMed"
 _COPIED = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "PatientAge", "PatientWeight"),
     *("StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "StudyDescription", "AccessionNumber"),
-    *("ReferringPhysicianName", "FrameOfReferenceUID", "PositionReferenceIndicator", "SpecificCharacterSet"),
+    *("ReferringPhysicianName", "FrameOfReferenceUID", "PositionReferenceIndicator"),
 )
 """What a segmentation shares with the series that it belongs to: patient, study and frame of reference."""
 _EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime")
@@ -41,15 +47,20 @@ _TISSUE = ("85756007", "SCT", "Tissue")
 
 
 def converted(
-    series: str | Path, label: str | Path, label_info: Sequence[Mapping[str, Any]] | None, known: LabelMap
+    series: str | Path,
+    label: str | Path,
+    label_info: Sequence[Mapping[str, Any]] | None,
+    known: LabelMap,
+    limits: ReadLimits | None = None,
 ) -> str:
     """Write a label file as a DICOM SEG object to a new temporary file; whoever sends it removes it.
 
     Args:
         series: the folder of the series' files.
         label: NIfTI, NRRD or 3D Slicer's segmentation NRRD.
-        label_info: what was submitted with it, see `learning.labels.read_labels`.
+        label_info: what was submitted with it, see `label_files.read_labels`.
         known: the server's labels.
+        limits: how much reading may take.
 
     Returns:
         The path.
@@ -58,9 +69,9 @@ def converted(
         LabelError: the label cannot be used.
         VolumeError: the series cannot be read.
     """
-    volume = load_volume(series)
-    labels = read_labels(label, volume, {"label_info": list(label_info or ())}, known)
-    dataset = segmentation(labels, volume, Path(series))
+    volume = load_volume(Path(series), None, limits)
+    labels = read_labels(label, volume, {"label_info": list(label_info or ())}, known, limits)
+    dataset = segmentation(labels, volume, Path(series), limits)
     handle, name = tempfile.mkstemp(prefix="dualclickmed-", suffix=".dcm")
     os.close(handle)
     try:
@@ -71,24 +82,25 @@ def converted(
     return name
 
 
-def segmentation(labels: NamedLabels, volume: Volume, series: Path) -> FileDataset:
+def segmentation(
+    labels: NamedLabels, volume: Volume, series: Path, limits: ReadLimits | None = None
+) -> FileDataset:
     """The DICOM SEG object of some labels, segments in the order of the layers and their values.
 
     Args:
         labels: on the volume's grid.
         volume: the series, loaded from its folder.
         series: that folder.
+        limits: how much reading it may take.
 
     Raises:
-        UserError: the series holds multi-frame files.
+        UserError: the series does not tell where its slices are.
     """
-    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in series_files(series)]
-    if len(sources) != volume.raw_shape[2]:
-        raise UserError(
-            f"A DICOM SEG needs one file for each of the {volume.raw_shape[2]} slices, "
-            f"but the series has {len(sources)} files."
-        )
-    dataset = _header(sources[0])
+    with reading(series.name):
+        found = look_at_series(series, limits or ReadLimits())
+    _require_places(found, series.name)
+    source = found.headers[0]
+    dataset = _header(source)
     frames: list[npt.NDArray[np.bool_]] = []
     groups: list[Dataset] = []
     segments: list[Dataset] = []
@@ -101,7 +113,7 @@ def segmentation(labels: NamedLabels, volume: Volume, series: Path) -> FileDatas
             mask = raw == value
             for k in np.flatnonzero(mask.any(axis=(0, 1))).tolist():
                 frames.append(mask[:, :, k].T)
-                groups.append(_frame(number, k, sources[k]))
+                groups.append(_frame(number, k, found))
     dataset.SegmentSequence = Items(segments)
     dataset.DimensionOrganizationSequence = Items([_item(DimensionOrganizationUID=organization)])
     dataset.DimensionIndexSequence = Items(
@@ -118,9 +130,9 @@ def segmentation(labels: NamedLabels, volume: Volume, series: Path) -> FileDatas
             )
         ]
     )
-    dataset.SharedFunctionalGroupsSequence = Items([_shared(sources, volume)])
+    dataset.SharedFunctionalGroupsSequence = Items([_shared(found)])
     dataset.PerFrameFunctionalGroupsSequence = Items(groups)
-    dataset.ReferencedSeriesSequence = Items([_referenced(sources)])
+    dataset.ReferencedSeriesSequence = Items([_referenced(found)])
     dataset.NumberOfFrames = len(frames)
     # Frames follow one another without padding, bit by bit.
     bits = np.packbits(np.concatenate([frame.ravel() for frame in frames]), bitorder="little").tobytes()
@@ -136,9 +148,13 @@ def _header(source: Dataset) -> FileDataset:
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     for keyword in _EMPTY:
         setattr(dataset, keyword, "")
+    dataset.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _COPIED:
         if keyword in source:
-            dataset[keyword] = source[keyword]
+            # As text, because the bytes may be in another character set.
+            value = source[keyword].value
+            parts = [str(part) for part in value] if isinstance(value, MultiValue) else str(value or "")
+            setattr(dataset, keyword, parts)
     if "FrameOfReferenceUID" not in dataset:
         dataset.FrameOfReferenceUID = generate_uid()
     now = datetime.datetime.now()
@@ -164,8 +180,8 @@ def _header(source: Dataset) -> FileDataset:
 def _segment(number: int, name: str) -> Dataset:
     return _item(
         SegmentNumber=number,
-        SegmentLabel=name[:64],
-        SegmentDescription=name[:64],
+        SegmentLabel=plain_label(name),
+        SegmentDescription=name,
         SegmentAlgorithmType="SEMIAUTOMATIC",
         SegmentAlgorithmName=MAKER,
         SegmentedPropertyCategoryCodeSequence=Items([_code(*_STRUCTURE)]),
@@ -175,10 +191,33 @@ def _segment(number: int, name: str) -> Dataset:
     )
 
 
-def _frame(segment: int, k: int, source: Dataset) -> Dataset:
+def _require_places(series: Series, name: str) -> None:
+    """Frames of a segmentation lie where the slices say that they lie."""
+    missing = [
+        keyword
+        for keyword, absent in (
+            ("ImagePositionPatient", any(plane.position is None for plane in series.planes)),
+            ("ImageOrientationPatient", any(plane.directions is None for plane in series.planes)),
+            ("PixelSpacing", any(plane.spacing is None for plane in series.planes)),
+        )
+        if absent
+    ]
+    if missing:
+        raise UserError(
+            f"A DICOM SEG lies on the slices of its series, but those of {name} have no "
+            f"{', '.join(missing)}: "
+            "ask for another kind of file."
+        )
+
+
+def _frame(segment: int, k: int, series: Series) -> Dataset:
+    plane = series.planes[k]
+    source = series.headers[0 if series.frames else k]
     image = _item(
         ReferencedSOPClassUID=source.SOPClassUID,
         ReferencedSOPInstanceUID=source.SOPInstanceUID,
+        **({"ReferencedFrameNumber": plane.number + 1} if series.frames else {}),
+        SpatialLocationsPreserved="YES",
         PurposeOfReferenceCodeSequence=Items(
             [_code("121322", "DCM", "Source image for image processing operation")]
         ),
@@ -189,32 +228,38 @@ def _frame(segment: int, k: int, source: Dataset) -> Dataset:
     )
     return _item(
         FrameContentSequence=Items([_item(DimensionIndexValues=[segment, k + 1])]),
-        PlanePositionSequence=Items([_item(ImagePositionPatient=source.ImagePositionPatient)]),
+        PlanePositionSequence=Items([_item(ImagePositionPatient=_decimals(plane.position))]),
         SegmentIdentificationSequence=Items([_item(ReferencedSegmentNumber=segment)]),
         DerivationImageSequence=Items([derivation]),
     )
 
 
-def _shared(sources: Sequence[Dataset], volume: Volume) -> Dataset:
-    thickness = float(np.linalg.norm(volume.affine[:3, 2]))
+def _shared(series: Series) -> Dataset:
+    plane: Plane = series.planes[0]
+    thickness = float(np.linalg.norm(series.affine[:3, 2]))
     measures = _item(
-        PixelSpacing=sources[0].PixelSpacing,
+        PixelSpacing=_decimals(plane.spacing),
         SliceThickness=f"{thickness:.10g}",
         SpacingBetweenSlices=f"{thickness:.10g}",
     )
-    orientation = _item(ImageOrientationPatient=sources[0].ImageOrientationPatient)
+    orientation = _item(ImageOrientationPatient=_decimals(plane.directions))
     return _item(
         PixelMeasuresSequence=Items([measures]),
         PlaneOrientationSequence=Items([orientation]),
     )
 
 
-def _referenced(sources: Sequence[Dataset]) -> Dataset:
+def _referenced(series: Series) -> Dataset:
     instances = [
         _item(ReferencedSOPClassUID=source.SOPClassUID, ReferencedSOPInstanceUID=source.SOPInstanceUID)
-        for source in sources
+        for source in series.headers
     ]
-    return _item(SeriesInstanceUID=sources[0].SeriesInstanceUID, ReferencedInstanceSequence=Items(instances))
+    return _item(SeriesInstanceUID=series.uid, ReferencedInstanceSequence=Items(instances))
+
+
+def _decimals(values: npt.NDArray[np.float64] | None) -> list[str]:
+    """Decimal strings of at most 16 characters (PS3.5, value representation DS)."""
+    return [] if values is None else [format_number_as_ds(float(value)) for value in values.ravel()]
 
 
 def _code(value: str, scheme: str, meaning: str) -> Dataset:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from ..errors import TooLargeError, VolumeError
 from .dicom_files import frame_shape, is_dicom, pixel_frames, read_dataset
@@ -358,7 +359,8 @@ def text_of(header: Dataset, key: str) -> str:
         value = header.get(key)
     except (ValueError, TypeError, OverflowError):
         return ""
-    return "" if value is None else str(value).strip()
+    # A backslash in a text makes two of it.
+    return "/".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "").strip()
 
 
 def first_item(header: Dataset, key: str) -> Dataset | None:

@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import nibabel as nib
 import nrrd
 import numpy as np
 import numpy.typing as npt
-from nibabel.spatialimages import HeaderDataError
 
 from ..errors import UserError
 from .label_map import Colour
+from .nifti_answer import nifti_image
+from .placing import RAS_FROM_LPS, placing_of
 
 DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 """What ``result_dtype`` may be; label values are the same in all of them."""
 # Masks are long runs of equal values: higher levels take longer and gain next to nothing.
 _COMPRESSION_LEVEL = 1
 _CHUNK_BYTES = 1 << 20
-_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Mask:
 
     Attributes:
         array: (i, j, k) in raw order, best Fortran-contiguous, as files store it.
-        affine: (4, 4), from raw indices to RAS millimetres.
+        affine: (4, 4), from raw indices to RAS millimetres; a `Volume`'s knows the image's file, so that
+            the mask lies on the image for every program.
         segments: the labels that may occur in it.
     """
 
@@ -63,7 +63,7 @@ def write(mask: Mask, extension: str, dtype: str = "uint8", compress: bool = Fal
         compress: gzip for the two kinds of NRRD. NIfTI goes by its extension.
 
     Raises:
-        UserError: extension or dtype is unknown.
+        UserError: extension or dtype is unknown, or the image's grid cannot be written so.
     """
     ending = f".{extension.lstrip('.')}".lower()
     if ending not in _WRITERS:
@@ -112,11 +112,11 @@ def _write_seg_nrrd(stream: BinaryIO, array: npt.NDArray[np.generic], mask: Mask
 
 
 def _write_nifti(stream: BinaryIO, array: npt.NDArray[np.generic], mask: Mask, compress: bool) -> None:
-    stream.write(_nifti(array, mask.affine).to_bytes())
+    stream.write(nifti_image(array, placing_of(mask.affine)).to_bytes())
 
 
 def _write_nifti_gz(stream: BinaryIO, array: npt.NDArray[np.generic], mask: Mask, compress: bool) -> None:
-    for part in _gzipped([_nifti(array, mask.affine).to_bytes()]):
+    for part in _gzipped([nifti_image(array, placing_of(mask.affine)).to_bytes()]):
         stream.write(part)
 
 
@@ -139,7 +139,10 @@ def _write_nrrd_fields(
 ) -> None:
     # pynrrd's own writer puts the time of day into the header, so that no two answers would be equal, and
     # knows ASCII only.
-    lps = _RAS_TO_LPS @ affine + 0.0  # no "-0"
+    placing = placing_of(affine)
+    # NRRD is the format of programs that are built on ITK.
+    ras = placing.affine if placing.itk is None else placing.itk
+    lps = RAS_FROM_LPS @ ras + 0.0  # no "-0"
     fields = {
         "type": _NRRD_TYPES.get(array.dtype.name, array.dtype.name),
         "dimension": "3",
@@ -165,18 +168,6 @@ _NRRD_TYPES = {"float32": "float", "float64": "double"}
 def _escaped(value: str) -> str:
     """A value of a NRRD key/value pair: its line break and backslash are written as escapes."""
     return value.replace("\\", "\\\\").replace("\n", "\\n")
-
-
-def _nifti(array: npt.NDArray[np.generic], affine: npt.NDArray[np.float64]) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code="scanner")
-    try:
-        image.set_qform(affine, code="scanner", strip_shears=False)
-    except HeaderDataError:
-        # A sheared grid has no qform; readers then take the sform.
-        image.set_qform(None)
-    return image
 
 
 def _gzipped(parts: Sequence[bytes | memoryview]) -> Iterator[bytes]:

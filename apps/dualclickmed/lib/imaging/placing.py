@@ -189,3 +189,27 @@ def _codes(header: bytes) -> tuple[int, ...]:
 
 def _order(header: bytes) -> str:
     return "<" if struct.unpack_from("<i", header)[0] in SIZES else ">"
+
+
+class FileAffine(npt.NDArray[np.float64]):
+    """An affine that knows the file it was read from, so that a mask on it lies on its image for everybody.
+
+    Copies and what is computed from it are of no file. It cannot be written to.
+    """
+
+    placing: Placing | None
+
+    def __new__(cls, placing: Placing) -> FileAffine:
+        made = np.array(placing.affine, dtype=np.float64).view(cls)
+        made.placing = placing
+        made.flags.writeable = False
+        return made
+
+    def __array_finalize__(self, obj: object) -> None:
+        self.placing = None
+
+
+def placing_of(affine: Affine) -> Placing:
+    """Where voxels lie that have this affine: as their file says, where it is one's own."""
+    known = affine.placing if isinstance(affine, FileAffine) else None
+    return Placing.plain(np.asarray(affine, dtype=np.float64)) if known is None else known

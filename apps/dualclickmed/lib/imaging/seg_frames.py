@@ -23,6 +23,7 @@ from .placing import RAS_FROM_LPS
 ON_GRID = 0.05
 """Part of a step that a frame may lie off the grid of the others."""
 _PARALLEL = 1e-3
+LABEL_LENGTH = 64
 _MAX_SLICES = 1 << 16
 
 
@@ -118,14 +119,21 @@ def _put(
     maps.append(np.where(own, np.uint16(segment), np.uint16(0)))
 
 
+def plain_label(name: str) -> str:
+    """A name as SegmentLabel can hold it: 64 characters, without the backslash that would make it two."""
+    return name.replace("\\", "/")[:LABEL_LENGTH]
+
+
 def _names(dataset: Dataset) -> dict[int, str]:
     """The segments' names; where one has no label its description or its code tells."""
     names: dict[int, str] = {}
     for number, item in enumerate(dataset.get("SegmentSequence") or [], start=1):
         code = first_item(item, "SegmentedPropertyTypeCodeSequence")
+        label, whole = text_of(item, "SegmentLabel"), text_of(item, "SegmentDescription")
         told = [
-            text_of(item, "SegmentLabel"),
-            text_of(item, "SegmentDescription"),
+            # The description may hold what a label cannot.
+            whole if label and plain_label(whole).strip() == label else label,
+            whole,
             "" if code is None else text_of(code, "CodeMeaning"),
         ]
         own = item.get("SegmentNumber")

@@ -15,10 +15,8 @@ import hashlib
 import logging
 import math
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,14 +25,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 
 from ..errors import UserError, VolumeError
+from .facts import ReadLimits
 from .geometry import Box, Index, Position, Region
+from .headers import META_SUFFIXES, NRRD_SUFFIXES, check_header, reading
+from .placing import FileAffine, Placing
+from .reading import Read, read_volume
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +48,6 @@ MODALITY_NAMES = {
     "gm": "microscopy",
 }
 """Other names, in lower case, among them the codes of DICOM's Modality tag (0008,0060) that mean an image."""
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
-NOT_IMAGES = frozenset({"RTSTRUCT", "RTPLAN", "RTDOSE", "SEG", "SR", "PR", "KO"})
-"""DICOM modalities of results that may lie in the folder of the series that they describe."""
-
 CT_AIR_BELOW = -500.0
 CT_TISSUE_ABOVE = 100.0
 """An image of unknown modality with values below the one and above the other is taken for CT (HU)."""
@@ -69,9 +63,6 @@ SINGULAR = 1e-6
 _COMPACT = tuple(np.dtype(name) for name in ("uint8", "int8", "int16", "uint16"))
 _TOWARDS = ((2, 1), (1, -1), (0, -1))
 """For each canonical axis (S, P, L): its world axis in RAS, and whether it runs with or against that axis."""
-_TAG_MODALITY, _TAG_DESCRIPTION, _TAG_POSITION = "0008|0060", "0008|103e", "0020|0032"
-_READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, RuntimeError, zlib.error)
-"""What nibabel and SimpleITK raise for files that they cannot read."""
 _SLAB_VOXELS = 1 << 22
 """Voxels that are looked at in floating point at once, so that no full-size temporary arises."""
 
@@ -90,6 +81,8 @@ class Volume:
         affine: (4, 4), from raw indices (i, j, k) to RAS millimetres.
         raw_shape: extent along the raw axes (i, j, k).
         meta: where the volume came from, for messages: "name", "format", and for DICOM "series".
+        notes: sentences about what had to be decided when it was read.
+        placing: where programs put the voxels; by itself, where `affine` does.
     """
 
     array: npt.NDArray[np.integer]
@@ -101,6 +94,12 @@ class Volume:
     affine: npt.NDArray[np.float64]
     raw_shape: Index
     meta: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    placing: Placing | None = None
+
+    def __post_init__(self) -> None:
+        placing = self.placing or Placing.plain(self.affine)
+        self.placing, self.affine = placing, FileAffine(placing)
 
     @property
     def shape(self) -> Index:
@@ -239,48 +238,28 @@ class VolumeCache:
             return volume
 
 
-def load_volume(path: str | Path, modality: str | None = None) -> Volume:
-    """Load a 3D image: NIfTI (.nii, .nii.gz), .nrrd, .mha, .mhd, or a folder with one DICOM series.
+def load_volume(path: str | Path, modality: str | None = None, limits: ReadLimits | None = None) -> Volume:
+    """Load a 3D image: NIfTI, NRRD, MetaImage, or a folder with one DICOM series, see `reading`.
 
     Args:
         path: the file or the folder. modality: one of `MODALITIES` or another of `MODALITY_NAMES`. Where it
         is None or "unknown", DICOM's Modality
             tag tells; failing that, an image with values of both air and tissue in HU is taken for CT.
+        limits: how much reading it may take.
 
     Raises:
-        VolumeError: if the image is missing or unreadable, is not one 3D scalar volume (a fourth axis of
-        length 1 is
-            accepted, and so is a single slice), holds values that are not finite, or has an affine that
-            does not tell its axes apart.
+        VolumeError: if the image is missing, unreadable or damaged, is not one 3D scalar volume (a fourth
+            axis of length 1 is accepted, and so is a single slice), holds values that are not finite, or
+            has an affine that does not tell its axes apart.
+        TooLargeError: if it would take more memory than the limits give it.
         UserError: if the modality's name is unknown.
     """
     path = Path(path)
     named = _modality(modality)
     identity = _identity(path)
-    name = path.name
-    if path.is_dir():
-        stored = _read_dicom(path)
-    elif name.lower().endswith(NIFTI_SUFFIXES):
-        stored = _read_nifti(path)
-    elif name.lower().endswith(ITK_SUFFIXES):
-        stored = _read_itk(path)
-    else:
-        raise VolumeError(
-            f"An image must be a DICOM folder or end in {', '.join(NIFTI_SUFFIXES + ITK_SUFFIXES)}, "
-            f"but the file is {name}."
-        )
-    return _volume(stored, name, identity, named if named != "unknown" else stored.modality)
-
-
-def series_files(folder: str | Path) -> list[str]:
-    """The files of a folder's one DICOM image series, in the order of the raw index k.
-
-    Raises:
-        VolumeError: as `load_volume` does.
-    """
-    folder = Path(folder)
-    with _reading(folder.name, "DICOM series"):
-        return list(_only_series(folder)[1])
+    stored = read_volume(path, limits)
+    told = MODALITY_NAMES.get(stored.modality.lower(), "unknown")
+    return _volume(stored, path.name, identity, named if named != "unknown" else told)
 
 
 def from_array(
@@ -325,123 +304,15 @@ def from_grid(
     _require_scalar_3d("the array", array.shape, array.dtype)
     digest = hashlib.blake2b(np.ascontiguousarray(array.T).reshape(-1).data, digest_size=16)
     digest.update(repr((array.dtype.str, array.shape, affine.tolist())).encode())
-    return _volume(_Stored(array, affine, "array"), "the array", f"array:{digest.hexdigest()}", named)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What a reader found: voxels in raw order (i, j, k), not yet copied, oriented or compacted.
-
-    `owner` keeps alive the object whose memory `array` shows, where NumPy does not.
-    """
-
-    array: npt.NDArray[Any]
-    affine: npt.NDArray[np.float64]
-    format: str
-    slope: float = 1.0
-    intercept: float = 0.0
-    modality: str = "unknown"
-    meta: dict[str, Any] = field(default_factory=dict)
-    owner: object = None
+    stored = Read(array, Placing.plain(affine), "array")
+    return _volume(stored, "the array", f"array:{digest.hexdigest()}", named)
 
 
 _Orientation = tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]
 """For each canonical axis: the raw axis that it comes from, and whether that axis is reversed."""
 
 
-def _read_nifti(path: Path) -> _Stored:
-    with _reading(path.name, "NIfTI file"):
-        image: Any = nib.load(path)
-        proxy = image.dataobj
-        _require_scalar_3d(path.name, image.shape, proxy.dtype)
-        array = np.asarray(proxy.get_unscaled())
-    affine = np.array(image.affine, dtype=np.float64)
-    return _Stored(array.reshape(array.shape[:3]), affine, "nifti", float(proxy.slope), float(proxy.inter))
-
-
-def _read_itk(path: Path) -> _Stored:
-    with _reading(path.name, "NRRD or MetaImage file"):
-        image = sitk.ReadImage(str(path))
-    return _from_itk(image, path.name, "itk")
-
-
-def _read_dicom(folder: Path) -> _Stored:
-    with _reading(folder.name, "DICOM series"):
-        uid, files, tags = _only_series(folder)
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(files)
-        reader.MetaDataDictionaryArrayUpdateOn()
-        image = reader.Execute()
-        _require_distinct_slices(reader, len(files), folder.name)
-    modality = MODALITY_NAMES.get(tags[_TAG_MODALITY].lower(), "unknown")
-    return _from_itk(image, folder.name, "dicom", modality, {"series": uid})
-
-
-def _only_series(folder: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
-    """The folder's one image series: its UID, its files from the first slice to the last, its first tags."""
-    series = {}
-    for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
-        files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
-        tags = _dicom_tags(files[0])
-        if tags[_TAG_MODALITY] not in NOT_IMAGES:
-            series[uid] = (files, tags)
-    if len(series) != 1:
-        found = ", ".join(
-            f"{tags[_TAG_MODALITY] or 'untyped'} {tags[_TAG_DESCRIPTION] or 'without description'} ({uid})"
-            for uid, (_, tags) in series.items()
-        )
-        raise VolumeError(
-            f"A DICOM folder must hold exactly one image series, but {folder.name} holds {len(series)}"
-            f"{': ' + found if found else ''}."
-        )
-    ((uid, (files, tags)),) = series.items()
-    return uid, files, tags
-
-
-def _dicom_tags(file: str) -> dict[str, str]:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
-    reader.ReadImageInformation()
-    present = set(reader.GetMetaDataKeys())
-    return {
-        tag: reader.GetMetaData(tag).strip() if tag in present else ""
-        for tag in (_TAG_MODALITY, _TAG_DESCRIPTION)
-    }
-
-
-def _require_distinct_slices(reader: sitk.ImageSeriesReader, count: int, name: str) -> None:
-    positions = [
-        reader.GetMetaData(i, _TAG_POSITION) for i in range(count) if reader.HasMetaDataKey(i, _TAG_POSITION)
-    ]
-    repeated = len(positions) - len(set(positions))
-    if repeated:
-        raise VolumeError(
-            f"A DICOM series must have one slice at each position, but {name} has {repeated} more: "
-            "it may hold several time points or echoes."
-        )
-
-
-def _from_itk(
-    image: sitk.Image, name: str, source: str, modality: str = "unknown", meta: dict[str, Any] | None = None
-) -> _Stored:
-    size = image.GetSize()
-    array = sitk.GetArrayViewFromImage(image)
-    components = image.GetNumberOfComponentsPerPixel()
-    if components > 1:
-        raise VolumeError(f"An image must have one real number in each voxel, but {name} has {components}.")
-    _require_scalar_3d(name, size, array.dtype)
-    dimension = image.GetDimension()
-    direction = np.asarray(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
-    affine = np.eye(4)
-    affine[:3, :3] = direction * np.asarray(image.GetSpacing()[:3])
-    affine[:3, 3] = image.GetOrigin()[:3]
-    # ITK's world is LPS.
-    affine[:2] *= -1
-    raw = array.T.reshape(size[:3], order="F")
-    return _Stored(raw, affine, source, modality=modality, meta=meta or {}, owner=image)
-
-
-def _volume(stored: _Stored, name: str, identity: str, modality: str) -> Volume:
+def _volume(stored: Read, name: str, identity: str, modality: str) -> Volume:
     _require_scalar_3d(name, stored.array.shape, stored.array.dtype)
     spacing = _require_axes(name, stored.affine)
     orientation = _orientation(stored.affine)
@@ -457,7 +328,10 @@ def _volume(stored: _Stored, name: str, identity: str, modality: str) -> Volume:
         affine=stored.affine,
         raw_shape=_shape_of(stored.array),
         meta={"name": name, "format": stored.format, **stored.meta},
+        notes=tuple(stored.notes),
+        placing=stored.placing,
     )
+    _require_range(name, volume)
     if modality == "unknown":
         low, high = volume.value_range
         volume.modality = "ct" if low < CT_AIR_BELOW and high > CT_TISSUE_ABOVE else "unknown"
@@ -539,15 +413,15 @@ def _flipped(array: npt.NDArray[Any], flips: npt.NDArray[np.bool_]) -> npt.NDArr
 
 def _identity(path: Path) -> str:
     """What changes when the image's files change: their path, sizes and times of change."""
-    with _reading(path.name, "image"):
+    with reading(path.name):
         if not path.exists():
             raise VolumeError(f"An image must be an existing file or folder, but there is no {path.name}.")
         files = [path]
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.is_file())
-        elif path.suffix.lower() == ".mhd":
-            # The header names the file of the voxels, which lies beside it.
-            files = sorted(file for file in path.parent.iterdir() if file.stem == path.stem)
+        elif path.name.lower().endswith(NRRD_SUFFIXES + META_SUFFIXES):
+            # The header may name the file of the voxels, which lies beside it.
+            files = sorted({path, check_header(path).block.file})
         found = [(file.name, file.stat()) for file in files]
     states = [(name, status.st_mtime_ns, status.st_size) for name, status in found]
     return f"{path.absolute()}:{hashlib.blake2b(repr(states).encode(), digest_size=16).hexdigest()}"
@@ -594,17 +468,15 @@ def _require_shape(array: npt.NDArray[Any], shape: Index) -> None:
         raise ValueError(f"the array must have shape {shape}, got {array.shape}")
 
 
-@contextmanager
-def _reading(name: str, kind: str) -> Iterator[None]:
-    """What the image libraries raise becomes a sentence about `name`, which should have been a `kind`."""
-    try:
-        yield
-    except VolumeError:
-        raise
-    except _READ_ERRORS as error:
+def _require_range(name: str, volume: Volume) -> None:
+    """Real values have 32 bits wherever they are computed with."""
+    low, high = volume.value_range
+    most = float(np.finfo(np.float32).max)
+    if not (math.isfinite(low) and math.isfinite(high) and max(-low, high) <= most):
         raise VolumeError(
-            f"An image must be a readable {kind}, but {name} could not be read as one."
-        ) from error
+            f"An image's values must fit into 32 bits (at most {most:.3g}), but those of {name} reach from "
+            f"{low:.3g} to {high:.3g}."
+        )
 
 
 def _triple(values: npt.NDArray[np.floating]) -> Position:
