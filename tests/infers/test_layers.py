@@ -233,13 +233,13 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, required: bool) -> None:
     path.write_bytes(b"not an image")
     given = {"liver": clicks((4, 4, 4))}
     if required:
-        with pytest.raises(UserError, match="could not be read"):
+        with pytest.raises(UserError, match="packed with gzip"):
             settled(given, existing="keep", path=path, required=True)
         return
     found = settled(given, existing="keep", path=path)
     assert found.result.values == {"liver": 1}
     assert len(found.notes) == 1
-    assert "could not be read" in found.notes[0]
+    assert "packed with gzip" in found.notes[0]
 
 
 def test_corners_for_an_expert_that_needs_a_box_are_no_clicks() -> None:
