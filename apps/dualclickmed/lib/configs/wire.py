@@ -34,6 +34,8 @@ MODALITY = "modality"
 EXISTING_PATH = "existing_path"
 EXISTING_INFO = "existing_info"
 UPLOADED = "uploaded"
+NAMED = "label_named"
+"""The parameter `LABEL` of a request that uploads a segmentation under the same name."""
 
 EXPECTED = frozenset(
     {
@@ -61,6 +63,7 @@ EXPECTED = frozenset(
         EXISTING_PATH,
         EXISTING_INFO,
         UPLOADED,
+        NAMED,
         LABEL_INFO,
     }
 )

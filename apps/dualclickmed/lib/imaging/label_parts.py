@@ -88,14 +88,16 @@ def _map_parts(found: Read, name: str) -> Iterator[LabelPart]:
     if channels > MAX_VALUES:
         raise VolumeError(f"A label file may hold {MAX_VALUES} labels, but {name} holds {channels} channels.")
     segments = slicer_segments(found.fields, channels)
-    for n in range(channels):
-        stored = found.array[..., n] if found.array.ndim == 4 else found.array
-        array, values = whole_values(stored, found.slope, found.intercept, name)
-        names = segments.get(n, {})
-        if channels > 1 and not segments:
-            # A channel for each label, numbered from 1.
+    layers = [found.array[..., n] for n in range(channels)] if found.array.ndim == 4 else [found.array]
+    maps = [whole_values(stored, found.slope, found.intercept, name) for stored in layers]
+    several = [value for _, values in maps for value in values]
+    # Channels with values of their own are label maps; others hold a label each, numbered from 1.
+    own = len(set(several)) == len(several) and set(several) != {1}
+    numbered = channels > 1 and not segments and not own
+    for n, (array, values) in enumerate(maps):
+        if numbered:
             array, values = (array != 0).astype(np.uint16) * np.uint16(n + 1), [n + 1] if values else []
-        yield LabelPart(array, values, found.placing, names)
+        yield LabelPart(array, values, found.placing, segments.get(n, {}))
 
 
 def slicer_segments(fields: Mapping[str, str], channels: int = 1) -> dict[int, dict[int, str]]:

@@ -108,7 +108,12 @@ def _existing(request: Mapping[str, Any], studies: Studies) -> dict[str, Any]:
     nothing: dict[str, Any] = {wire.EXISTING_PATH: None, wire.EXISTING_INFO: {}, wire.UPLOADED: False}
     uploaded = request.get(wire.LABEL)
     if _is_upload(uploaded):
-        return {**nothing, wire.LABEL: None, wire.EXISTING_PATH: uploaded, wire.UPLOADED: True}
+        return {
+            **nothing,
+            wire.LABEL: request.get(wire.NAMED),
+            wire.EXISTING_PATH: uploaded,
+            wire.UPLOADED: True,
+        }
     image = request.get(wire.IMAGE)
     if word(request, wire.EXISTING, None) in (None, EXISTING[0]) or not isinstance(image, str):
         return nothing

@@ -95,11 +95,14 @@ class Layered:
         result: of all labels, those that were taken over (`KEPT`) included.
         before: the existing label map (D, H, W) with the result's values; None if there was none.
         notes: sentences about the existing segmentation.
+        beneath: voxels (D, H, W) of existing labels that another label has in the result's map, because the
+            two overlap.
     """
 
     result: Result
     before: npt.NDArray[np.uint8] | None = None
     notes: list[str] = field(default_factory=list)
+    beneath: dict[str, Mask] = field(default_factory=dict)
 
 
 def layered(segment: Segment, volume: Volume, prompts: Mapping[str, Prompts], layers: Layers) -> Layered:
@@ -146,7 +149,7 @@ def layered(segment: Segment, volume: Volume, prompts: Mapping[str, Prompts], la
     if len(names) > MAX_LABELS:
         raise PromptError(f"At most {MAX_LABELS} labels can lie in one image, but there are {len(names)}.")
     values = {label: value for value, label in enumerate(names, start=1)}
-    before = _painted(existing, values, volume)
+    before = _painted(existing, values, volume, frozenset(known - set(wanted)))
     corrected = {label for label in wanted if correct and label in known and wanted[label].box is None}
     array = before.copy()
     array[np.isin(array, [values[label] for label in wanted if label not in corrected])] = 0
@@ -165,7 +168,10 @@ def layered(segment: Segment, volume: Volume, prompts: Mapping[str, Prompts], la
         for label, mask in masks.items():
             array[mask & (array == 0)] = values[label]
     result = _joined(results, array, values)
-    return Layered(result, before if known else None, existing.notes)
+    stay = (known - set(wanted)) | corrected
+    return Layered(
+        result, before if known else None, existing.notes, _beneath(existing, values, before, stay)
+    )
 
 
 def _started(given: Prompts, before: Mask | None) -> Prompts | None:
@@ -225,15 +231,30 @@ def _refuse_finished(
                 )
 
 
-def _painted(existing: NamedLabels, values: Mapping[str, int], volume: Volume) -> npt.NDArray[np.uint8]:
-    """The existing labels in one map (D, H, W); where they overlap the first layer counts."""
+def _painted(
+    existing: NamedLabels, values: Mapping[str, int], volume: Volume, kept: frozenset[str]
+) -> npt.NDArray[np.uint8]:
+    """The existing labels in one map (D, H, W); where they overlap those that are kept, then the first "
+    "layer."""
     array = np.zeros(volume.shape, dtype=np.uint8)
-    for layer, names in zip(existing.layers, existing.names, strict=True):
-        table = np.zeros(int(layer.max()) + 1, dtype=np.uint8)
-        for value, name in names.items():
-            table[value] = values[name]
-        np.copyto(array, table[layer], where=array == 0)
+    for first in (True, False):
+        for layer, names in zip(existing.layers, existing.names, strict=True):
+            table = np.zeros(int(layer.max()) + 1, dtype=np.uint8)
+            for value, name in names.items():
+                if (name in kept) is first:
+                    table[value] = values[name]
+            np.copyto(array, table[layer], where=array == 0)
     return array
+
+
+def _beneath(
+    existing: NamedLabels, values: Mapping[str, int], before: npt.NDArray[np.uint8], stay: set[str]
+) -> dict[str, Mask]:
+    """Voxels of the existing labels `stay` that the map of all of them does not hold."""
+    if len(existing.layers) == 1:
+        return {}
+    found = {name: existing.mask(name) & (before != values[name]) for name in sorted(stay)}
+    return {name: mask for name, mask in found.items() if mask.any()}
 
 
 def _corrected(before: Mask, proposed: Mask, given: Prompts, others: Sequence[Index]) -> Mask:

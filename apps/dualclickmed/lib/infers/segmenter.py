@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,7 +48,8 @@ class Answer:
         result: what the experts found, in canonical order, and what was taken over.
         stages: seconds by part, loading the image included.
         before: the existing label map (D, H, W) with the result's values; None if there was none.
-        notes: sentences about the existing segmentation, and about a GPU that could not answer.
+        notes: sentences about the image's file, the existing segmentation, and a GPU that could not answer.
+        beneath: voxels (D, H, W) of existing labels that lie under other labels of the result.
     """
 
     volume: Volume
@@ -56,6 +57,7 @@ class Answer:
     stages: dict[str, float]
     before: npt.NDArray[np.uint8] | None = None
     notes: Sequence[str] = ()
+    beneath: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
 class Segmenter:
@@ -200,8 +202,8 @@ class Segmenter:
 
             settled = layered(segment, volume, prompts, layers or Layers())
             stages = {"load": loaded, "find": found, **settled.result.stages}
-            notes = settled.notes if used == device else [*settled.notes, _fallen_back(device)]
-            return Answer(volume, settled.result, stages, settled.before, notes)
+            notes = [*volume.notes, *settled.notes, *([] if used == device else [_fallen_back(device)])]
+            return Answer(volume, settled.result, stages, settled.before, notes, settled.beneath)
 
         return self._computed(answer, device)
 

@@ -16,7 +16,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from ..configs import wire
 from ..errors import PromptError, UserError
 from ..imaging.intensity import CHOICES
-from ..imaging.label_map import BACKGROUND, MAX_NAME_LENGTH, LabelMap, colour_of
+from ..imaging.label_map import BACKGROUND, MAX_LABELS, MAX_NAME_LENGTH, LabelMap, colour_of
 from ..imaging.mask_files import DTYPES, EXTENSIONS, Mask, Segment, write
 from .dialects import CLICKS, choice, flag, locked_labels, named_order, read_prompts, word
 from .layers import EXISTING, OVERLAPS, Layers
@@ -177,33 +177,30 @@ def _in_raw_order(answer: Answer, labels: LabelMap) -> tuple[Mask, dict[str, Any
         if answer.before is None
         else _filled_part(array != volume.to_raw_array(answer.before))
     )
-    corner, found = _filled_part(array)
-    # Labels of an existing segmentation that this task does not know keep their voxels from others, no more.
-    values = {label: labels.values[label] for label in result.values if label in labels.values}
+    values = _values(result.values, labels)
     table = np.zeros(256, dtype=np.uint8)
-    voxels: dict[str, int] = {}
-    centroids: dict[str, list[int]] = {}
-    boxes: dict[str, list[int]] = {}
-    for label in values:
-        value = result.values[label]
-        table[value] = values[label]
-        mask = found == value
-        voxels[label], centre = _count_and_centre(mask)
-        if voxels[label]:
-            centroids[label] = [values[label], *np.rint(centre + corner).astype(int).tolist()]
-            first, part = _filled_part(mask)
-            boxes[label] = _roi(corner + first, part)
+    for label, value in values.items():
+        table[result.values[label]] = value
+    found = _filled_part(array)[1]
     found[...] = table[found]
+    further, homes = _further(answer, array, values)
+    parts = [_filled_part(layer) for layer in (array, *further)]
+    measured = {label: _measured(*parts[homes.get(label, 0)], value) for label, value in values.items()}
     mask_file = Mask(
-        array, volume.affine, [Segment(name, value, colour_of(name)) for name, value in values.items()]
+        array,
+        volume.affine,
+        [Segment(name, value, colour_of(name), homes.get(name, 0)) for name, value in values.items()],
+        further,
     )
     return mask_file, {
-        wire.LABEL_NAMES: labels.values,
+        wire.LABEL_NAMES: {**labels.values, **values},
         wire.LABELS: values,
         wire.STRATEGIES: {label: result.strategies[label] for label in values},
-        wire.VOXELS: voxels,
-        wire.CENTROIDS: centroids,
-        wire.BOXES: boxes,
+        wire.VOXELS: {label: count for label, (count, _, _) in measured.items()},
+        wire.CENTROIDS: {
+            label: [values[label], *centre] for label, (count, centre, _) in measured.items() if count
+        },
+        wire.BOXES: {label: box for label, (count, _, box) in measured.items() if count},
         wire.CHANGED: _roi(*changed),
         wire.SUGGESTIONS: {
             label: volume.to_raw([voxel])[0].tolist() for label, voxel in result.suggestions().items()
@@ -211,6 +208,52 @@ def _in_raw_order(answer: Answer, labels: LabelMap) -> tuple[Mask, dict[str, Any
         wire.NOTES: list(answer.notes),
         wire.SHAPE: list(volume.raw_shape),
     }
+
+
+def _values(found: Mapping[str, int], labels: LabelMap) -> dict[str, int]:
+    """The values of an answer's labels: the server's, and free ones for existing labels that it does not "
+    "know."""
+    free = sorted(set(range(1, MAX_LABELS + 1)) - set(labels.values.values()))
+    unknown = [label for label in found if label not in labels.values]
+    if len(unknown) > len(free):
+        raise PromptError(
+            f"An answer holds {MAX_LABELS} labels, those of the server included: there are more."
+        )
+    own = dict(zip(unknown, free, strict=False))
+    return {label: own[label] if label in own else labels.values[label] for label in found}
+
+
+def _further(
+    answer: Answer, array: npt.NDArray[np.uint8], values: Mapping[str, int]
+) -> tuple[list[npt.NDArray[np.uint8]], dict[str, int]]:
+    """Further label maps (i, j, k) for labels that overlap others, and which of them is whose, from 1 on."""
+    further: list[npt.NDArray[np.uint8]] = []
+    homes: dict[str, int] = {}
+    for label, hidden in answer.beneath.items():
+        whole = (array == values[label]) | answer.volume.to_raw_array(hidden)
+        array[array == values[label]] = 0
+        at = next((n for n, layer in enumerate(further) if not layer[whole].any()), len(further))
+        if at == len(further):
+            further.append(np.zeros_like(array))
+        further[at][whole] = values[label]
+        homes[label] = at + 1
+    return further, homes
+
+
+def _measured(
+    corner: npt.NDArray[np.int64], part: npt.NDArray[np.uint8], value: int
+) -> tuple[int, list[int], list[int]]:
+    """A label's number of voxels, its middle voxel and its box, both empty without voxels.
+
+    Args:
+        corner: of the part in the image. part: the label map there. value: the label's.
+    """
+    mask = part == value
+    count, centre = _count_and_centre(mask)
+    if not count:
+        return 0, [], []
+    first, inside = _filled_part(mask)
+    return count, np.rint(centre + corner).astype(int).tolist(), _roi(corner + first, inside)
 
 
 def _uncertainty(answer: Answer) -> Mask:

@@ -53,6 +53,7 @@ from starlette.datastructures import UploadFile
 from starlette.middleware import Middleware
 
 from ..cancellation import Stopped
+from ..configs import wire
 from ..errors import UserError
 from . import checks
 from . import login as own_login
@@ -179,6 +180,7 @@ class Endpoints:
             raise UserError("DICOM SEG can be written for images of a DICOMweb archive only.")
         if given["output"] == infer.ResultType.dicom_seg:
             given = _as_dicom_seg(given)
+        given = _with_both_labels(given)
         answer = await self.in_turn(request, functools.partial(_driven, infer.api_run_inference, given))
         if given["output"] == infer.ResultType.dicom_seg:
             given["background_tasks"].add_task(remove_file, answer.path)
@@ -335,6 +337,15 @@ def _as_dicom_seg(given: Mapping[str, Any]) -> dict[str, Any]:
     sent = json.loads(given["params"] or "{}")
     params = {"label_info": [], **sent, "result_extension": ".seg.nrrd", "result_dtype": "uint8"}
     return {**given, "params": json.dumps(params)}
+
+
+def _with_both_labels(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A segmentation's arguments such that the parameter 'label' does not hide an uploaded label."""
+    sent = json.loads(given["params"] or "{}")
+    if not given["label"] or wire.LABEL not in sent:
+        return dict(given)
+    sent[wire.NAMED] = sent.pop(wire.LABEL)
+    return {**given, "params": json.dumps(sent)}
 
 
 def _check(endpoint: str, given: dict[str, Any]) -> None:
