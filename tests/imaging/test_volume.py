@@ -17,6 +17,8 @@ import SimpleITK as sitk
 from dualclickmed.errors import UserError, VolumeError
 from dualclickmed.imaging import volume as volume_module
 from dualclickmed.imaging.geometry import Box, Index
+from dualclickmed.imaging.placing import Placing
+from dualclickmed.imaging.reading import Read
 from dualclickmed.imaging.volume import Volume, VolumeCache, from_array, load_volume
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -201,7 +203,7 @@ class TestOrientation:
         affine = np.eye(4)
         affine[:3, :3], affine[:3, 3] = matrix, ORIGIN
         raw = counted()
-        stored = volume_module._Stored(raw, affine, "array")
+        stored = Read(raw, Placing.plain(affine), "array")
         volume = volume_module._volume(stored, "sheared", "sheared", "unknown")
         assert_in_place(volume, raw, affine)
         np.testing.assert_allclose(sorted(volume.spacing), sorted(norms))
@@ -267,7 +269,6 @@ class TestRawOrderIsMonais:
             (write_nrrd, None),
             (write_nrrd, "NrrdReader"),
             (write_nrrd, "ITKReader"),
-            (write_metaimage, None),
         ],
     )
     @pytest.mark.parametrize(("order", "signs"), ORDERS[::11])
@@ -286,13 +287,20 @@ class TestRawOrderIsMonais:
         np.testing.assert_allclose(volume.affine, loaded.affine.numpy(), atol=1e-6)
 
     @pytest.mark.parametrize("signs", [(-1, -1, 1), (-1, -1, -1), (1, -1, 1)])
-    def test_dicom_folders(
-        self, tmp_path: Path, load_image: Callable[..., Any], signs: tuple[int, ...]
-    ) -> None:
-        folder = write_dicom(tmp_path / "series", counted(), axis_affine((0, 1, 2), signs))
-        loaded, volume = load_image(folder), load_volume(folder)
-        np.testing.assert_array_equal(volume.to_raw_array(volume.array), loaded.numpy())
-        np.testing.assert_allclose(volume.affine, loaded.affine.numpy(), atol=1e-6)
+    @pytest.mark.parametrize("kind", ["folder", "metaimage"])
+    def test_as_itk_has_it(self, tmp_path: Path, kind: str, signs: tuple[int, ...]) -> None:
+        """MONAI reads DICOM folders and MetaImages with ITK."""
+        affine = axis_affine((0, 1, 2), signs)
+        if kind == "folder":
+            path = write_dicom(tmp_path / "series", counted(), affine)
+            image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path)))
+        else:
+            path = write_metaimage(tmp_path, counted(), affine)
+            image = sitk.ReadImage(str(path))
+        volume = load_volume(path)
+        np.testing.assert_array_equal(volume.to_raw_array(volume.array), sitk.GetArrayFromImage(image).T)
+        matrix = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+        np.testing.assert_allclose(np.diag([-1, -1, 1]) @ volume.affine[:3, :3], matrix, atol=1e-6)
 
     @pytest.mark.parametrize(
         "case",
@@ -591,8 +599,12 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ("text.nii.gz", lambda path: path.write_text("not an image"), "readable NIfTI"),
     ("text.nii", lambda path: path.write_text("not an image"), "readable NIfTI"),
     ("text.nrrd", lambda path: path.write_text("not an image"), "readable NRRD"),
-    ("empty.mha", lambda path: path.touch(), "readable NRRD or MetaImage"),
-    ("photo.png", lambda path: path.touch(), r"end in \.nii, \.nii\.gz, \.nrrd, \.mha, \.mhd.*photo\.png"),
+    ("empty.mha", lambda path: path.touch(), "MetaImage"),
+    (
+        "photo.png",
+        lambda path: path.touch(),
+        r"end in \.nii, \.nii\.gz, \.nrrd, \.nhdr, \.mha, \.mhd.*photo\.png",
+    ),
     (
         "flat.nii",
         lambda path: nib.save(nib.Nifti1Image(np.zeros((4, 5), "u1"), np.eye(4)), path),
@@ -684,7 +696,7 @@ class TestRefusals:
         data = pydicom.dcmread(folder / "CT003.dcm")
         data.Rows, data.PixelData = 6, bytes(2 * 6 * 4)
         data.save_as(folder / "CT003.dcm")
-        with pytest.raises(VolumeError, match="readable DICOM series, but mixed could not"):
+        with pytest.raises(VolumeError, match=r"one size, but CT003\.dcm of mixed"):
             load_volume(folder)
 
     def test_results_beside_a_series_do_not_count(self, tmp_path: Path) -> None:

@@ -154,7 +154,9 @@ def checked_shape(name: str, numbers: list[int]) -> tuple[int, ...]:
         TooLargeError: one is longer than `MAX_SIDE`.
     """
     if len(numbers) < 3:
-        raise VolumeError(f"An image must have three axes, but {name} has {len(numbers)}: {numbers}.")
+        raise VolumeError(
+            f"An image must have three axes, but {name} has {len(numbers)}, of lengths {tuple(numbers)}."
+        )
     if min(numbers) < 1:
         raise VolumeError(
             f"An image's axes must hold voxels, but those of {name} have the lengths {numbers}."

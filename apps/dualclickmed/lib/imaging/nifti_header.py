@@ -27,10 +27,10 @@ _TYPES = {
 }  # fmt: skip
 _NOT_REAL = {
     1: "bits",
-    32: "complex",
+    32: "complex64",
     128: "RGB",
     1536: "128-bit float",
-    1792: "complex",
+    1792: "complex128",
     2048: "complex",
     2304: "RGBA",
 }
@@ -83,7 +83,7 @@ def nifti_facts(path: Path, limits: ReadLimits) -> HeaderFacts:
 
 def _unpacked_start(packed: bytes, name: str) -> bytes:
     if packed[:2] != b"\x1f\x8b":
-        raise VolumeError(f"A file that ends in .gz must be packed with gzip, but {name} is not.")
+        raise VolumeError(f"An image must be a readable NIfTI file, but {name} is not packed with gzip.")
     try:
         # The checksum at the end is looked at when the voxels are read.
         return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(packed, _FIRST_BYTES)

@@ -206,7 +206,7 @@ def _affine(
             f"The space of {name} must be one of {', '.join(_SPACES)}, but it is {space[:60]!r}."
         )
     if not space and fields.get("space dimension", "3").strip() != "3":
-        raise VolumeError(f"The space of {name} must have three dimensions.")
+        raise VolumeError(f"An image must have three axes, but {name} has {count}, of lengths {shape}.")
     if space or "space dimension" in fields:
         if "spacings" in fields:
             raise VolumeError(f"{name} has a space, so its spacing must come as 'space directions'.")

@@ -78,7 +78,9 @@ def nifti_placing(header: bytes, name: str) -> Placing:
     except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
         raise VolumeError(f"The header of {name} does not tell where its voxels lie: {error}.") from error
     if not np.isfinite(found).all():
-        raise VolumeError(f"The affine of {name} must be finite, but it is {found.tolist()}.")
+        raise VolumeError(
+            f"An image's axes must have three directions, but the affine of {name} is {found.tolist()}."
+        )
     scaled = np.diag([unit] * 3 + [1.0]) @ found
     return Placing(scaled, itk_reading(header), unit, header)
 

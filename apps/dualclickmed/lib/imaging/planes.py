@@ -191,7 +191,7 @@ def _require_distinct(depths: Vector, sources: Sequence[str], name: str) -> None
     usual = float(np.median(gaps[gaps >= np.median(gaps)]))
     same = np.flatnonzero(gaps <= SAME_PLACE * usual)
     if same.size:
-        pairs = [f"{sources[k]} and {sources[k + 1]}" for k in same]
+        pairs = [f"{sources[k]} and {sources[k + 1]}" for k in same.tolist()]
         raise VolumeError(
             f"A DICOM series must have one slice at each position, but {name} has {same.size} more: "
             f"{_some(pairs)}. It may hold several time points or echoes."
@@ -216,7 +216,7 @@ def _regular_step(
     usual = float(np.median(gaps))
     far = [
         f"{sources[k]} and {sources[k + 1]} ({gaps[k]:.4g} mm)"
-        for k in np.flatnonzero(np.abs(gaps - usual) > max(ROUNDED, OFF_GRID * usual))
+        for k in np.flatnonzero(np.abs(gaps - usual) > max(ROUNDED, OFF_GRID * usual)).tolist()
     ]
     times = gaps / usual
     if far and (np.abs(times - np.rint(times)) < 0.05).all():

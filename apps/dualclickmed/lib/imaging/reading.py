@@ -63,8 +63,8 @@ def read_volume(path: Path, limits: ReadLimits | None = None) -> Read:
     found = read_channels(path, limits)
     if found.array.ndim != 3:
         raise VolumeError(
-            f"An image must have three axes and one real number in each voxel, but {path.name} has "
-            f"{found.array.shape[3]}."
+            f"An image must have three axes, with one real number in each voxel, but {path.name} has 4, of "
+            f"lengths {found.array.shape}: {found.array.shape[3]} numbers in each voxel."
         )
     return found
 
