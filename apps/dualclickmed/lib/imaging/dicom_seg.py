@@ -25,7 +25,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from ..errors import UserError
 from .dicom_series import Series, look_at_series
-from .facts import ReadLimits
+from .facts import ReadLimits, default_limits
 from .headers import reading
 from .label_files import NamedLabels, read_labels
 from .label_map import Colour, LabelMap, colour_of
@@ -97,7 +97,7 @@ def segmentation(
         UserError: the series does not tell where its slices are.
     """
     with reading(series.name):
-        found = look_at_series(series, limits or ReadLimits())
+        found = look_at_series(series, limits or default_limits())
     _require_places(found, series.name)
     source = found.headers[0]
     dataset = _header(source)

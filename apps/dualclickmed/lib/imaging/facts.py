@@ -64,6 +64,20 @@ class ReadLimits:
     siblings: bool = True
 
 
+_default = ReadLimits()
+
+
+def default_limits() -> ReadLimits:
+    """The limits of this process, where nobody says others."""
+    return _default
+
+
+def limit_to(limits: ReadLimits) -> None:
+    """Let `default_limits` be these from now on."""
+    global _default
+    _default = limits
+
+
 @dataclass(frozen=True)
 class VoxelBlock:
     """Where a file's voxels are.

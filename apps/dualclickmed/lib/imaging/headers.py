@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UserError, VolumeError
-from .facts import HeaderFacts, ReadLimits
+from .facts import HeaderFacts, ReadLimits, default_limits
 from .meta_header import meta_facts
 from .nifti_header import nifti_facts
 from .nrrd_header import nrrd_facts
@@ -30,7 +30,7 @@ def check_header(path: Path, limits: ReadLimits | None = None) -> HeaderFacts:
             lies elsewhere, or cannot hold the voxels that its header claims.
         TooLargeError: the voxels would take more memory than the limit.
     """
-    limits = limits or ReadLimits()
+    limits = limits or default_limits()
     name = path.name.lower()
     with reading(path.name):
         if name.endswith(NIFTI_SUFFIXES):

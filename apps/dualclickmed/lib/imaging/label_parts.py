@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import VolumeError
+from . import native
 from .dicom_files import is_dicom
-from .facts import ReadLimits
+from .facts import ReadLimits, default_limits
 from .headers import SUFFIXES, reading
 from .placing import Placing
 from .reading import Read, read_channels
@@ -45,6 +46,7 @@ class LabelPart:
     names: Mapping[int, str] = field(default_factory=dict)
 
 
+@native.reader
 def read_parts(
     path: Path, limits: ReadLimits | None = None, image: npt.NDArray[np.float64] | None = None
 ) -> tuple[list[LabelPart], list[str]]:
@@ -59,7 +61,7 @@ def read_parts(
         VolumeError: it cannot be read, or its values are no labels: fractions, negative, or too many.
         TooLargeError: it would take more memory than the limit.
     """
-    limits = limits or ReadLimits()
+    limits = limits or default_limits()
     with reading(path.name):
         if path.is_dir() or path.name.lower().endswith(".dcm"):
             return _dicom_parts(path, limits, image), []

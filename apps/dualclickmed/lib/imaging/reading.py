@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..errors import VolumeError
 from .dicom_series import look_at_series, read_series
-from .facts import HeaderFacts, ReadLimits
+from .facts import HeaderFacts, ReadLimits, default_limits
 from .headers import check_header, reading
 from .placing import Placing, nifti_placing, place_notes
 from .voxels import read_voxels
@@ -76,7 +76,7 @@ def read_channels(path: Path, limits: ReadLimits | None = None) -> Read:
         VolumeError: as `read_volume`.
         TooLargeError: as `read_volume`.
     """
-    limits = limits or ReadLimits()
+    limits = limits or default_limits()
     with reading(path.name):
         if path.is_dir():
             return _read_folder(path, limits)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, VolumeError
+from . import native
 from .facts import ReadLimits
 from .geometry import Box, Index, Position, Region
 from .headers import META_SUFFIXES, NRRD_SUFFIXES, check_header, reading
@@ -238,6 +239,7 @@ class VolumeCache:
             return volume
 
 
+@native.reader
 def load_volume(path: str | Path, modality: str | None = None, limits: ReadLimits | None = None) -> Volume:
     """Load a 3D image: NIfTI, NRRD, MetaImage, or a folder with one DICOM series, see `reading`.
 
@@ -260,6 +262,17 @@ def load_volume(path: str | Path, modality: str | None = None, limits: ReadLimit
     stored = read_volume(path, limits)
     told = MODALITY_NAMES.get(stored.modality.lower(), "unknown")
     return _volume(stored, path.name, identity, named if named != "unknown" else told)
+
+
+@native.reader
+def image_notes(path: str | Path) -> list[str]:
+    """Read an image, for nothing but the sentences about what had to be decided.
+
+    Raises:
+        VolumeError: as `load_volume` does.
+        TooLargeError: as `load_volume` does.
+    """
+    return list(load_volume(path).notes)
 
 
 def from_array(

@@ -1,0 +1,187 @@
+"""A process that has imported the readers and nothing else, and forks one for every file that is read.
+
+A fork takes milliseconds; starting Python and importing the image libraries would take seconds. It reads
+nothing itself, so that no file can harm it. `serve` says how it is talked to.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ..errors import UserError
+from ..imaging import native
+from ..imaging.facts import ReadLimits, limit_to
+from . import transport
+
+logger = logging.getLogger(__name__)
+
+READY, READ, FOLDER = b"!", b"r", b"f"
+"""What is said once everything is imported, and what may be asked for then, each with a socket: to read a
+file, and to remove a folder in the end."""
+FAILED = "failed"
+OUT_OF_MEMORY = "memory"
+CPU_FACTOR = 2
+"""Seconds of processor time for each second that a reader may take: a limit where nobody counts any more."""
+
+
+def serve(control: socket.socket) -> None:
+    """Fork a reader for every socket that comes; end when nobody is there any more who could send one.
+
+    A reader takes its request from the socket that came, and answers on it. Once the other end of that socket
+    is shut down, the reader is killed. What ends the server, however it is ended, ends this process and all
+    readers, and removes the server's temporary folder.
+
+    Args:
+        control: a Unix stream socket; each byte that comes brings a socket with it.
+    """
+    # A terminal's Ctrl+C and a service manager's SIGTERM reach the whole group: the server says when to end.
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    ended, notice = os.pipe()
+    os.set_blocking(notice, False)
+    signal.set_wakeup_fd(notice, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    readers: dict[int, socket.socket] = {}
+    folders: list[str] = []
+    try:
+        while True:
+            waited = select.poll()
+            for handle in (control.fileno(), ended):
+                waited.register(handle, select.POLLIN)
+            for connection in readers.values():
+                # No event but the end of the other side.
+                waited.register(connection.fileno(), 0)
+            happened = dict(waited.poll())
+            if ended in happened:
+                os.read(ended, 4096)
+            for process, connection in readers.items():
+                if connection.fileno() in happened:
+                    with suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
+            _reap(readers)
+            if control.fileno() in happened and not _take(control, ended, notice, readers, folders):
+                return
+    finally:
+        for process in readers:
+            os.kill(process, signal.SIGKILL)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reap(readers: dict[int, socket.socket]) -> None:
+    while readers:
+        process, _ = os.waitpid(-1, os.WNOHANG)
+        if not process:
+            return
+        readers.pop(process).close()
+
+
+def _take(
+    control: socket.socket, ended: int, notice: int, readers: dict[int, socket.socket], folders: list[str]
+) -> bool:
+    """Do what is asked for next; False if nobody asks any more."""
+    try:
+        asked, handles, _, _ = socket.recv_fds(control, 1, 1)
+    except OSError:
+        return False
+    if not asked:
+        return False
+    connection = socket.socket(fileno=handles[0])
+    if asked == FOLDER:
+        with connection, suppress(transport.ClosedError, ValueError):
+            folders.append(transport.receive(connection))
+        return True
+    try:
+        process = os.fork()
+    except OSError:
+        # The other end sees that it is closed.
+        connection.close()
+        return True
+    if process:
+        readers[process] = connection
+        return True
+    signal.set_wakeup_fd(-1)
+    for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+    # An end that this process held would keep others from seeing that it is closed.
+    for other in (control, *readers.values()):
+        other.close()
+    os.close(ended)
+    os.close(notice)
+    _read(connection)
+
+
+def _read(connection: socket.socket) -> NoReturn:
+    """Answer one request, and end."""
+    try:
+        with suppress(OSError):
+            # Where memory runs out, this process is the one to go.
+            Path("/proc/self/oom_score_adj").write_text("1000")
+        transport.send(connection, _answer(**transport.receive(connection)))
+    except (transport.ClosedError, BrokenPipeError):
+        pass
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _answer(
+    name: str, args: tuple[Any, ...], limits: ReadLimits, memory: int, seconds: float
+) -> tuple[str | None, Any]:
+    """None and what the reader gave, or the name of an error and its message."""
+    limit_to(limits)
+    _limit(memory, seconds)
+    read: Callable[..., Any] = native.READERS[name]
+    try:
+        return None, read(*args)
+    except UserError as error:
+        return type(error).__name__, str(error)
+    except MemoryError:
+        return OUT_OF_MEMORY, ""
+    except Exception:
+        # Whatever a library says about a file that it was not made for.
+        traceback.print_exc()
+        return FAILED, ""
+
+
+def _limit(memory: int, seconds: float) -> None:
+    # OpenBLAS takes its memory at its first use, and tries without end where there is none.
+    np.linalg.det(np.eye(4))
+    with suppress(OSError, ValueError):
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+    most = int(CPU_FACTOR * seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main(handle: int, modules: Sequence[str]) -> None:
+    """Import the readers, then `serve` on a socket that this process was started with."""
+    from ..imaging import label_parts, volume  # noqa: F401
+
+    for module in modules:
+        importlib.import_module(module)
+    gc.collect()
+    # So that a fork does not copy what only the collector has touched.
+    gc.freeze()
+    control = socket.socket(fileno=handle)
+    control.sendall(READY)
+    serve(control)
