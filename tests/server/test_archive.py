@@ -61,7 +61,6 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def studies(tmp_path: Path) -> Any:
     made = DicomStudies(client=Client(), search_filter={"Modality": "CT"}, cache_path=str(tmp_path))
     yield made
-    made._observer.stop()
 
 
 def test_a_series_is_downloaded_once_for_all_who_ask(studies: Any, downloads: list[str]) -> None:
@@ -97,12 +96,10 @@ def test_a_download_that_fails_leaves_nothing(
 
 def test_half_a_series_of_a_killed_server_is_cleared(tmp_path: Path, downloads: list[str]) -> None:
     first = DicomStudies(client=Client(), search_filter={}, cache_path=str(tmp_path))
-    first._observer.stop()
     part = Path(first._datastore_path) / ".0123.part"
     part.mkdir()
     (part / "0.dcm").write_bytes(b"slice")
-    again = DicomStudies(client=Client(), search_filter={}, cache_path=str(tmp_path))
-    again._observer.stop()
+    DicomStudies(client=Client(), search_filter={}, cache_path=str(tmp_path))
     assert not part.exists()
 
 

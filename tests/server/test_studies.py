@@ -163,7 +163,7 @@ def test_two_processes_do_not_undo_each_other(folder: Path, label: Path) -> None
 
 
 def test_readers_never_see_half_a_change(folder: Path, label: Path) -> None:
-    studies = Studies(str(folder), extensions=ENDINGS, auto_reload=True)
+    studies = Studies(str(folder), extensions=ENDINGS)
     stop, problems = threading.Event(), []
 
     def read() -> None:
@@ -182,7 +182,6 @@ def test_readers_never_see_half_a_change(folder: Path, label: Path) -> None:
     stop.set()
     for reader in readers:
         reader.join()
-    studies._observer.stop()
     assert problems == []
 
 
@@ -297,3 +296,73 @@ def test_fifty_kills_while_labels_are_stored(killed: tuple[Path, Path]) -> None:
             # Voxels and what is known about them belong together.
             assert data == number.encode() * (len(data) // len(number))
     assert len(promised.read_text().splitlines()) > 20
+
+
+ALL = ("*.nii.gz", "*.nii", "*.nrrd", "*.nhdr", "*.mha", "*.mhd")
+
+
+def test_files_that_come_and_go_are_noticed_at_the_next_request(studies: Studies, folder: Path) -> None:
+    for number in range(20):
+        (folder / f"new{number}.nii.gz").write_bytes(b"image")
+        assert studies.get_image_uri(f"new{number}") == str((folder / f"new{number}.nii.gz").resolve())
+        assert f"new{number}" in studies.list_images()
+        assert f"new{number}" in studies.get_unlabeled_images()
+        (folder / f"new{number}.nii.gz").unlink()
+        assert studies.list_images() == ["a", "b"]
+    (folder / "labels" / "final" / "a.nii.gz").write_bytes(b"label")
+    assert studies.get_labeled_images() == ["a"]
+    (folder / "labels" / "final" / "a.nii.gz").unlink()
+    assert studies.get_unlabeled_images() == ["a", "b"]
+
+
+def test_endings_are_found_in_any_case_and_headers_with_their_data(tmp_path: Path) -> None:
+    names = (
+        "one.NII.GZ",
+        "two.Nii",
+        "three.mhd",
+        "three.raw",
+        "four.nhdr",
+        "four.raw.gz",
+        "five.MHA",
+    )
+    for name in (*names, "six.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    found = Studies(str(tmp_path), extensions=ALL)
+    assert sorted(found.list_images()) == ["five", "four", "one", "three", "two"]
+    assert Path(found.get_image_uri("one")).name == "one.NII.GZ"
+    assert Path(found.get_image_uri("three")).name == "three.mhd"
+
+
+def test_two_files_of_one_stem_are_both_found_by_their_full_names(tmp_path: Path, label: Path) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for name in ("ct.nii.gz", "ct.nrrd", "mr.nii.gz"):
+        (folder / name).write_bytes(name.encode())
+    found = Studies(str(folder), extensions=ALL)
+    assert sorted(found.list_images()) == ["ct.nii.gz", "ct.nrrd", "mr"]
+    for name in ("ct.nii.gz", "ct.nrrd", "mr.nii.gz"):
+        assert Path(found.get_image_uri(name)).read_bytes() == name.encode()
+    found.save_label("ct.nrrd", str(label), "final", {})
+    assert found.get_labeled_images() == ["ct.nrrd"]
+    again = Studies(str(folder), extensions=ALL)
+    assert again.get_labeled_images() == ["ct.nrrd"]
+    assert Path(again.get_label_uri("ct.nrrd", "final")).read_bytes() == b"a label"
+
+
+def test_an_image_keeps_its_id_and_its_label_when_another_of_its_stem_comes_and_goes(
+    studies: Studies, folder: Path, label: Path
+) -> None:
+    studies.save_label("a", str(label), "final", {})
+    (folder / "a.nrrd").write_bytes(b"another")
+    assert studies.list_images() == ["a", "b", "a.nrrd"]
+    assert studies.get_labeled_images() == ["a"]
+    assert Path(studies.get_image_uri("a.nrrd")).read_bytes() == b"another"
+    assert opened(folder).get_labeled_images() == ["a"]
+    (folder / "a.nrrd").unlink()
+    assert studies.list_images() == ["a", "b"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_is_told_at_the_start() -> None:
+    with pytest.raises(UserError, match="must be one that the server can write to"):
+        Studies("/proc/self", extensions=ENDINGS)

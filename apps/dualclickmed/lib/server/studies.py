@@ -7,13 +7,13 @@ other threads read them. Here
   at once, in memory and on disk;
 * a label goes to disk under another name first; a note of what is to be done is written before the label
   takes its place, and whoever finds such a note after a crash completes it;
-* ids and tags are plain names, so that nothing is written outside the folder.
+* ids and tags are plain names, so that nothing is written outside the folder;
+* a file that comes or goes is noticed at the next request, without anybody who watches.
 """
 
 from __future__ import annotations
 
 import copy
-import fnmatch
 import json
 import logging
 import os
@@ -32,7 +32,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 
 from ..atomic_files import flush_folder, write_text
 from ..errors import UserError
-from . import checks
+from . import checks, folders
 from .leftovers import clear_half_written
 
 logger = logging.getLogger(__name__)
@@ -53,16 +53,18 @@ class Studies(LocalDatastore):
 
     def __init__(self, datastore_path: str, *args: Any, **kwargs: Any) -> None:
         folder = Path(datastore_path)
-        folder.mkdir(parents=True, exist_ok=True)
+        _require_writable(folder)
         self._changing_lock = threading.RLock()
         # One object, because it counts how often a thread has taken it.
         self._process_lock = FileLock(folder / ".lock")
         self._pending = folder / _PENDING
         self._record = folder / kwargs.get("datastore_config", "datastore_v2.json")
         self._seen: tuple[int, int, int] | None = None
+        self._watched = folders.Watched()
         with self._process_lock:
             self._clear_up()
-        super().__init__(datastore_path, *args, **kwargs)
+        # Nobody need watch the folder: see `_look`.
+        super().__init__(datastore_path, *args, **{**kwargs, "auto_reload": False})
 
     # What MONAI Label's own code calls to read and write its record.
 
@@ -85,13 +87,56 @@ class Studies(LocalDatastore):
                 self._write(changed)
                 self._datastore = changed
 
+    def _look(self) -> None:
+        """Take up what came or went since the last time; takes as long as to ask for each folder's state."""
+        try:
+            replaced = self._record.exists() and _identity(self._record) != self._seen
+            if self._watched.changed(self._folders()) or replaced:
+                self._reconcile_datastore()
+        except OSError as error:
+            self._watched.forget()
+            logger.warning("The studies cannot be listed now, what was known is used: %s", error)
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        return folders.split(file, self._endings)
+
     # What MONAI Label's endpoints and tasks call.
 
+    def list_images(self) -> list[str]:
+        self._look()
+        return list(super().list_images())
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        self._look()
+        return list(super().get_labeled_images(label_tag, labels))
+
+    def get_unlabeled_images(
+        self, label_tag: str | None = None, labels: list[str] | None = None
+    ) -> list[str]:
+        self._look()
+        return list(super().get_unlabeled_images(label_tag, labels))
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        self._look()
+        return dict(super().get_labels_by_image_id(image_id))
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        self._look()
+        return list(super().datalist(full_path))
+
+    def json(self) -> dict[str, Any]:
+        self._look()
+        return dict(super().json())
+
     def get_image_uri(self, image_id: str) -> str:
-        return str(super().get_image_uri(image_id)) if _known_form(image_id) else ""
+        """The image's path; its id may also be the file's full name. Empty if there is no such image."""
+        if not _known_form(image_id):
+            return ""
+        self._look()
+        return str(super().get_image_uri(self._id_of(image_id)))
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        return dict(super().get_image_info(image_id)) if _known_form(image_id) else {}
+        return dict(super().get_image_info(self._id_of(image_id))) if _known_form(image_id) else {}
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         return str(super().get_label_uri(label_id, label_tag)) if _known_form(label_id) else ""
@@ -107,8 +152,8 @@ class Studies(LocalDatastore):
         """
         own, ending = self._to_id(Path(image_filename).name)
         image_id = checks.plain_id(image_id or own)
-        if not any(fnmatch.fnmatch(f"x{ending}", pattern) for pattern in self._extensions):
-            shown = ", ".join(pattern.lstrip("*") for pattern in self._extensions)
+        if not ending.lower().endswith(tuple(self._endings)):
+            shown = ", ".join(self._endings)
             raise UserError(f"Images of the studies end in {shown}, but this one ends in {ending[:20]!r}.")
         target = Path(self._datastore.image_path()) / f"{image_id}{ending}"
         with self._change() as draft:
@@ -284,15 +329,13 @@ class Studies(LocalDatastore):
 
     def _found(self) -> dict[str, ImageLabelModel]:
         """The record as the files are now; the same object for what has not changed."""
-        folder = Path(self._datastore.image_path())
+        folder, *tags = self._folders()
         labels_folder = Path(self._datastore.label_path(None))
-        images = self._files(folder)
-        labels = {
-            tag.name: self._files(tag)
-            for tag in (sorted(labels_folder.iterdir()) if labels_folder.is_dir() else ())
-            if tag.is_dir()
-        }
         old = self._datastore.objects
+        images = folders.named(
+            folder, self._endings, {f"{image}{known.image.ext}": image for image, known in old.items()}
+        )
+        labels = {tag.name: folders.named(tag, self._endings) for tag in tags[1:]}
         # Those known keep their order; new ones follow.
         order = [image_id for image_id in old if image_id in images]
         order += [image_id for image_id in images if image_id not in old]
@@ -316,10 +359,23 @@ class Studies(LocalDatastore):
             objects[image_id] = ImageLabelModel(image=image, labels=found)
         return objects
 
-    def _files(self, folder: Path) -> dict[str, str]:
-        """Id to name of the files of a folder that are images or labels."""
-        names = sorted(self._list_files(folder, self._extensions))
-        return {self._to_id(name)[0]: name for name in names if not name.startswith(".")}
+    @property
+    def _endings(self) -> list[str]:
+        return [pattern.lstrip("*") for pattern in self._extensions]
+
+    def _folders(self) -> list[Path]:
+        """The images' folder, the labels', and each tag's."""
+        labels = Path(self._datastore.label_path(None))
+        tags = sorted(tag for tag in labels.iterdir() if tag.is_dir()) if labels.is_dir() else []
+        return [Path(self._datastore.image_path()), labels, *tags]
+
+    def _id_of(self, image: str) -> str:
+        """The id of an image that is called by its id or by its file's full name."""
+        if image in self._datastore.objects:
+            return image
+        stem, ending = self._to_id(image)
+        known = self._datastore.objects.get(stem)
+        return stem if known is not None and known.image.ext == ending else image
 
     def _clear_up(self) -> None:
         """Put away what a crash has left: files that were never finished, and a record that was cut short."""
@@ -340,6 +396,24 @@ class Studies(LocalDatastore):
             )
             self._record.rename(aside)
             logger.error("The record of the studies was damaged; it is kept as %s and made anew", aside)
+
+
+def _require_writable(folder: Path) -> None:
+    """Labels and the record of the studies lie in their folder.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid.uuid4().hex}{_PART}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"The studies folder {folder} must be one that the server can write to, because labels are kept "
+            f"in it, but: {error.strerror}. Give a copy of it, or let this user write there."
+        ) from error
 
 
 def _known_form(value: object) -> bool:
