@@ -198,3 +198,26 @@ def test_the_summary_looks_at_every_event_a_fixed_number_of_times(
 def test_versions_differ_by_image_and_content(tmp_path: Path) -> None:
     one, two = a_label(tmp_path, "1"), a_label(tmp_path, "2", "other.nii.gz")
     assert len({version_of("a", one), version_of("b", one), version_of("a", two)}) == 3
+
+
+def test_odd_lines_of_the_record_are_passed_over(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    label = tmp_path / "label.nii.gz"
+    label.write_bytes(b"a label")
+    record.submit("ct", label)
+    whole = '"version": "a", "image": "b", "who": "c", "time": "d", "file": "e"'
+    training = '"run": "a", "kind": "b", "time": "c", "state": "d"'
+    odd = [
+        *('{"event": "submitted"}', '{"event": "training", "run": 3}', "[]", "7", "null", "{"),
+        f'{{"event": "submitted", {whole}, "labels": 3}}',
+        f'{{"event": "training", {training}, "versions": 5}}',
+    ]
+    with (tmp_path / "record.jsonl").open("a") as stream:
+        stream.write("\n".join(odd) + "\n")
+    other = tmp_path / "other.nii.gz"
+    other.write_bytes(b"another")
+    record.submit("mr", other)
+    for read in (record, Record(tmp_path)):
+        assert read.summary()["submitted"] == 2
+        assert sorted(read.final()) == ["ct", "mr"]
+        assert read.labels() == [] and read.trainings() == []

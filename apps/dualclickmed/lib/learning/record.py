@@ -324,8 +324,12 @@ class Record:
             except ValueError:
                 logger.warning("A damaged line of %s was skipped", path)
                 continue
-            if isinstance(event, dict):
+            if event is None:
+                continue
+            if _is_event(event):
                 self._events.append(event)
+            else:
+                logger.warning("A line of %s that is no event of this record was skipped", path)
         self._read_until += whole
 
 
@@ -387,6 +391,20 @@ def _submission(event: Mapping[str, Any]) -> Submission:
 def _meant(names: Sequence[str]) -> dict[str, Any]:
     """What the names of a submission mean that was noted before its meaning was."""
     return {"label_info": [{"name": name} for name in names]} if names else {}
+
+
+def _is_event(event: Any) -> bool:
+    """Whether a line holds what events of its kind hold; others may have written to the file."""
+    if not isinstance(event, dict):
+        return False
+    try:
+        if event.get("event") == "submitted":
+            _submission(event)
+        elif event.get("event") == "training":
+            _training(event)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return isinstance(event.get("labels", []), list)
 
 
 def _training(event: Mapping[str, Any]) -> Training:
