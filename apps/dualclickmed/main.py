@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,28 @@ from lib.activelearning.scoring import ImageScores
 from lib.activelearning.strategies import strategies
 from lib.configs.options import Options
 from lib.errors import UserError
+from lib.imaging import facts, native
+from lib.imaging.headers import SUFFIXES
+from lib.imaging.label_files import read_labels
+from lib.imaging.volume import Volume, image_notes
 from lib.infers import dicom_seg
 from lib.infers.auto import AutoTask
-from lib.infers.images import remove_uploads, with_image
+from lib.infers.images import located, remove_uploads, with_image
 from lib.infers.segmenter import Segmenter
 from lib.infers.tasks import LabelsTask, ObjectTask
 from lib.learning.lifeline import follow_server
 from lib.learning.record import VERSIONS
+from lib.server.answers import answer_to
 from lib.server.archive import connect
 from lib.server.leftovers import clear_half_written, private_temporary_folder
+from lib.server.lifetime import look_after
 from lib.server.limits import Limits
+from lib.server.reading import Reader, available
 from lib.server.review import ReadOnly
-from lib.server.routes import answer_to, install
+from lib.server.routes import install
 from lib.server.sessions import SafeSessions
 from lib.server.studies import Studies
+from lib.server.uploads import Files
 from lib.trainers import agreement
 from lib.trainers.learning import Learning
 from lib.trainers.running import serve_processes
@@ -105,12 +114,11 @@ class DualClickMed(MONAILabelApp):
         """Stored so that no crash and no request can damage them."""
         if self.studies.startswith(("http://", "https://")):
             return super().init_datastore()
-        return Studies(
-            self.studies,
-            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
-            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
-        )
+        endings = settings.MONAI_LABEL_DATASTORE_FILE_EXT
+        if endings == type(settings).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default:
+            # MONAI Label's own choice holds photographs, and leaves out MetaImage.
+            endings = [f"*{ending}" for ending in SUFFIXES]
+        return Studies(self.studies, extensions=endings, read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY)
 
     def _init_dicomweb_datastore(self) -> Datastore:
         dicom_seg.install(self.options.labels)
@@ -119,7 +127,9 @@ class DualClickMed(MONAILabelApp):
     def _load_sessions(self, load: bool = False) -> SafeSessions | None:
         if not load:
             return None
-        return SafeSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY)
+        return SafeSessions(
+            settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY, self.limits.session_bytes
+        )
 
     def cleanup_sessions(self) -> None:
         if self._sessions is not None:
@@ -127,7 +137,9 @@ class DualClickMed(MONAILabelApp):
 
     def on_init_complete(self) -> None:
         """Called in the server alone."""
-        private_temporary_folder()
+        temporary = private_temporary_folder()
+        reader = self._reader(temporary)
+        look_after(lambda: None if reader is None else reader.stop())
         record = self.learning.record.folder
         for folder in (model_dir(self.options.model_dir), record, record / VERSIONS):
             clear_half_written(folder)
@@ -138,13 +150,13 @@ class DualClickMed(MONAILabelApp):
 
         if self.options.review:
             web.user_middleware.append(Middleware(ReadOnly))
-        endpoints = install(web, self.limits, self.segmenter.waiting_for)
+        endpoints = install(web, self.limits, self.segmenter.waiting_for, self._files(reader))
         page = Page(self, endpoints.in_turn, answer_to, endpoints.submitting)
         web.include_router(page.router(), prefix=settings.MONAI_LABEL_API_STR)
         web.include_router(agreement.router(self.learning, answer_to), prefix=settings.MONAI_LABEL_API_STR)
         self.learning.watch(lambda trainer: self.async_training(trainer, enqueue=True))
         if not self.options.review:
-            threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+            threading.Thread(target=self._warm_up, args=(reader,), name="warm-up", daemon=True).start()
             keeper = Keeper(self.datastore()) if self.viewer_options.learn and self._has_folder() else None
             served = Served(
                 segmenting(self.segmenter), self.segmenter.forget, self.segmenter.licence(), keeper
@@ -158,6 +170,26 @@ class DualClickMed(MONAILabelApp):
         if not found:
             logger.warning("--conf learn_from_viewers needs a folder of studies; nothing is kept.")
         return found
+
+    def _reader(self, temporary: Path) -> Reader | None:
+        """Lets a process of its own read every file from now on, where this system can."""
+        facts.limit_to(facts.ReadLimits(image_bytes=self.limits.image_bytes))
+        if not available():
+            logger.warning("This system cannot read files in processes of their own: they are read here.")
+            return None
+        reader = Reader(self.limits.image_bytes, self.limits.timeout, temporary)
+        native.run_by(reader)
+        return reader
+
+    def _files(self, reader: Reader | None) -> Files:
+        def load(image: str) -> Volume:
+            path, modality = located(image, self.datastore(), None)
+            return self.segmenter.volume(Path(path), modality)
+
+        def label(image: str, path: Path, info: Mapping[str, Any]) -> None:
+            read_labels(path, load(image), info, self.options.labels)
+
+        return Files(load, image_notes, label, reader)
 
     def info(self) -> dict[str, Any]:
         """What clients learn about the app; without usable weights it offers no task and says what to do."""
@@ -178,12 +210,12 @@ class DualClickMed(MONAILabelApp):
         return self.learning.on_save_label(image_id)
 
     def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """Segment; a request for an unknown task or for a file that is not its own gives status 400."""
+        """Segment; a request for an unknown task or for a file that is not its own is refused."""
         try:
             return self._infer(request, datastore or self.datastore())
         except UserError as error:
             remove_uploads(request)
-            raise HTTPException(400, str(error)) from error
+            raise HTTPException(error.status, str(error)) from error
         except Exception:
             remove_uploads(request)
             raise
@@ -203,7 +235,12 @@ class DualClickMed(MONAILabelApp):
         self.learning.note_prediction(request)
         return answer
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, reader: Reader | None) -> None:
+        try:
+            if reader is not None:
+                reader.start()
+        except OSError:
+            logger.exception("Files cannot be read in processes of their own")
         try:
             self.segmenter.warm_up()
         except UserError as error:

@@ -37,6 +37,7 @@ def ask(
     limits: Limits | None = None,
     origins: tuple[str, ...] = (),
     endpoint: Any = _endpoint,
+    path: str = "/info/",
 ) -> tuple[int, bytes]:
     parts = list(body)
     messages = [
@@ -51,7 +52,8 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()]}
+    named = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
+    scope = {"type": "http", "method": "GET", "path": path, "headers": named}
     asyncio.run(Guard(endpoint, limits or Limits(), origins)(scope, receive, send))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     return sent[0]["status"], sent[1]["body"]
@@ -116,3 +118,53 @@ def test_sizes_are_limited_by_what_comes(endpoint: Any) -> None:
     status, body = ask(upload, [b"x" * 50, b"x" * 51, b"x" * 10**6], limits, endpoint=endpoint)
     assert status == 413
     assert b"may hold 100 bytes" in body
+
+
+CROSS_SITE = {**HOST, "Sec-Fetch-Site": "cross-site"}
+LINK = {**CROSS_SITE, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "path", "status"),
+    [
+        (CROSS_SITE, "/info/", 403),
+        ({**CROSS_SITE, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, "/datastore/image", 403),
+        ({**HOST, "Sec-Fetch-Site": "same-origin"}, "/info/", 200),
+        ({**HOST, "Sec-Fetch-Site": "none"}, "/info/", 200),
+        (LINK, "/ohif/viewer", 200),
+        (LINK, "/", 200),
+        (LINK, "/datastore/image", 403),
+        ({**LINK, "Sec-Fetch-Dest": "iframe"}, "/ohif/viewer", 403),
+        ({**CROSS_SITE, "Origin": "https://viewer.example"}, "/info/", 200),
+        ({**CROSS_SITE, "Origin": "https://evil.example"}, "/info/", 403),
+    ],
+)
+def test_other_sites_may_link_to_the_pages_and_no_more(
+    headers: dict[str, str], path: str, status: int
+) -> None:
+    assert ask(headers, origins=("https://viewer.example",), path=path)[0] == status
+
+
+def test_a_body_of_which_nothing_more_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualclickmed.server.guard.BODY_SECONDS", 0.05)
+
+    async def reads_on(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body", True):
+            continue
+        await _endpoint(scope, receive, send)
+
+    headers = {**HOST, "Content-Type": "multipart/form-data; boundary=x"}
+    messages = [{"type": "http.request", "body": b"x", "more_body": True}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if not messages:
+            await asyncio.sleep(3600)
+        return messages.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    named = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
+    asyncio.run(Guard(reads_on, Limits())({"type": "http", "headers": named}, receive, send))
+    assert sent[0]["status"] == 408

@@ -13,11 +13,13 @@ import pytest
 from dualclickmed.server import proxy
 from dualclickmed.server.limits import Limits
 from dualclickmed.server.routes import install
+from dualclickmed.server.uploads import Files
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from monailabel.config import settings
 
 BODY = b"instances " * 100_000
+NO_FILES = Files(lambda image: pytest.fail(image), lambda path: [], lambda image, path, info: None)
 
 
 @dataclass
@@ -62,7 +64,7 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
 @pytest.fixture
 def client() -> Iterator[TestClient]:
     web = FastAPI()
-    install(web, Limits(), lambda: None)
+    install(web, Limits(), lambda: None, NO_FILES)
     with TestClient(web, base_url="http://127.0.0.1", raise_server_exceptions=False) as made:
         yield made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -14,14 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import requests
 from dualclickmed.cancellation import Stopped, check
-from dualclickmed.errors import UserError
+from dualclickmed.errors import TooLargeError, UserError
+from dualclickmed.imaging.volume import from_array
 from dualclickmed.server import routes
 from dualclickmed.server.limits import Limits
 from dualclickmed.server.sessions import SafeSessions
 from dualclickmed.server.studies import Studies
+from dualclickmed.server.uploads import Files
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
@@ -91,9 +96,24 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     return made
 
 
+def _refuse(image: str, path: Path, info: Any) -> None:
+    if path.read_bytes().startswith(b"garbage"):
+        raise UserError("This label cannot be read.")
+
+
+def _notes(path: Path) -> list[str]:
+    if path.is_file() and path.read_bytes().startswith(b"garbage"):
+        raise UserError("This image cannot be read.")
+    return ["A note about it."]
+
+
+READ_ALL = Files(lambda image: from_array(np.zeros((2, 3, 4), np.uint8)), _notes, _refuse)
+"""Every file is readable but those that start with the word."""
+
+
 def client_of(limits: Limits, problem: str | None = None) -> TestClient:
     web = FastAPI()
-    routes.install(web, limits, lambda: problem)
+    routes.install(web, limits, lambda: problem, READ_ALL)
     return TestClient(web, base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 
@@ -187,7 +207,7 @@ def test_submits_do_not_come_in_between_each_other(client: TestClient, app: App)
 
 def test_an_image_is_added_under_its_own_name(client: TestClient, tmp_path: Path) -> None:
     answer = client.put("/datastore/image", files={"file": ("dir/my scan.nii.gz", b"voxels")})
-    assert answer.json() == {"image": "my scan"}
+    assert answer.json() == {"image": "my scan", "notes": ["A note about it."]}
     assert (tmp_path / "studies" / "my scan.nii.gz").read_bytes() == b"voxels"
     again = client.put("/datastore/image?image=my scan", files={"file": ("x.nii.gz", b"other voxels")})
     assert again.status_code == 400
@@ -351,7 +371,13 @@ def test_light_requests_are_answered_while_one_computes(client: TestClient, app:
         later = other.submit(client.post, "/infer/dualclickmed?image=ct", files=params({}))
         assert begun.wait(20)
         assert client.get("/info/").json()["name"] == "pretended"
-        assert client.get("/health").json() == {"ready": True, "waiting": 0, "reason": None}
+        assert client.get("/health").json() == {
+            "ready": True,
+            "waiting": 0,
+            "stuck": 0,
+            "reading": [],
+            "reason": None,
+        }
         assert client.put("/datastore/label?image=ct", files={"label": ("x.nii", b"x")}).status_code == 200
         go.set()
         assert later.result().status_code == 200
@@ -383,3 +409,108 @@ def test_other_sites_pages_are_refused(client: TestClient) -> None:
     answer = client.get("/info/", headers={"Origin": "https://evil.example"})
     assert answer.status_code == 403
     assert client.get("/info/", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_garbage_is_refused_and_replaces_nothing(client: TestClient, tmp_path: Path) -> None:
+    garbage, label = ("x.nii.gz", b"garbage"), ("x.nii.gz", b"a label")
+    where = {"image": "ct", "tag": "final"}
+    assert client.put("/datastore/label", params=where, files={"label": label}).status_code == 200
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "studies").rglob("*.nii.gz"))
+    answers = [
+        client.put("/datastore/image?image=new", files={"file": garbage}),
+        client.put("/datastore/label", params={**where, "tag": "draft"}, files={"label": garbage}),
+        client.put("/session/", files={"files": garbage}),
+    ]
+    assert [answer.status_code for answer in answers] == [400] * 3
+    assert all("cannot be read" in answer.json()["detail"] for answer in answers)
+    after = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "studies").rglob("*.nii.gz"))
+    assert after == before
+    assert not (tmp_path / "sessions").exists() or list((tmp_path / "sessions").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "word"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 507, "full"),
+        (OSError(errno.EDQUOT, "Quota"), 507, "full"),
+        (OSError(errno.EROFS, "Read-only file system"), 409, "read-only"),
+        (PermissionError(errno.EACCES, "Permission denied"), 409, "read-only"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), 409, "removed"),
+        (OSError(errno.EIO, "Input/output error"), 503, "Input/output"),
+        (np.linalg.LinAlgError("Singular matrix"), 400, "axes"),
+        (TooLargeError("An image may take 4 GiB."), 413, "4 GiB"),
+        (MemoryError(), 503, "memory"),
+        (KeyError("version"), 500, "its log"),
+    ],
+)
+def test_errors_of_the_machine_are_sentences(
+    client: TestClient, app: App, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, word: str
+) -> None:
+    def fail(*args: Any, **named: Any) -> Any:
+        raise error
+
+    app.work = fail
+    monkeypatch.setattr(app, "info", fail)
+    monkeypatch.setattr(app.datastore(), "save_label", fail)
+    upload = ("x.nii.gz", b"a label")
+    answers = [
+        client.get("/info/"),
+        client.put("/datastore/label?image=ct&tag=final", files={"label": upload}),
+    ]
+    monkeypatch.setattr(app, "info", dict)
+    answers.append(client.post("/infer/dualclickmed?image=ct", files={**params({}), "label": upload}))
+    assert [answer.status_code for answer in answers] == [status] * 3
+    assert all(word in answer.json()["detail"] for answer in answers)
+
+
+def test_a_full_disk_leaves_nothing_of_an_upload(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    upload = ("x.nii.gz", b"voxels")
+    answers = [
+        client.post("/infer/dualclickmed", files={**params({}), "file": upload}),
+        client.post("/infer/dualclickmed?image=ct", files={**params({}), "label": upload}),
+        client.put("/datastore/image?image=new", files={"file": upload}),
+        client.put("/datastore/label?image=ct&tag=final", files={"label": upload}),
+        client.put("/session/", files={"files": upload}),
+    ]
+    assert [answer.status_code for answer in answers] == [507] * 5
+
+
+def test_an_uploaded_segmentation_and_the_name_of_a_label_are_two_things(
+    client: TestClient, app: App
+) -> None:
+    sent = {**params({"label": "liver", "label_file": "/etc/passwd"}), "label": ("x.nii.gz", b"a label")}
+    assert client.post("/infer/dualclickmed?image=ct&output=json", files=sent).status_code == 200
+    (asked,) = app.asked
+    assert asked["label"] == "liver"
+    assert Path(asked["label_file"]).parent == Path(tempfile.gettempdir())
+
+
+def test_a_binary_label_has_one_byte_for_each_voxel(client: TestClient, app: App, tmp_path: Path) -> None:
+    where = {"image": "ct", "tag": "final"}
+    short = client.put("/datastore/label", params=where, files={"label": ("label.bin", b"\1" * 23)})
+    assert short.status_code == 400 and "24 voxels" in short.json()["detail"]
+    whole = bytes(range(24))
+    assert (
+        client.put("/datastore/label", params=where, files={"label": ("label.bin", whole)}).status_code == 200
+    )
+    stored = nib.load(tmp_path / "studies" / "labels" / "final" / "ct.nii.gz")
+    assert np.asarray(stored.dataobj).tobytes("F") == whole
+
+
+def test_workers_that_do_not_end_are_told(app: App) -> None:
+    web = FastAPI()
+    found = routes.install(web, Limits(timeout=1), lambda: None, READ_ALL)
+    with TestClient(web, base_url="http://127.0.0.1") as client:
+        assert client.get("/health").status_code == 200
+        long_ago = time.monotonic() - 1000
+        found.turns.line._since = {1: long_ago}
+        one = client.get("/health")
+        assert (one.status_code, one.json()["stuck"]) == (200, 1)
+        found.turns.line._since = {1: long_ago, 2: long_ago}
+        both = client.get("/health")
+        assert (both.status_code, both.json()["stuck"], both.json()["ready"]) == (503, 2, False)
+        assert "stuck" in both.json()["reason"]

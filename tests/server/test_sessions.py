@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from dualclickmed.errors import UserError
-from dualclickmed.server.sessions import MAX_FILES, SafeSessions, unpacked
+from dualclickmed.server.answers import FullError
+from dualclickmed.server.sessions import MAX_FILES, SafeSessions, image_in, received, unpacked
+from starlette.datastructures import UploadFile
 
 ID = "01234567-89ab-cdef-0123-456789abcdef"
 
@@ -154,3 +156,44 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     out.mkdir()
     with pytest.raises(UserError, match="cannot be unpacked"):
         unpacked(archive, out, 10_000)
+
+
+def test_sessions_hold_no_more_than_their_quota_until_some_expire(tmp_path: Path) -> None:
+    def image() -> str:
+        path = tmp_path / "scan.nii.gz"
+        path.write_bytes(bytes(400))
+        return str(path)
+
+    sessions = SafeSessions(str(tmp_path / "sessions"), 3600, most_bytes=1400)
+    first, _ = sessions.add_session(image())
+    second, _ = sessions.add_session(image())
+    with pytest.raises(FullError, match="sessions_gb"):
+        sessions.add_session(image())
+    assert sorted(path.name for path in Path(sessions.store_path).iterdir()) == sorted([first, second])
+    meta = Path(sessions.store_path) / first / "meta.info"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "last_access_ts": time.time() - 4000}))
+    third, _ = sessions.add_session(image())
+    assert sessions.get_session(first) is None
+    assert sessions.get_session(third) is not None
+
+
+def test_a_header_and_the_file_that_it_names_are_one_image(sessions: SafeSessions, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    sent = {"a.mhd": b"header", "a.raw": b"voxels"}
+    files = [UploadFile(io.BytesIO(data), filename=name) for name, data in sent.items()]
+    path = received(files, tmp_path / "work", False, 1 << 20)
+    assert image_in(path).name == "a.mhd"
+    found, info = sessions.add_session(str(path))
+    again = SafeSessions(sessions.store_path, 3600).get_session(found)
+    assert again is not None and again.image == info.image
+    assert Path(info.image).read_bytes() == b"header"
+    assert Path(info.image).with_name("a.raw").read_bytes() == b"voxels"
+
+
+def test_an_archive_of_one_image_is_that_image(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("inner/scan.NII.GZ", b"voxels")
+    packed.seek(0)
+    path = received([UploadFile(packed, filename="a.zip")], tmp_path, True, 1 << 20)
+    assert path.name == "scan.NII.GZ"

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A request, a file or a setting that cannot be used; the message is meant for the person who gave it."""
+    """A request, a file or a setting that cannot be used; the message is meant for the person who gave it.
+
+    Attributes:
+        status: of HTTP, where it came with a request.
+    """
+
+    status = 400
 
 
 class PromptError(UserError):
@@ -20,7 +26,9 @@ class VolumeError(UserError):
 
 
 class TooLargeError(VolumeError):
-    """A file that would take more memory than the server gives one image; status 413."""
+    """A file that would take more memory than the server gives one image."""
+
+    status = 413
 
 
 class WeightsError(UserError):

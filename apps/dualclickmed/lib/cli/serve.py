@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import socket
@@ -17,9 +16,6 @@ from .console import Device, ModelDir, Preset, pairs, say, stderr
 
 APP_DIR = Path(__file__).resolve().parents[2]
 """The MONAI Label app, whose ``lib`` this package is."""
-
-
-STUDY_FILES = ["*.nii.gz", "*.nii", "*.nrrd", "*.mha"]
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -77,8 +73,6 @@ def serve(
 
     # Read by MONAI Label when it is imported. Scoring starts by itself otherwise, and slows the first clicks.
     os.environ.setdefault("MONAI_LABEL_AUTO_UPDATE_SCORING", "false")
-    # Only volumes that the tasks can open; MONAI Label would list photographs and leave out MetaImage.
-    os.environ.setdefault("MONAI_LABEL_DATASTORE_FILE_EXT", json.dumps(STUDY_FILES))
     # Tools such as itkimage2segimage lie beside the interpreter, in an environment that may not be activated.
     os.environ["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]

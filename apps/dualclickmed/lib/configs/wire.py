@@ -34,8 +34,8 @@ MODALITY = "modality"
 EXISTING_PATH = "existing_path"
 EXISTING_INFO = "existing_info"
 UPLOADED = "uploaded"
-NAMED = "label_named"
-"""The parameter `LABEL` of a request that uploads a segmentation under the same name."""
+LABEL_FILE = "label_file"
+"""A segmentation that came with the request; clients call both it and the wanted label `LABEL`."""
 
 EXPECTED = frozenset(
     {
@@ -63,7 +63,7 @@ EXPECTED = frozenset(
         EXISTING_PATH,
         EXISTING_INFO,
         UPLOADED,
-        NAMED,
+        LABEL_FILE,
         LABEL_INFO,
     }
 )

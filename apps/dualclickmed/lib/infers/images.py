@@ -106,14 +106,9 @@ def _existing(request: Mapping[str, Any], studies: Studies) -> dict[str, Any]:
     What the client may have sent under these names itself is overwritten.
     """
     nothing: dict[str, Any] = {wire.EXISTING_PATH: None, wire.EXISTING_INFO: {}, wire.UPLOADED: False}
-    uploaded = request.get(wire.LABEL)
+    uploaded = request.get(wire.LABEL_FILE)
     if _is_upload(uploaded):
-        return {
-            **nothing,
-            wire.LABEL: request.get(wire.NAMED),
-            wire.EXISTING_PATH: uploaded,
-            wire.UPLOADED: True,
-        }
+        return {**nothing, wire.EXISTING_PATH: uploaded, wire.UPLOADED: True}
     image = request.get(wire.IMAGE)
     if word(request, wire.EXISTING, None) in (None, EXISTING[0]) or not isinstance(image, str):
         return nothing
@@ -137,7 +132,7 @@ def _stored_at(info: Mapping[str, Any]) -> float:
 
 def remove_uploads(request: Mapping[str, Any]) -> None:
     """Remove what was uploaded with a request; MONAI Label does so for those that it has answered alone."""
-    for uploaded in (request.get(wire.IMAGE), request.get(wire.LABEL)):
+    for uploaded in (request.get(wire.IMAGE), request.get(wire.LABEL_FILE)):
         if _is_upload(uploaded):
             Path(uploaded).unlink(missing_ok=True)
 

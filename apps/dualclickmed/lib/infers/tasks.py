@@ -75,13 +75,13 @@ class ClickTask(InferTask):
             request: the client's parameters, with ``image`` a path; see `dialects` for the prompts.
 
         Raises:
-            HTTPException: status 400 for anything that the user can put right.
+            HTTPException: status 400 or 413 for anything that the user can put right.
         """
         try:
             return self._answer(request)
         except UserError as error:
             logger.info("Refused: %s", error)
-            raise HTTPException(status_code=400, detail=str(error)) from error
+            raise HTTPException(error.status, str(error)) from error
 
     def _segmented(self, request: Mapping[str, Any], labels: LabelMap) -> Answer:
         """Segment what the request's clicks and boxes mean."""

@@ -2,11 +2,13 @@
 
 A server on the own machine needs no password, so that any page in the annotator's browser could talk to it.
 What a browser says about where a request comes from (`Origin`) and whom it believes to reach (`Host`) tells
-such requests from the annotator's own.
+such requests from the annotator's own. Where it does not say so, as for pictures of a page, it says at least
+whether the request is another site's (`Sec-Fetch-Site`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
@@ -22,13 +24,44 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20
 """Bytes of a request that uploads nothing."""
+PAGES = ("/ohif/", "/page/", "/docs", "/")
+"""At these and below the first of them are pages, which change nothing by being opened."""
+BODY_SECONDS = 60.0
+"""Silence after which a request whose body is not complete is given up."""
 _LOOPBACK_NAMES = ("localhost",)
 UPLOADS = ("multipart/form-data", "multipart/related", "application/dicom")
 """Kinds of bodies that upload something."""
 
 
-class TooLargeError(Exception):
-    """A request sent more than it may."""
+class BodyError(Exception):
+    """A request sent more than it may, or nothing more."""
+
+
+class _Body:
+    """What a request sends, counted and timed; to be called as ASGI's ``receive``.
+
+    Attributes:
+        problem: status and sentence once there is something wrong with it.
+    """
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self.problem: tuple[int, str] | None = None
+        self._receive, self._most = receive, most
+        self._seen, self._complete = 0, False
+
+    async def __call__(self) -> Message:
+        try:
+            # Who waits after the end of the body waits for the client to leave.
+            message = await asyncio.wait_for(self._receive(), None if self._complete else BODY_SECONDS)
+        except asyncio.TimeoutError as error:
+            self.problem = 408, f"Nothing more of the request came for {BODY_SECONDS:.0f} seconds."
+            raise BodyError from error
+        self._complete = not message.get("more_body", False)
+        self._seen += len(message.get("body", b""))
+        if self._seen > self._most:
+            self.problem = 413, _too_large(self._most)
+            raise BodyError
+        return message
 
 
 class Guard:
@@ -61,7 +94,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(headers)
+        refusal = self._refusal(headers, scope)
         if refusal is not None:
             await _answer(send, *refusal)
             return
@@ -69,38 +102,30 @@ class Guard:
         if _length(headers) > most:
             await _answer(send, 413, _too_large(most))
             return
+        body = _Body(receive, most)
         started = False
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > most:
-                raise TooLargeError
-            return message
 
         async def sending(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
-                if seen > most and not started:
+                if body.problem is not None and not started:
                     # An endpoint made something else of the interruption.
-                    await _answer(send, 413, _too_large(most))
+                    await _answer(send, *body.problem)
                     started = True
                     return
                 started = True
                 message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
-            elif seen > most:
+            elif body.problem is not None:
                 return
             await send(message)
 
         try:
-            await self.app(scope, counted, sending)
-        except TooLargeError:
-            if not started:
-                await _answer(send, 413, _too_large(most))
+            await self.app(scope, body, sending)
+        except BodyError:
+            if not started and body.problem is not None:
+                await _answer(send, *body.problem)
 
-    def _refusal(self, headers: Mapping[bytes, str]) -> tuple[int, str] | None:
+    def _refusal(self, headers: Mapping[bytes, str], scope: Scope) -> tuple[int, str] | None:
         host = headers.get(b"host", "").lower()
         if not self._is_own(_name_of(f"//{host}")):
             return 403, (
@@ -108,6 +133,10 @@ class Guard:
                 "--conf hosts NAME."
             )
         origin = headers.get(b"origin", "").lower()
+        if not origin and headers.get(b"sec-fetch-site", "").lower() == "cross-site":
+            if _opens_page(headers, scope):
+                return None
+            return 403, "Pages of other sites may not call this server."
         if not origin or origin in self.origins or _netloc(origin) == host:
             return None
         if _is_loopback(_name_of(origin)) and _is_loopback(_name_of(f"//{host}")):
@@ -127,6 +156,14 @@ class Guard:
     def _most(self, headers: Mapping[bytes, str]) -> int:
         kind = headers.get(b"content-type", "").lower().strip()
         return self.limits.upload_bytes if kind.startswith(self._uploads) else MAX_BODY
+
+
+def _opens_page(headers: Mapping[bytes, str], scope: Scope) -> bool:
+    """Whether somebody follows a link to one of the pages: what they do then is the annotator's own doing."""
+    follows = headers.get(b"sec-fetch-mode") == "navigate" and headers.get(b"sec-fetch-dest") == "document"
+    path = scope.get("path", "")
+    page = path in PAGES or path.startswith(PAGES[0])
+    return follows and scope.get("method") == "GET" and page
 
 
 def _netloc(origin: str) -> str:

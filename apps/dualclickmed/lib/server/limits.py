@@ -22,6 +22,8 @@ class Limits:
         upload_bytes: size of an upload (``--conf upload_gb``).
         hosts: names under which the server is reached besides this machine's own (``--conf hosts a,b``);
             "*" for any.
+        image_bytes: memory of one image's voxels as its file stores them (``--conf image_gb``).
+        session_bytes: all sessions' images together (``--conf sessions_gb``).
         logs: whether /logs may be read without log-in (``--conf logs true``).
     """
 
@@ -30,6 +32,8 @@ class Limits:
     upload_bytes: int = 2 << 30
     hosts: tuple[str, ...] = ()
     logs: bool = False
+    image_bytes: int = 4 << 30
+    session_bytes: int = 20 << 30
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, str]) -> Limits:
@@ -45,12 +49,16 @@ class Limits:
         return cls(
             queue=int(number(conf, "queue", cls.queue, 0, 10_000, whole=True)),
             timeout=number(conf, "timeout", cls.timeout, 1, 86_400),
-            upload_bytes=int(
-                number(conf, "upload_gb", cls.upload_bytes / (1 << 30), 0.001, 1024) * (1 << 30)
-            ),
+            upload_bytes=_gigabytes(conf, "upload_gb", cls.upload_bytes),
+            image_bytes=_gigabytes(conf, "image_gb", cls.image_bytes),
+            session_bytes=_gigabytes(conf, "sessions_gb", cls.session_bytes),
             hosts=tuple(name for name in names if name),
             logs=logs == "true",
         )
+
+
+def _gigabytes(conf: Mapping[str, str], name: str, default: int) -> int:
+    return int(number(conf, name, default / (1 << 30), 0.001, 1024) * (1 << 30))
 
 
 def number(

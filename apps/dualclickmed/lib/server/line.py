@@ -43,6 +43,12 @@ class Line:
         self._busy = 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._seconds = _FIRST_GUESS_SECONDS
+        self._since: dict[object, float] = {}
+
+    def overdue(self, seconds: float) -> int:
+        """Requests that have worked for longer than so many seconds."""
+        now = time.monotonic()
+        return sum(now - since > seconds for since in self._since.values())
 
     @property
     def queued(self) -> int:
@@ -61,10 +67,12 @@ class Line:
             LeftError: the client left while it waited.
         """
         await self._enter(gone)
-        start = time.monotonic()
+        start, turn = time.monotonic(), object()
+        self._since[turn] = start
         try:
             yield
         finally:
+            del self._since[turn]
             self._seconds += _WEIGHT_OF_LAST * (time.monotonic() - start - self._seconds)
             self._leave()
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import requests
 from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -41,28 +40,22 @@ from monailabel.endpoints import (
     train,
     wsi_infer,
 )
-from monailabel.interfaces.exception import (
-    ImageNotFoundException,
-    LabelNotFoundException,
-    MONAILabelException,
-)
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import file_checksum, remove_file
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.middleware import Middleware
 
-from ..cancellation import Stopped
-from ..configs import wire
 from ..errors import UserError
-from . import checks
+from . import checks, uploads
 from . import login as own_login
+from .answers import answer_to, retry
 from .guard import Guard
-from .limits import Limits
-from .line import BusyError, LeftError
+from .limits import WORKING, Limits
 from .proxy import handed_on
-from .sessions import new_folder, unpacked
+from .sessions import image_in, new_folder, received
 from .turns import Turns
+from .uploads import Files
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +65,9 @@ MODULES = (
 )
 KEPT = frozenset({"/openapi.json", "/docs", "/static", "/favicon.ico"})
 """Routes of MONAI Label that read nothing of a request. /reload, which builds the app anew, is not one."""
-CLIENT_LEFT = 499
 MAX_LOG_LINES = 10_000
+STUCK_SECONDS = 30.0
+"""After the end of its time, a request that still works is stuck."""
 MAX_TASKS_WAITING = 8
 """Trainings and the like that may wait for one another."""
 
@@ -87,11 +81,13 @@ class Endpoints:
     Args:
         limits: what it takes on.
         ready: tells why segmentations cannot be asked for yet; None if they can.
+        files: how files are read.
     """
 
-    def __init__(self, limits: Limits, ready: Callable[[], str | None]) -> None:
+    def __init__(self, limits: Limits, ready: Callable[[], str | None], files: Files) -> None:
         self.limits = limits
         self.ready = ready
+        self.files = files
         self.turns = Turns(limits)
         # A label is stored and then noted with who submitted it: nobody may come in between.
         self.submitting = threading.Lock()
@@ -100,6 +96,8 @@ class Endpoints:
             "api_run_wsi_inference": self.no_slides,
             "api_run_wsi_v2_inference": self.no_slides,
             "api_create_session": self.create_session,
+            "api_add_image": self.add_image,
+            "api_save_label": self.save_label,
             "api_check_image": self.check_image,
             "api_download_dataset": self.download_dataset,
             "api_get_logs": self.read_logs,
@@ -156,19 +154,27 @@ class Endpoints:
 
     def _run(self, original: Endpoint, given: Mapping[str, Any]) -> Any:
         """In a thread: MONAI Label's endpoints are coroutines that never wait."""
-        name = original.__name__
-        if name == "api_save_label":
-            with self.submitting:
-                return _driven(original, given)
-        if name in ("api_run_model", "api_run_method", "api_run"):
+        if original.__name__ in ("api_run_model", "api_run_method", "api_run"):
             _check_task(original.__module__, given)
         return _driven(original, given)
 
     async def health(self) -> Response:
         """200 when clicks are answered, else 503: for proxies and orchestrators. Reads nothing."""
-        problem = await run_in_threadpool(self.ready)
-        body = {"ready": problem is None, "waiting": self.turns.line.queued, "reason": problem}
-        return JSONResponse(body, 200 if problem is None else 503, None if problem is None else _retry(5))
+        stuck = self.turns.line.overdue(self.limits.timeout + STUCK_SECONDS)
+        problem = (
+            f"All {WORKING} workers are stuck: their time was over {STUCK_SECONDS:.0f} seconds ago."
+            if stuck >= WORKING
+            else await run_in_threadpool(self.ready)
+        )
+        reader = self.files.reader
+        body = {
+            "ready": problem is None,
+            "waiting": self.turns.line.queued,
+            "stuck": stuck + (0 if reader is None else reader.stuck),
+            "reading": [] if reader is None else [round(seconds, 1) for seconds in reader.running],
+            "reason": problem,
+        }
+        return JSONResponse(body, 200 if problem is None else 503, None if problem is None else retry(5))
 
     async def segment(self, request: Request, **given: Any) -> Any:
         """Wait for a turn, then segment in a thread; give up once the client has left."""
@@ -180,8 +186,8 @@ class Endpoints:
             raise UserError("DICOM SEG can be written for images of a DICOMweb archive only.")
         if given["output"] == infer.ResultType.dicom_seg:
             given = _as_dicom_seg(given)
-        given = _with_both_labels(given)
-        answer = await self.in_turn(request, functools.partial(_driven, infer.api_run_inference, given))
+        work = functools.partial(uploads.segmentation, given, self.files.load)
+        answer = await self.in_turn(request, work)
         if given["output"] == infer.ResultType.dicom_seg:
             given["background_tasks"].add_task(remove_file, answer.path)
         return answer
@@ -189,6 +195,20 @@ class Endpoints:
     async def in_turn(self, request: Request, work: Callable[[], T]) -> T:
         """What `work` gives in a thread, after those that came before; it ends once the client left."""
         return await self.turns.run(request, work)
+
+    async def add_image(self, request: Request, **given: Any) -> Any:
+        """Store an image that can be read."""
+        work = functools.partial(uploads.new_image, app_instance(), given, self.files)
+        return await self.turns.beside(request, work)
+
+    async def save_label(self, request: Request, **given: Any) -> Any:
+        """Store a label that can be read."""
+
+        def submit() -> Any:
+            with self.submitting:
+                return uploads.new_label(app_instance(), given, self.files)
+
+        return await self.turns.beside(request, submit)
 
     async def no_slides(self, **given: Any) -> Any:
         """Whole slides are opened by MONAI Label before any task sees the request."""
@@ -201,7 +221,7 @@ class Endpoints:
         )
 
     async def create_session(
-        self, files: list[UploadFile], uncompress: bool, expiry: int, **given: Any
+        self, request: Request, files: list[UploadFile], uncompress: bool, expiry: int, **given: Any
     ) -> dict[str, Any]:
         """Keep uploaded images for a while; the names of the files become safe ones."""
         sessions = app_instance().sessions()
@@ -211,28 +231,14 @@ class Endpoints:
         def store() -> dict[str, Any]:
             folder = new_folder()
             try:
-                received, out = folder / "received", folder / "series"
-                received.mkdir()
-                names: dict[str, None] = {}
-                for number, file in enumerate(files):
-                    name = checks.upload_name(file.filename, number)
-                    name = f"{number}-{name}" if name in names else name
-                    names[name] = None
-                    with (received / name).open("wb") as stream:
-                        shutil.copyfileobj(file.file, stream, 1 << 20)
-                path = received
-                if len(names) == 1:
-                    path = received / next(iter(names))
-                    if uncompress:
-                        out.mkdir()
-                        unpacked(path, out, self.limits.upload_bytes)
-                        path = out
+                path = received(files, folder, uncompress, self.limits.upload_bytes)
+                notes = self.files.image(image_in(path))
                 session_id, found = sessions.add_session(str(path), min(max(expiry, 0), 1 << 31))
-                return {"session_id": session_id, "session_info": found.to_json()}
+                return {"session_id": session_id, "session_info": found.to_json(), "notes": notes}
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
-        return await run_in_threadpool(store)
+        return await self.turns.beside(request, store)
 
     async def check_image(self, image: str, check_sum: str | None = None, **given: Any) -> dict[str, Any]:
         """Whether an image is there, and is the one that the client has."""
@@ -282,16 +288,17 @@ class Endpoints:
         return await handed_on(request, operation, path)
 
 
-def install(app: FastAPI, limits: Limits, ready: Callable[[], str | None]) -> Endpoints:
+def install(app: FastAPI, limits: Limits, ready: Callable[[], str | None], files: Files) -> Endpoints:
     """Put the guarded endpoints in the place of MONAI Label's own. To be called once, before any request.
 
     Args:
         app: MONAI Label's.
         limits: what the server takes on.
         ready: as in `Endpoints`.
+        files: likewise.
     """
     own_login.install()
-    found = Endpoints(limits, ready)
+    found = Endpoints(limits, ready, files)
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in KEPT]
     app.include_router(found.router(), prefix=settings.MONAI_LABEL_API_STR)
     app.openapi_schema = None
@@ -337,15 +344,6 @@ def _as_dicom_seg(given: Mapping[str, Any]) -> dict[str, Any]:
     sent = json.loads(given["params"] or "{}")
     params = {"label_info": [], **sent, "result_extension": ".seg.nrrd", "result_dtype": "uint8"}
     return {**given, "params": json.dumps(params)}
-
-
-def _with_both_labels(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A segmentation's arguments such that the parameter 'label' does not hide an uploaded label."""
-    sent = json.loads(given["params"] or "{}")
-    if not given["label"] or wire.LABEL not in sent:
-        return dict(given)
-    sent[wire.NAMED] = sent.pop(wire.LABEL)
-    return {**given, "params": json.dumps(sent)}
 
 
 def _check(endpoint: str, given: dict[str, Any]) -> None:
@@ -407,41 +405,7 @@ def _check_task(module: str, given: Mapping[str, Any]) -> None:
     from monailabel.utils.async_tasks.utils import tasks
 
     if sum(task["status"] == "SUBMITTED" for task in tasks(kind)) >= MAX_TASKS_WAITING:
-        raise HTTPException(429, f"{MAX_TASKS_WAITING} tasks wait already.", _retry(60))
-
-
-def answer_to(error: Exception) -> Exception:
-    """What the client is told; anything unforeseen stays what it is and is logged by the server."""
-    if isinstance(error, HTTPException) and error.status_code < 500:
-        return error
-    if isinstance(error, BusyError):
-        return HTTPException(503, f"{error} Try again in {error.retry_after} s.", _retry(error.retry_after))
-    if isinstance(error, Stopped):
-        return HTTPException(503, str(error), _retry(1))
-    if isinstance(error, MemoryError):
-        logger.exception("Out of memory")
-        return HTTPException(503, "The server's memory does not suffice for this image now.", _retry(60))
-    if isinstance(error, LeftError):
-        return HTTPException(CLIENT_LEFT, "The client left.")
-    if isinstance(error, UserError):
-        return HTTPException(400, str(error))
-    if isinstance(error, (ImageNotFoundException, LabelNotFoundException)):
-        return HTTPException(404, _sentence(error))
-    if isinstance(error, MONAILabelException):
-        return HTTPException(400, _sentence(error))
-    if isinstance(error, requests.RequestException):
-        logger.warning("The archive did not answer: %s", error)
-        missing = getattr(error.response, "status_code", None) == 404
-        return HTTPException(404 if missing else 502, "The archive does not have it, or did not answer.")
-    return error
-
-
-def _sentence(error: Exception) -> str:
-    return str(getattr(error, "msg", "") or error)[:300]
-
-
-def _retry(seconds: int) -> dict[str, str]:
-    return {"Retry-After": str(seconds)}
+        raise HTTPException(429, f"{MAX_TASKS_WAITING} tasks wait already.", retry(60))
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:

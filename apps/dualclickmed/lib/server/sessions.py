@@ -12,19 +12,25 @@ import threading
 import time
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from monailabel.utils.sessions import SessionInfo, Sessions
+from starlette.datastructures import UploadFile
 
 from ..atomic_files import write_text
 from ..errors import UserError
+from ..imaging.headers import SUFFIXES
 from . import checks
+from .answers import FULL, FullError
 
 logger = logging.getLogger(__name__)
 
 MAX_FILES = 10_000
 """Files of one archive."""
+DETACHED = (".mhd", ".nhdr")
+"""Endings of headers that name another file for their voxels."""
 _META = "meta.info"
 _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
@@ -34,11 +40,41 @@ _BLOCK = 1 << 20
 
 
 class SafeSessions(Sessions):
-    """MONAI Label's sessions with ids that it gave itself, and files that are whole. Thread-safe."""
+    """MONAI Label's sessions with ids that it gave itself, and files that are whole. Thread-safe.
 
-    def __init__(self, store_path: str = "", expiry: int = 3600) -> None:
+    Args:
+        store_path, expiry: as MONAI Label's.
+        most_bytes: all sessions' images together.
+    """
+
+    def __init__(self, store_path: str = "", expiry: int = 3600, most_bytes: int = 20 << 30) -> None:
         super().__init__(store_path, expiry)
+        self.most_bytes = most_bytes
         self._lock = threading.RLock()
+
+    def add_session(
+        self, data_file: str, expiry: int = 0, uncompress: bool = False, session_id: str | None = None
+    ) -> tuple[str, SessionInfo]:
+        """Keep an image: a file, or a folder of slices, or of a header and the file that it names.
+
+        Raises:
+            UserError: the sessions hold too much already; the oldest ones expire.
+        """
+        path = Path(data_file)
+        with self._lock:
+            self.remove_expired()
+            held, more = _bytes_in(Path(self.store_path)), _bytes_in(path)
+            if held + more > self.most_bytes:
+                raise FullError(
+                    f"The sessions hold {held >> 20} MiB already, and may hold {self.most_bytes >> 20} "
+                    f"(--conf sessions_gb): {more >> 20} MiB more do not fit. Unused sessions expire."
+                )
+            image = image_in(path)
+            found, info = super().add_session(data_file, expiry, uncompress, session_id)
+            if image != path:
+                info.image = str(Path(info.image) / image.name)
+                self._write_meta_info(found, info)
+            return found, info
 
     def get_session(
         self, session_id: str, update_ts: bool = True, fetch_cache: bool = True
@@ -86,6 +122,60 @@ class SafeSessions(Sessions):
         write_text(Path(self.store_path) / session_id / _META, session_info.to_str())
 
 
+def received(files: Sequence[UploadFile], folder: Path, uncompress: bool, most_bytes: int) -> Path:
+    """The files of an upload in a folder, under safe names; the folder's one file where there is one.
+
+    Args:
+        files: as they came.
+        folder: an empty one.
+        uncompress: unpack the one file, an archive.
+        most_bytes: that an archive may unpack to.
+
+    Raises:
+        UserError: the archive is none, or holds too much.
+        OSError: the disk is full.
+    """
+    into, out = folder / "received", folder / "series"
+    into.mkdir()
+    names: dict[str, None] = {}
+    for number, file in enumerate(files):
+        name = checks.upload_name(file.filename, number)
+        name = f"{number}-{name}" if name in names else name
+        names[name] = None
+        with (into / name).open("wb") as stream:
+            shutil.copyfileobj(file.file, stream, _BLOCK)
+    if len(names) != 1:
+        return into
+    path = into / next(iter(names))
+    if not uncompress:
+        return path
+    out.mkdir()
+    unpacked(path, out, most_bytes)
+    held = list(out.iterdir())
+    # An archive of one image that is no slice of DICOM is that image.
+    return held[0] if len(held) == 1 and held[0].name.lower().endswith(SUFFIXES) else out
+
+
+def image_in(path: Path) -> Path:
+    """The header in a folder that holds an image of two files; what is no such folder is the image itself."""
+    if not path.is_dir():
+        return path
+    found = [file for file in path.iterdir() if file.name.lower().endswith(DETACHED)]
+    return found[0] if len(found) == 1 else path
+
+
+def _bytes_in(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    size = 0
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        try:
+            size += 0 if file.is_dir() else file.stat().st_size
+        except OSError:
+            # Removed meanwhile.
+            continue
+    return size
+
+
 def unpacked(archive: Path, folder: Path, most_bytes: int) -> None:
     """Unpack a .zip or .tar of slices into an empty folder: plain files alone, side by side, with safe names.
 
@@ -113,6 +203,8 @@ def unpacked(archive: Path, folder: Path, most_bytes: int) -> None:
             raise UserError("With 'uncompress' the upload must be a .zip or .tar archive, but it is none.")
     # A damaged archive shows while it is read, in as many ways as there are packers.
     except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
         raise UserError(f"The uploaded archive cannot be unpacked: {str(error)[:200]}.") from error
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from ..cancellation import Stopper, within
@@ -44,13 +45,29 @@ class Turns:
         gone = asyncio.ensure_future(_left(request))
         try:
             async with self.line.turn(gone):
-                stopper = Stopper(self._limits.timeout)
-                gone.add_done_callback(lambda _: stopper.stop())
-                with within(stopper):
-                    context = contextvars.copy_context()
+                context = self._ended_with(gone)
                 return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
         finally:
             gone.cancel()
+
+    async def beside(self, request: Request, work: Callable[[], T]) -> T:
+        """As `run`, at once: for work that reads and stores, and does not compute.
+
+        Raises:
+            Stopped: as `cancellation.check`.
+        """
+        gone = asyncio.ensure_future(_left(request))
+        try:
+            return await run_in_threadpool(self._ended_with(gone).run, work)
+        finally:
+            gone.cancel()
+
+    def _ended_with(self, gone: asyncio.Future[None]) -> contextvars.Context:
+        """A context in which work ends once the client is gone or its time is over."""
+        stopper = Stopper(self._limits.timeout)
+        gone.add_done_callback(lambda _: stopper.stop())
+        with within(stopper):
+            return contextvars.copy_context()
 
     def close(self) -> None:
         """Take no more work."""
