@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import requests
+from dualclickmed.server.leftovers import PREFIX
 
 from tests.support import hostile
 from tests.support.live import Server, an_image, save, serving
@@ -208,12 +209,14 @@ def test_the_health_is_told_and_a_signal_ends_the_server(tmp_path: Path) -> None
         assert health["reading"] == [] and health["stuck"] == 0
         before = {process.pid for process in psutil.Process(server.pid).children(recursive=True)}
         assert before
+        assert any(server.temporary.glob(f"{PREFIX}*"))
         begun = time.monotonic()
         os.kill(server.pid, signal.SIGTERM)
         while psutil.pid_exists(server.pid) and psutil.Process(server.pid).status() != "zombie":
             assert time.monotonic() - begun < 10
             time.sleep(0.05)
         deadline = time.monotonic() + 3
-        while any(psutil.pid_exists(pid) for pid in before) or any(server.temporary.iterdir()):
+        # MONAI Label leaves the configuration of its log.
+        while any(psutil.pid_exists(pid) for pid in before) or any(server.temporary.glob(f"{PREFIX}*")):
             assert time.monotonic() < deadline, list(server.temporary.rglob("*"))
             time.sleep(0.05)
