@@ -56,6 +56,8 @@ def segment(
     Voxels are counted from 0 in the order of the file: i along its rows, j along its columns, k through its
     slices.
     """
+    if not image.exists():
+        raise UserError(f"The image '{image}' does not exist; give a file or a folder of DICOM slices.")
     from ..experts import DEFAULT_STRATEGY
     from ..experts.devices import resolved_device
     from ..imaging.label_map import colour_of

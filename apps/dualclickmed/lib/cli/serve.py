@@ -41,7 +41,7 @@ def serve(
 ) -> None:
     """Start the server: a page to click in, and MONAI Label for OHIF, 3D Slicer and MITK."""
     from ..viewers.options import NNINTERACTIVE_PORT
-    from ..weights.files import KINDS, default_path, verify
+    from ..weights.cards import KINDS, check_card, default_path
 
     settings = {"device": device, "nninteractive": str(NNINTERACTIVE_PORT)}
     if preset is not None:
@@ -62,7 +62,7 @@ def serve(
         )
     # A review needs no networks.
     for kind in KINDS if settings.get("review") != "true" else ():
-        verify(default_path(kind, settings.get("preset"), settings.get("model_dir")))
+        check_card(default_path(kind, settings.get("preset"), settings.get("model_dir")))
     _require_free(host, port)
     if host not in LOOPBACK:
         say(

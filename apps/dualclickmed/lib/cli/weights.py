@@ -44,10 +44,10 @@ Replace = Annotated[bool, typer.Option("--replace", help="Overwrite weights of t
 @commands.command("list")
 def list_weights_command(model_dir: ModelDir = None) -> None:
     """Show every weight file, what it is, and whether it can be used; * marks those that are served."""
-    from ..weights.files import KINDS, default_path, list_weights
-    from ..weights.files import model_dir as folder_of
+    from ..weights.cards import KINDS, default_path, list_cards
+    from ..weights.cards import model_dir as folder_of
 
-    entries = list_weights(model_dir)
+    entries = list_cards(model_dir)
     served = {default_path(kind, directory=model_dir) for kind in KINDS}
     table = Table("", Column("file", overflow="fold"), "expert", "preset", "MB", "steps", "created", "state")
     for entry in entries:

@@ -18,12 +18,10 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -35,16 +33,56 @@ from ..atomic_files import replacing
 from ..errors import WeightsError
 from ..networks import build
 from ..networks.configs import PRESETS, GlobalConfig, LocalConfig
+from .cards import (
+    KINDS,
+    MODEL_DIR_VARIABLE,
+    SELECTION,
+    SHIPPED_PRESET,
+    SUFFIX,
+    Kind,
+    WeightFile,
+    card_path,
+    checked_kind,
+    checked_name,
+    default_path,
+    list_cards,
+    model_dir,
+    named_path,
+    read_card,
+    read_checked,
+    selection,
+    shipped_name,
+)
+
+__all__ = [
+    "KINDS",
+    "LICENCE",
+    "MODEL_DIR_VARIABLE",
+    "SELECTION",
+    "SHIPPED_PRESET",
+    "SUFFIX",
+    "Kind",
+    "WeightFile",
+    "card_path",
+    "checked_name",
+    "default_path",
+    "differences",
+    "list_weights",
+    "load_expert",
+    "model_dir",
+    "named_path",
+    "outline",
+    "read_card",
+    "save_expert",
+    "save_tensors",
+    "select",
+    "selection",
+    "shipped_name",
+    "verify",
+]
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["global", "local"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-MODEL_DIR_VARIABLE = "DUALCLICKMED_MODEL_DIR"
-SUFFIX = ".safetensors"
-SELECTION = "selected.json"
-"""In the folder of weights: expert to name of the file that it is served from, where not the shipped one."""
-SHIPPED_PRESET = "compact"
 LICENCE = "Apache-2.0"
 
 _CONFIGS: dict[Kind, type[GlobalConfig] | type[LocalConfig]] = {
@@ -53,103 +91,6 @@ _CONFIGS: dict[Kind, type[GlobalConfig] | type[LocalConfig]] = {
 }
 _NAMED_KEYS = 4
 """How many parameter names an error lists before it only counts them."""
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """One entry of :func:`list_weights`; ``problem`` says why the file would not load, None if it would."""
-
-    path: Path
-    nbytes: int
-    card: dict[str, Any] | None
-    problem: str | None
-
-
-def model_dir(directory: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of weights: the argument, else $DUALCLICKMED_MODEL_DIR, else ``<repository>/model``."""
-    if directory is not None:
-        return Path(directory)
-    named = os.environ.get(MODEL_DIR_VARIABLE)
-    if named:
-        return Path(named)
-    return Path(__file__).resolve().parents[4] / "model"
-
-
-def default_path(
-    kind: Kind, preset: str | None = None, directory: str | os.PathLike[str] | None = None
-) -> Path:
-    """Where the weights of one expert are looked for.
-
-    Args:
-        kind: "global" or "local".
-        preset: names the file, e.g. ``model/global-paper.safetensors`` for "paper"; None takes what
-            :func:`select` chose, else the compact weights.
-        directory: see :func:`model_dir`.
-
-    Raises:
-        WeightsError: the kind is unknown, or the selection can't be read.
-    """
-    folder = model_dir(directory)
-    name = shipped_name(kind) if preset is None else f"{_checked_kind(kind)}-{preset}"
-    if preset is None:
-        name = selection(folder).get(kind, name)
-    return folder / f"{name}{SUFFIX}"
-
-
-def shipped_name(kind: Kind) -> str:
-    """The name of the weights that ship with the repository."""
-    return f"{_checked_kind(kind)}-{SHIPPED_PRESET}"
-
-
-def named_path(name: str, directory: str | os.PathLike[str] | None = None) -> Path:
-    """The weight file that a user means: a path, or the name of a file in the folder of weights.
-
-    Raises:
-        WeightsError: it is not there; the message lists what is.
-    """
-    path = Path(name)
-    if path.suffix == SUFFIX and path.is_file():
-        return path
-    folder = model_dir(directory)
-    inside = folder / f"{checked_name(path.stem if path.suffix == SUFFIX else name)}{SUFFIX}"
-    if not inside.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob(f"*{SUFFIX}"))) or "none"
-        raise WeightsError(f"There are no weights '{name}' in '{folder}'; there are: {known}.")
-    return inside
-
-
-def checked_name(name: str) -> str:
-    """A name that is safe as a file's: letters, digits, dots, dashes and underscores.
-
-    Raises:
-        WeightsError: it is not.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.endswith(SUFFIX):
-        raise WeightsError(
-            f"Weights are named by letters, digits, dots, dashes and underscores, but '{name}' came."
-        )
-    return name
-
-
-def selection(directory: str | os.PathLike[str] | None = None) -> dict[Kind, str]:
-    """What :func:`select` chose: expert to name of a file; experts served from the shipped ones are left out.
-
-    Raises:
-        WeightsError: the file that says so is damaged.
-    """
-    path = model_dir(directory) / SELECTION
-    try:
-        chosen = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(chosen, dict) or not set(chosen) <= set(KINDS):
-            raise ValueError(f"expected names for {' and '.join(KINDS)}")
-        return {kind: checked_name(str(name)) for kind, name in chosen.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"'{path}', which says which weights are served, can't be used ({error}); "
-            "choose anew with 'weights use'."
-        ) from error
 
 
 def select(name: str | None, directory: str | os.PathLike[str] | None = None) -> dict[Kind, str]:
@@ -178,11 +119,6 @@ def select(name: str | None, directory: str | os.PathLike[str] | None = None) ->
     else:
         (folder / SELECTION).unlink(missing_ok=True)
     return {kind: chosen.get(kind, shipped_name(kind)) for kind in KINDS}
-
-
-def card_path(path: str | os.PathLike[str]) -> Path:
-    """The card that belongs to a weight file: the same name with the ending ``.json``."""
-    return Path(path).with_suffix(".json")
 
 
 def save_expert(
@@ -237,7 +173,7 @@ def save_tensors(
     path = Path(path)
     if path.suffix != SUFFIX:
         raise WeightsError(f"The file name of weights must end in {SUFFIX}, but it is '{path.name}'.")
-    if not isinstance(config, _CONFIGS[_checked_kind(kind)]):
+    if not isinstance(config, _CONFIGS[checked_kind(kind)]):
         raise WeightsError(
             f"A {kind} expert was to be saved, but the network's configuration is a {type(config).__name__}."
         )
@@ -291,8 +227,8 @@ def load_expert(
             weights of the other expert, or names and shapes that differ from the network's.
     """
     path = default_path(kind) if path is None else Path(path)
-    card, data = _read(path)
-    if card["kind"] != _checked_kind(kind):
+    card, data = read_checked(path)
+    if card["kind"] != checked_kind(kind):
         raise WeightsError(
             f"'{path}' holds weights of the {card['kind']} expert, but the {kind} expert was asked for; "
             "give the other file."
@@ -309,7 +245,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
         WeightsError: as for :func:`load_expert`.
     """
     path = Path(path)
-    card, data = _read(path)
+    card, data = read_checked(path)
     network = outline(_config_of(card, card_path(path)))
     _check_names(network.state_dict(), _parse(path, data), path)
     return card
@@ -321,55 +257,18 @@ def list_weights(directory: str | os.PathLike[str] | None = None) -> list[Weight
     Raises:
         WeightsError: the folder does not exist.
     """
-    folder = model_dir(directory)
-    if not folder.is_dir():
-        raise WeightsError(
-            f"The folder of weights '{folder}' does not exist; pass --model-dir or set {MODEL_DIR_VARIABLE}."
-        )
     entries = []
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        card: dict[str, Any] | None = None
-        problem: str | None = None
-        try:
-            card = verify(path)
-        except WeightsError as error:
-            problem = str(error)
-        entries.append(WeightFile(path, path.stat().st_size, card, problem))
-    return entries
-
-
-def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The card of a weight file, its fields checked, without reading the weights.
-
-    Raises:
-        WeightsError: the card is missing, not JSON, or lacks a field that loading needs.
-    """
-    card_file = card_path(path)
-    try:
-        card = json.loads(card_file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"'{path}' has no card: '{card_file.name}' is missing beside it; put the card back or train anew."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"The card '{card_file}' can't be read as JSON ({error}); fetch it again, with its weights."
-        ) from error
-    fields = ("kind", "preset", "config", "sha256")
-    missing = [field for field in fields if not isinstance(card, dict) or field not in card]
-    if missing:
-        raise WeightsError(f"The card '{card_file}' lacks {', '.join(missing)}; fetch it again.")
-    if card["kind"] not in KINDS:
-        raise WeightsError(
-            f"The card '{card_file}' names the kind '{card['kind']}'; known are {' and '.join(KINDS)}."
+    for entry in list_cards(directory):
+        problem = entry.problem
+        if problem is None:
+            try:
+                verify(entry.path)
+            except WeightsError as error:
+                problem = str(error)
+        entries.append(
+            dataclasses.replace(entry, card=entry.card if problem is None else None, problem=problem)
         )
-    return card
-
-
-def _checked_kind(kind: str) -> Kind:
-    if kind not in KINDS:
-        raise WeightsError(f"Unknown kind of expert '{kind}'; known are {' and '.join(KINDS)}.")
-    return kind
+    return entries
 
 
 def _preset_of(kind: Kind, config: object) -> str:
@@ -415,30 +314,6 @@ def _stored_tensors(state: Mapping[str, Tensor], halved: set[str]) -> dict[str, 
             value = value.half()
         stored[name] = value.clone(memory_format=torch.contiguous_format)
     return stored
-
-
-def _read(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Card and bytes of a weight file, read once, so that what was hashed is what is loaded."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"The weights '{path}' do not exist; restore the repository's folder 'model', pass --model-dir, "
-            f"set {MODEL_DIR_VARIABLE}, train them (python main.py train --help), or serve others "
-            "(python main.py weights use --help)."
-        ) from error
-    except OSError as error:
-        raise WeightsError(
-            f"The weights '{path}' can't be read ({error.strerror}); check the path."
-        ) from error
-    card = read_card(path)
-    found = hashlib.sha256(data).hexdigest()
-    if found != card["sha256"]:
-        raise WeightsError(
-            f"'{path}' ({len(data)} bytes) is not the file that its card describes: its SHA-256 is {found}, "
-            f"the card says {card['sha256']}. It is damaged or was replaced; fetch it again, with its card."
-        )
-    return card, data
 
 
 def _parse(path: Path, data: bytes) -> dict[str, Tensor]:
