@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -243,5 +244,7 @@ class DualClickMed(MONAILabelApp):
             logger.exception("Files cannot be read in processes of their own")
         try:
             self.segmenter.warm_up()
+            port = settings.MONAI_LABEL_SERVER_PORT
+            logger.info("Ready: %s", os.environ.get("DUALCLICKMED_ADDRESS", f"http://127.0.0.1:{port}"))
         except UserError as error:
             logger.error("Not ready: %s", error)

@@ -1,3 +1,3 @@
 """DualClickMed: interactive 3D medical segmentation with a global and a local expert."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

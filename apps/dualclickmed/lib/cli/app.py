@@ -33,6 +33,7 @@ _LATER: dict[str, tuple[str, str, str]] = {
     "predict": (".challenge", "predict", "Answer case files of the interactive challenge."),
     "queue": (".queue", "queue", "Show submitted labels and what waits for retraining."),
     "learn-curve": (".queue", "learn_curve", "Simulate an annotator and plot the clicks saved."),
+    "doctor": (".doctor", "doctor", "Show versions, device, weights and ports, and what is wrong."),
     "bench": (".bench", "bench", "Measure size, speed, memory and exactness on this machine."),
 }
 """Commands with heavy modules: name to module, its ``typer.Typer`` or function, line in the overview."""

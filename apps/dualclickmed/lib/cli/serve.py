@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import socket
@@ -14,10 +15,8 @@ import typer
 from ..errors import UserError
 from .console import Device, ModelDir, Preset, pairs, say, stderr
 
-APP_DIR = Path(__file__).resolve().parents[2]
-"""The MONAI Label app, whose ``lib`` this package is."""
-
-
+ADDRESS_VARIABLE = "DUALCLICKMED_ADDRESS"
+"""Tells the app under which address it is served."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -33,6 +32,10 @@ def serve(
         str | None, typer.Option(help='Label names for "dualclickmed", e.g. "liver,spleen,tumor".')
     ] = None,
     device: Device = "auto",
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="How clicks become a mask: fused, paper, global or local (default: fused)."),
+    ] = None,
     model_dir: ModelDir = None,
     preset: Preset = None,
     conf: Annotated[
@@ -40,10 +43,11 @@ def serve(
     ] = None,
 ) -> None:
     """Start the server: a page to click in, and MONAI Label for OHIF, 3D Slicer and MITK."""
-    from ..viewers.options import NNINTERACTIVE_PORT
     from ..weights.cards import KINDS, check_card, default_path
 
-    settings = {"device": device, "nninteractive": str(NNINTERACTIVE_PORT)}
+    settings = {"device": device}
+    if strategy is not None:
+        settings["strategy"] = strategy
     if preset is not None:
         settings["preset"] = preset
     if labels is not None:
@@ -55,10 +59,6 @@ def serve(
         raise UserError(
             f"The studies folder '{studies}' does not exist; give a folder of images, or make one with "
             f"'python main.py sample --out {shlex.quote(studies)}'."
-        )
-    if not (APP_DIR / "main.py").is_file():
-        raise UserError(
-            f"'{APP_DIR}' is not the MONAI Label app; call 'python main.py serve' in the repository."
         )
     # A review needs no networks.
     for kind in KINDS if settings.get("review") != "true" else ():
@@ -77,17 +77,35 @@ def serve(
     os.environ["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     )
+    # Said again by the app once it is warm.
+    os.environ[ADDRESS_VARIABLE] = f"http://{host}:{port}"
+    _require_server()
+    from ..server.starting import app_folder, import_monai, import_web
+    from ..viewers.options import NNINTERACTIVE_PORT
+
+    settings.setdefault("nninteractive", str(NNINTERACTIVE_PORT))
+    import_monai()
+    import_web()
     from monailabel.main import Main
 
     server = Main()
     arguments = server.args_parser().parse_args(["start_server"])
-    arguments.app, arguments.studies = str(APP_DIR), studies
+    arguments.app, arguments.studies = str(app_folder()), studies
     arguments.host, arguments.port = host, port
     arguments.conf = [[key, value] for key, value in settings.items()]
     # OHIF shows what an archive holds, the page everything.
     ohif = f" (OHIF: http://{host}:{port}/ohif/)" if studies.startswith(("http://", "https://")) else ""
     say(stderr(), f"Open http://{host}:{port} in a browser{ohif}; ready in half a minute. Ctrl+C stops it.")
     server.action_start_server(arguments)
+
+
+def _require_server() -> None:
+    """MONAI Label is left out of a bare installation of the package."""
+    if importlib.util.find_spec("monailabel") is None:
+        raise UserError(
+            "The server needs MONAI Label, which is not installed; install the package with its extra: "
+            "pip install 'dualclickmed[server]'."
+        )
 
 
 def _require_free(host: str, port: int) -> None:

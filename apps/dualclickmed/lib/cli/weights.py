@@ -206,10 +206,12 @@ def download_command(
     from ..weights.download import download, entry_named, manifest
 
     if name is None:
-        table = Table("name", "expert", Column("what", overflow="fold"), "checked by", "licence")
+        table = Table("name", "expert", Column("what it is, and its licence", overflow="fold"))
         for known in manifest().values():
-            table.add_row(known.name, known.kind, known.title, _checked_by(known), known.licence)
+            told = f"{known.title}.\nLicence: {known.licence}.\nChecked by: {_checked_by(known)}."
+            table.add_row(known.name, known.kind, told, end_section=True)
         Console().print(table)
+        say(Console(), "Fetch one with: dualclickmed weights download NAME")
         return
     entry = entry_named(name)
     size = "unknown" if entry.size is None else f"{entry.size / 1e6:.0f} MB"

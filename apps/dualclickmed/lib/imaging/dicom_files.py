@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.encaps import generate_pixel_data_fragment, get_frame_offsets
+from pydicom.encaps import generate_fragments, parse_basic_offsets
 from pydicom.pixel_data_handlers import numpy_handler, rle_handler
-from pydicom.pixel_data_handlers.util import reshape_pixel_array
+from pydicom.pixels.utils import reshape_pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     RLELossless,
@@ -202,10 +202,9 @@ def _by_gdcm(dataset: Dataset, shape: tuple[int, int, int], name: str) -> npt.ND
 
 def _require_whole_frames(dataset: Dataset, frames: int, name: str) -> None:
     """Every frame is there to the marker that ends it, which the unpackers themselves do not insist on."""
-    stream = pydicom.filebase.DicomBytesIO(dataset.PixelData)
-    stream.is_little_endian = True
-    get_frame_offsets(stream)
-    fragments = [fragment.rstrip(b"\0") for fragment in generate_pixel_data_fragment(stream)]
+    stream = io.BytesIO(dataset.PixelData)
+    parse_basic_offsets(stream)
+    fragments = [fragment.rstrip(b"\0") for fragment in generate_fragments(stream)]
     ends = sum(fragment.endswith(_JPEG_END) for fragment in fragments)
     if len(fragments) < frames or (fragments and (ends < frames or not fragments[-1].endswith(_JPEG_END))):
         raise VolumeError(f"The DICOM file {name} is cut short: {ends} of {frames} packed frames are whole.")

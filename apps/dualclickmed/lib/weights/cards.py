@@ -32,13 +32,15 @@ class WeightFile:
 
 
 def model_dir(directory: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of weights: the argument, else $DUALCLICKMED_MODEL_DIR, else ``<repository>/model``."""
+    """The folder of weights: the argument, else $DUALCLICKMED_MODEL_DIR, else the one that ships."""
     if directory is not None:
         return Path(directory)
     named = os.environ.get(MODEL_DIR_VARIABLE)
     if named:
         return Path(named)
-    return Path(__file__).resolve().parents[4] / "model"
+    package = Path(__file__).resolve().parents[1]
+    # An installed package has its weights inside.
+    return package.parents[2] / "model" if package.name == "lib" else package / "model"
 
 
 def default_path(
