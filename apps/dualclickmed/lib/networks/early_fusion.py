@@ -22,7 +22,7 @@ from .layers import Conv3d, Halving, Pointwise, centre_coordinates, click_maps, 
 from .prompt_encoder import BACKGROUND, CLICK_SIGMA, FOREGROUND, MASK_LOGIT_SCALE
 
 if TYPE_CHECKING:
-    from .build import GlobalConfig
+    from .configs import GlobalConfig
 
 # Channels that the image alone decides: itself and two of `box_evidence`.
 IMAGE_CHANNELS = 3
