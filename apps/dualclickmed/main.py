@@ -13,7 +13,7 @@ from fastapi import HTTPException
 from lib import __version__
 from lib.activelearning.scoring import ImageScores
 from lib.activelearning.strategies import strategies
-from lib.configs.options import Options
+from lib.configs.options import ServerOptions
 from lib.errors import UserError
 from lib.imaging import facts, native
 from lib.imaging.headers import SUFFIXES
@@ -69,7 +69,7 @@ class DualClickMed(MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         # A training, too, builds the app: it must not outlive the server that it belongs to.
         follow_server()
-        self.options = Options.from_conf(conf)
+        self.options = ServerOptions.from_conf(conf)
         self.limits = Limits.from_conf(conf)
         self.viewer_options = ViewerOptions.from_conf(conf)
         super().__init__(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dualclickmed.activelearning.scoring import ImageScores
 from dualclickmed.activelearning.strategies import strategies
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.experts import ByteCache
 from dualclickmed.experts.loading import load_experts
 from dualclickmed.experts.prediction import Prediction
@@ -166,14 +166,14 @@ def test_scoring_starts_nothing_heavy_before_anything_was_learned(
         raise AssertionError("the networks were loaded")
 
     monkeypatch.setattr("dualclickmed.activelearning.scoring.Predictor.from_weights", loaded)
-    method = ImageScores(record, Options())
+    method = ImageScores(record, ServerOptions())
     assert method({"method": "dualclickmed"}, studies) == {"scored": 0}
 
 
 def test_the_scoring_method(tmp_path: Path, record: Record, studies: LocalDatastore, prior: Prior) -> None:
     make_weights(tmp_path / "model")
     prior.save(record.folder)
-    method = ImageScores(record, Options(model_dir=tmp_path / "model"))
+    method = ImageScores(record, ServerOptions(model_dir=tmp_path / "model"))
     answer = method({"method": "dualclickmed", "most": 1}, studies)
     assert answer["scored"] == 1
     assert load_scores(record.folder).keys() == {"a"}

@@ -16,10 +16,10 @@ import torch
 from dualclickmed.benchmarks import measure
 from dualclickmed.benchmarks.growth import server_memory, synthetic, write_server_files
 from dualclickmed.benchmarks.measure import in_process, least_seconds, operations
-from dualclickmed.benchmarks.networks import Case, Row, cases, ratios
+from dualclickmed.benchmarks.networks import NetworkCase, NetworkRow, cases, ratios
 from dualclickmed.cli import app as cli
 from dualclickmed.cli import bench as command
-from dualclickmed.cli.bench import VOLUMES, Section, run
+from dualclickmed.cli.bench import VOLUMES, BenchSection, run
 from dualclickmed.imaging.volume import from_array
 from dualclickmed.networks.configs import PRESETS, GlobalConfig, LocalConfig
 from rich.console import Console
@@ -42,8 +42,8 @@ def here(threads: int, function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def row(case: Case, encode: float, click: float) -> Row:
-    return Row(case, 1, 2, 3, encode, click, 4, 5, None)
+def row(case: NetworkCase, encode: float, click: float) -> NetworkRow:
+    return NetworkRow(case, 1, 2, 3, encode, click, 4, 5, None)
 
 
 def test_every_row_is_there_and_ratios_are_those_of_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +90,9 @@ def test_every_row_is_there_and_ratios_are_those_of_the_figures(monkeypatch: pyt
 def test_ratios_compare_with_the_published_form_of_the_same_expert() -> None:
     config = PAPER[0]
     rows = [
-        row(Case("global", "paper", config, published=True), 12.0, 0.5),
-        row(Case("global", "paper", config), 3.0, 0.25),
-        row(Case("local", "compact", COMPACT[1]), 1.0, 0.1),
+        row(NetworkCase("global", "paper", config, published=True), 12.0, 0.5),
+        row(NetworkCase("global", "paper", config), 3.0, 0.25),
+        row(NetworkCase("local", "compact", COMPACT[1]), 1.0, 0.1),
     ]
     assert [(encode, click) for _, encode, click in ratios(rows)] == [(None, None), (4.0, 2.0), (None, None)]
 
@@ -152,7 +152,7 @@ def test_a_server_holds_both_experts_and_answers(tmp_path: Path) -> None:
 
 
 def test_markdown_is_a_table() -> None:
-    section = Section("Speed", "Seconds.", ("network", "s"), [("a", "1"), ("b", "2")])
+    section = BenchSection("Speed", "Seconds.", ("network", "s"), [("a", "1"), ("b", "2")])
     assert section.markdown().splitlines() == [
         "## Speed", "", "Seconds.", "", "| network | s |", "| --- | ---: |", "| a | 1 |", "| b | 2 |",
     ]  # fmt: skip

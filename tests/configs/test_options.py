@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.configs.wire import RESERVED
 from dualclickmed.errors import UserError
 from dualclickmed.experts.devices import resolved_device
@@ -64,7 +64,7 @@ def test_colours_are_slicers_or_follow_from_the_name() -> None:
 
 
 def test_defaults_of_the_options() -> None:
-    options = Options.from_conf({"auto_update_scoring": "false"})
+    options = ServerOptions.from_conf({"auto_update_scoring": "false"})
     assert options.labels.names == DEFAULT_NAMES
     assert options.strategies() == ["fused", "paper", "global", "local"]
     assert options.cache_bytes == 2 << 30
@@ -72,7 +72,7 @@ def test_defaults_of_the_options() -> None:
 
 
 def test_options_from_the_command_line() -> None:
-    options = Options.from_conf(
+    options = ServerOptions.from_conf(
         {
             "labels": "liver,tumor",
             "strategy": "global",
@@ -103,26 +103,26 @@ def test_options_from_the_command_line() -> None:
 )
 def test_bad_options_are_refused(conf: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Options.from_conf(conf)
+        ServerOptions.from_conf(conf)
 
 
 @WITHOUT_GPU
 def test_without_a_gpu_auto_is_the_cpu_and_requests_for_cuda_get_it_too() -> None:
     assert resolved_device("auto") == "cpu"
-    assert Options().device_for("cuda") == "cpu"
-    assert Options().device_for("cuda:3") == "cpu"
+    assert ServerOptions().device_for("cuda") == "cpu"
+    assert ServerOptions().device_for("cuda:3") == "cpu"
     with pytest.raises(UserError, match="'tpu'"):
-        Options().device_for("tpu")
+        ServerOptions().device_for("tpu")
 
 
 def test_a_gpu_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolved_device("auto") == resolved_device("cuda") == "cuda:0"
-    assert Options(device="cuda:0").devices() == ["cuda:0", "cuda:1", "cpu"]
-    assert Options(device="cuda:0").device_for("cuda:1") == "cuda:1"
+    assert ServerOptions(device="cuda:0").devices() == ["cuda:0", "cuda:1", "cpu"]
+    assert ServerOptions(device="cuda:0").device_for("cuda:1") == "cuda:1"
     with pytest.raises(UserError, match="cuda:0, cuda:1"):
-        Options().device_for("cuda:2")
+        ServerOptions().device_for("cuda:2")
 
 
 def shown_by_ohif(labels: Mapping[str, int], clicked: Sequence[str]) -> dict[int, str]:

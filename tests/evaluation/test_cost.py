@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import json
 
-from dualclickmed.benchmarks.networks import Case, Row
+from dualclickmed.benchmarks.networks import NetworkCase, NetworkRow
 from dualclickmed.evaluation.cost import COLUMNS, cells
 from dualclickmed.networks.configs import PRESETS
 
-ROW = Row(
-    case=Case("local", "compact", PRESETS["compact"][1]),
+ROW = NetworkRow(
+    case=NetworkCase("local", "compact", PRESETS["compact"][1]),
     parameters=1_234_567,
     encode_operations=98_760_000_000,
     click_operations=1_234_000_000,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dualclickmed.errors import UserError
-from dualclickmed.evaluation.methods import CLASSICAL, Settings, from_file, make, name_of
+from dualclickmed.evaluation.methods import CLASSICAL, MethodSettings, from_file, make, name_of
 from dualclickmed.experts import DEFAULT_STRATEGY, STRATEGIES
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Prompts
@@ -43,11 +43,11 @@ def test_unknown_names_are_refused_with_the_known_ones(text: str) -> None:
 
 def test_the_same_method_twice_is_refused() -> None:
     with pytest.raises(UserError, match="'fused' was named twice"):
-        make(["ours", "fused"], Settings())
+        make(["ours", "fused"], MethodSettings())
 
 
 def test_our_strategies_share_their_weights_and_name_them() -> None:
-    made = make(["ours", "global", "ellipsoid"], Settings())
+    made = make(["ours", "global", "ellipsoid"], MethodSettings())
     assert [m.name for m in made] == ["fused", "global", "ellipsoid"]
     assert made[0].method.expert is made[1].method.expert
     for kind in ("global", "local"):
@@ -58,7 +58,7 @@ def test_our_strategies_share_their_weights_and_name_them() -> None:
 
 def test_a_file_of_one_s_own(tmp_path: Path) -> None:
     (tmp_path / "boxes.py").write_text(OWN)
-    (made,) = make([f"boxes={tmp_path / 'boxes.py'}"], Settings())
+    (made,) = make([f"boxes={tmp_path / 'boxes.py'}"], MethodSettings())
     box = Box((1, 2, 3), (4, 6, 8))
     assert made.name == "boxes" and made.method(VOLUME, Prompts(box=box)).sum() == 3 * 4 * 5
     (tmp_path / "made.py").write_text(
@@ -85,4 +85,4 @@ def test_a_file_that_is_no_method_is_named(tmp_path: Path, text: str, message: s
 
 def test_nninteractive_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pip install nninteractive"):
-        make([f"nninteractive:{tmp_path}"], Settings())
+        make([f"nninteractive:{tmp_path}"], MethodSettings())

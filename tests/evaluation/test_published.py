@@ -9,7 +9,7 @@ import pytest
 import torch
 from dualclickmed.errors import WeightsError
 from dualclickmed.evaluation import published
-from dualclickmed.evaluation.methods import Settings, make
+from dualclickmed.evaluation.methods import MethodSettings, make
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Click, Prompts
 from dualclickmed.imaging.volume import from_array
@@ -89,7 +89,7 @@ def test_vista3d_answers_as_monai_s_own_and_takes_the_box_s_centre_for_a_click(
     monkeypatch.setattr(published, "VISTA_WINDOW", (64, 64, 64))
     state = drawn(vista3d132(encoder_embed_dim=8), 5)
     torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "v.pth")
-    (made,) = make([f"vista3d:{tmp_path / 'v.pth'}"], Settings())
+    (made,) = make([f"vista3d:{tmp_path / 'v.pth'}"], MethodSettings())
     assert len(made.facts["sha256"]) == 64
     click = Prompts((Click((15, 30, 30)),), BOX)
     # A window of 64 holds all of the volume, padded: one call of the network answers for it.
@@ -117,6 +117,6 @@ def test_other_weights_are_refused_by_name(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
     for name, kind in (("sam-med3d", "SAM-Med3D"), ("vista3d", "VISTA3D")):
         with pytest.raises(WeightsError, match=f"'.*other.pth' must hold {kind}'s weights as published"):
-            make([f"{name}:{tmp_path / 'other.pth'}"], Settings())
+            make([f"{name}:{tmp_path / 'other.pth'}"], MethodSettings())
         with pytest.raises(WeightsError, match=r"absent\.pth"):
-            make([f"{name}:{tmp_path / 'absent.pth'}"], Settings())
+            make([f"{name}:{tmp_path / 'absent.pth'}"], MethodSettings())

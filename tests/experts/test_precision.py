@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.errors import UserError
 from dualclickmed.experts import precision
 from dualclickmed.experts.precision import (
@@ -82,7 +82,7 @@ def test_a_gpu_trains_in_the_type_that_it_computes_in(monkeypatch, bf16, chosen)
 
 
 def test_the_server_can_be_told() -> None:
-    assert Options.from_conf({}).precision == "auto"
-    assert Options.from_conf({"precision": "float32"}).precision == "float32"
+    assert ServerOptions.from_conf({}).precision == "auto"
+    assert ServerOptions.from_conf({"precision": "float32"}).precision == "float32"
     with pytest.raises(UserError, match="precision must be one of auto, float32, bfloat16"):
-        Options.from_conf({"precision": "int8"})
+        ServerOptions.from_conf({"precision": "int8"})

@@ -14,7 +14,7 @@ from dualclickmed.errors import UserError
 from dualclickmed.imaging.dicom_seg import converted, segmentation
 from dualclickmed.imaging.label_files import NamedLabels
 from dualclickmed.imaging.label_map import LabelMap
-from dualclickmed.imaging.mask_files import Mask, Segment, write
+from dualclickmed.imaging.mask_files import LabelledMask, Segment, write
 from dualclickmed.imaging.volume import Volume, load_volume
 
 from tests.support.dicom_files import read_segments
@@ -115,7 +115,7 @@ def test_an_answers_own_names_count(tmp_path: Path) -> None:
     volume = load_volume(series.folder)
     array = np.zeros(volume.raw_shape, np.uint8, order="F")
     array[1, 2, 3] = 3
-    answer = write(Mask(array, volume.affine, [Segment("kidney", 3, (1, 2, 3))]), ".seg.nrrd")
+    answer = write(LabelledMask(array, volume.affine, [Segment("kidney", 3, (1, 2, 3))]), ".seg.nrrd")
     try:
         path = converted(series.folder, answer, [], KNOWN)
     finally:

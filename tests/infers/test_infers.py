@@ -17,12 +17,12 @@ import pytest
 import requests
 import SimpleITK as sitk
 from dualclickmed.configs import wire
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.errors import PromptError, UserError
 from dualclickmed.experts import Result
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.label_map import LabelMap, colour_of
-from dualclickmed.imaging.mask_files import EXTENSIONS, Mask, Segment, write
+from dualclickmed.imaging.mask_files import EXTENSIONS, LabelledMask, Segment, write
 from dualclickmed.imaging.prompts import Click, Prompts
 from dualclickmed.imaging.volume import Volume, from_array, load_volume
 from dualclickmed.infers.dialects import (
@@ -341,11 +341,11 @@ OBLIQUE = np.array(
 )
 
 
-def a_mask() -> Mask:
+def a_mask() -> LabelledMask:
     array = np.zeros((5, 6, 7), dtype=np.uint8, order="F")
     array[1, 2, 3], array[4, 5, 6], array[0, 0, 1:3] = 1, 3, 1
     segments = [Segment("liver", 1, colour_of("liver")), Segment("Niere, linke — 左", 3, (0, 255, 51))]
-    return Mask(array, OBLIQUE, segments)
+    return LabelledMask(array, OBLIQUE, segments)
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -402,8 +402,8 @@ def test_a_sheared_grid_is_written_where_it_can_be_read() -> None:
     sheared = OBLIQUE.copy()
     sheared[0, 2] = 0.4
     with pytest.raises(UserError, match="sheared"):
-        write(Mask(a_mask().array, sheared, ()), ".nii.gz")
-    path = write(Mask(a_mask().array, sheared, ()), ".nrrd")
+        write(LabelledMask(a_mask().array, sheared, ()), ".nii.gz")
+    path = write(LabelledMask(a_mask().array, sheared, ()), ".nrrd")
     try:
         image = sitk.ReadImage(str(path))
     finally:
@@ -433,7 +433,7 @@ def test_unknown_formats_are_refused_and_leave_nothing(extension: str, dtype: st
 class OneVoxelSegmenter:
     """Stands for the experts: each label is its first foreground click, or its box's corner."""
 
-    def __init__(self, volume: Volume, options: Options) -> None:
+    def __init__(self, volume: Volume, options: ServerOptions) -> None:
         self.volume = volume
         self.options = options
         self.asked: dict[str, Any] = {}
@@ -482,7 +482,7 @@ def test_a_click_lands_where_it_was_put(
     affine[axes, range(3)] += np.asarray(signs) * (0.5, 1.5, 4.0)
     path = tmp_path / "image.nii.gz"
     nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), affine), path)
-    task = LabelsTask(OneVoxelSegmenter(load_volume(path), Options(LABELS)))
+    task = LabelsTask(OneVoxelSegmenter(load_volume(path), ServerOptions(LABELS)))
     array, details = answered(task, {"left kidney": [A], "spleen": [[0, 4, 5]]})
     expected = np.zeros((4, 5, 6), np.uint8)
     expected[1, 2, 3], expected[0, 4, 5] = 3, 2
@@ -494,7 +494,7 @@ def test_a_click_lands_where_it_was_put(
 
 
 def test_what_goes_with_the_mask() -> None:
-    segmenter = OneVoxelSegmenter(a_volume(), Options(LABELS))
+    segmenter = OneVoxelSegmenter(a_volume(), ServerOptions(LABELS))
     request = {"spleen": [A], "strategy": ["local", "paper"], "ct_window": "lung", "modality": "ct"}
     _, details = answered(LabelsTask(segmenter), request)
     assert details.pop("latencies").keys() == {"load", "decode", "write", "total"}
@@ -521,7 +521,7 @@ def test_what_goes_with_the_mask() -> None:
 
 
 def test_how_unsure_the_answer_is_needs_a_strategy_that_knows() -> None:
-    task = LabelsTask(OneVoxelSegmenter(a_volume(), Options(LABELS)))
+    task = LabelsTask(OneVoxelSegmenter(a_volume(), ServerOptions(LABELS)))
     with pytest.raises(HTTPException) as caught:
         task({"image": "x", "liver": [A], "result_content": "uncertainty"})
     assert "Only the strategy 'fused' tells" in caught.value.detail
@@ -529,7 +529,7 @@ def test_how_unsure_the_answer_is_needs_a_strategy_that_knows() -> None:
 
 @pytest.mark.parametrize("name", ["Milz links", "liver", "image"])
 def test_one_object_has_the_value_one_and_the_name_it_is_given(name: str) -> None:
-    task = ObjectTask(OneVoxelSegmenter(a_volume(), Options(LABELS)))
+    task = ObjectTask(OneVoxelSegmenter(a_volume(), ServerOptions(LABELS)))
     array, details = answered(task, {"foreground": [A], "label": name})
     assert array[P] == array.sum() == 1
     assert details["label_names"] == {"background": 0, name: 1}
@@ -537,7 +537,7 @@ def test_one_object_has_the_value_one_and_the_name_it_is_given(name: str) -> Non
 
 @pytest.mark.parametrize("name", [None, "", "background", 5])
 def test_one_object_needs_no_name(name: Any) -> None:
-    task = ObjectTask(OneVoxelSegmenter(a_volume(), Options(LABELS)))
+    task = ObjectTask(OneVoxelSegmenter(a_volume(), ServerOptions(LABELS)))
     if name == 5:
         with pytest.raises(HTTPException, match="must be a label's name"):
             task({"image": "x", "foreground": [A], "label": name})
@@ -547,7 +547,7 @@ def test_one_object_needs_no_name(name: Any) -> None:
 
 
 def test_users_errors_are_status_400() -> None:
-    task = LabelsTask(OneVoxelSegmenter(a_volume(), Options(LABELS)))
+    task = LabelsTask(OneVoxelSegmenter(a_volume(), ServerOptions(LABELS)))
     with pytest.raises(HTTPException) as caught:
         task({"image": "x", "liver": [[9, 9, 9]]})
     assert caught.value.status_code == 400
@@ -567,7 +567,7 @@ KEYS = [*sorted(wire.EXPECTED - SERVERS_OWN), *LABELS.names, "lung", "null", "si
 @given(st.dictionaries(st.sampled_from(KEYS), JSON | CLICKS | st.lists(st.integers(-9, 9), max_size=7)))
 @settings(max_examples=200)
 def test_any_json_is_answered_or_refused(request_: dict[str, Any]) -> None:
-    segmenter = OneVoxelSegmenter(a_volume(), Options(LABELS))
+    segmenter = OneVoxelSegmenter(a_volume(), ServerOptions(LABELS))
     for task in (LabelsTask(segmenter), ObjectTask(segmenter)):
         try:
             name, details = task({"image": "image.nii.gz", **request_})
@@ -690,7 +690,7 @@ def test_a_drawn_box_needs_no_corners() -> None:
 
 @pytest.mark.parametrize("strategy", ["global", "local", "fused"])
 def test_the_global_expert_alone_needs_corners(strategy: str) -> None:
-    segmenter = OneVoxelSegmenter(a_volume(), Options(labels=LABELS))
+    segmenter = OneVoxelSegmenter(a_volume(), ServerOptions(labels=LABELS))
     answered(LabelsTask(segmenter), {"strategy": strategy, "liver": [[1, 2, 3], [0, 1, 2]]})  # type: ignore[arg-type]
     assert segmenter.asked["layers"].corners == (strategy == "global")
 
@@ -761,7 +761,7 @@ def test_an_uploaded_label_is_corrected_and_its_path_is_no_name() -> None:
         found = with_image({"image": "known", "label": upload.name}, FakeStudies(), None)
     assert found["label"] is None
     assert found["existing_path"] == upload.name
-    segmenter = OneVoxelSegmenter(a_volume(), Options(LABELS))
+    segmenter = OneVoxelSegmenter(a_volume(), ServerOptions(LABELS))
     answered(LabelsTask(segmenter), {**found, "spleen": [A], "label_info": [{"name": "liver"}]})
     layers = segmenter.asked["layers"]
     assert (layers.existing, layers.required, layers.path) == ("correct", True, Path(upload.name))

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.experts import Result
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.volume import Volume, load_volume
@@ -97,7 +97,7 @@ class OneVoxelSegmenter:
 
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
-        self.options = Options(LABELS)
+        self.options = ServerOptions(LABELS)
 
     def segment(self, image: Path, prompts: Mapping[str, RawPrompts], **asked: Any) -> Answer:
         labels = np.zeros(self.volume.shape, np.uint8)

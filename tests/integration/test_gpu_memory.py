@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.infers.dialects import RawPrompts
 from dualclickmed.infers.segmenter import Segmenter
 
@@ -24,7 +24,7 @@ def test_a_click_that_does_not_fit_is_answered_by_the_cpu_and_the_next_one_too(
     make_weights(tmp_path / "weights")
     image = tmp_path / "image.nii.gz"
     nib.save(nib.Nifti1Image(an_image((24, 20, 16)), np.eye(4)), image)
-    made = Segmenter(Options(model_dir=tmp_path / "weights"))
+    made = Segmenter(ServerOptions(model_dir=tmp_path / "weights"))
     experts = {"cpu": made._expert("cpu")}
     made._experts.clear()
     experts["cuda:0"] = made._expert("cpu")

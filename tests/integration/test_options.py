@@ -12,7 +12,7 @@ import nrrd
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.experts.dual import STRATEGIES
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.mask_files import DTYPES, EXTENSIONS
@@ -65,7 +65,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Answered:
         stored = np.zeros(shape, np.uint8)
         stored[2:7, 2:7, 2:6] = 1
         nib.save(nib.Nifti1Image(stored, np.eye(4)), folder / f"{name}.nii.gz")
-    task = LabelsTask(Segmenter(Options(labels=LabelMap(tuple(VALUES)), model_dir=weights)))
+    task = LabelsTask(Segmenter(ServerOptions(labels=LabelMap(tuple(VALUES)), model_dir=weights)))
 
     def ask(request: dict[str, Any], uploaded: str | None) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         sent = {**request, "image": str(image)}

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dualclickmed.activelearning.strategies import strategies
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.errors import UserError
 from dualclickmed.learning.following import BY_HAND, follow, held_in
 from dualclickmed.learning.lock import alone
@@ -57,7 +57,7 @@ def make_images(folder: Path) -> None:
 def opened(folder: Path) -> tuple[Studies, Learning]:
     """As a server does when it starts."""
     studies = Studies(str(folder), extensions=("*.nii.gz",), auto_reload=False)
-    return studies, Learning(studies, folder, Options())
+    return studies, Learning(studies, folder, ServerOptions())
 
 
 class Workflow(RuleBasedStateMachine):

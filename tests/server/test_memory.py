@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.infers.segmenter import Segmenter
 
 
@@ -18,7 +18,7 @@ class Entry:
 @pytest.fixture
 def segmenter(monkeypatch: pytest.MonkeyPatch) -> Segmenter:
     """Its expert is the name of the device."""
-    made = Segmenter(Options())
+    made = Segmenter(ServerOptions())
     monkeypatch.setattr(made, "_expert", lambda device: device)
     return made
 

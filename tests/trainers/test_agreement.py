@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.server.routes import answer_to
 from dualclickmed.server.studies import Studies
 from dualclickmed.trainers.agreement import router
@@ -27,7 +27,7 @@ def client(tmp_path: Path) -> TestClient:
     for name in ("a", "b"):
         nib.save(nib.Nifti1Image(image, AFFINE), folder / f"{name}.nii.gz")
     studies = Studies(str(folder), extensions=("*.nii.gz",), auto_reload=False)
-    learning = Learning(studies, folder, Options())
+    learning = Learning(studies, folder, ServerOptions())
     for who, stop in (("ann", 6), ("bob", 7)):
         mask = np.zeros(SHAPE, dtype=np.uint8)
         mask[2:stop, 2:6, 2:6] = 1

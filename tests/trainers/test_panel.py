@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.learning.record import PUBLISHED, STARTED
 from dualclickmed.learning.runs import Telling, new_run
 from dualclickmed.server.studies import Studies
@@ -60,7 +60,7 @@ class Panel:
 @pytest.fixture
 def panel(plugin: ModuleType, tmp_path: Path) -> Panel:
     studies = Studies(str(tmp_path), extensions=("*.nii.gz",), auto_reload=False)
-    return Panel(plugin, Learning(studies, tmp_path, Options()))
+    return Panel(plugin, Learning(studies, tmp_path, ServerOptions()))
 
 
 def begun(panel: Panel, kind: Any) -> Telling:

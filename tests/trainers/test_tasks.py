@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.errors import UserError
 from dualclickmed.imaging.label_map import MAX_LABELS, LabelMap
 from dualclickmed.learning.final import final_labels
@@ -44,7 +44,7 @@ def a_label(folder: Path, value: int = 1) -> str:
 
 
 def trainer(record: Record) -> ExpertTrainer:
-    return ExpertTrainer("global", record, Options())
+    return ExpertTrainer("global", record, ServerOptions())
 
 
 def test_options_are_read_as_clients_send_them(tmp_path: Path) -> None:
@@ -148,11 +148,11 @@ def test_progress_of_the_other_expert_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "progress.json").write_text('{"kind": "local", "step": 3}')
     record = Record(tmp_path)
     assert trainer(record).stats() == {"waiting": []}
-    assert ExpertTrainer("local", record, Options()).stats()["step"] == 3
+    assert ExpertTrainer("local", record, ServerOptions()).stats()["step"] == 3
 
 
 def test_final_labels_are_recorded_before_they_replace_one(studies: LocalDatastore, tmp_path: Path) -> None:
-    learning = Learning(studies, tmp_path / "studies", Options())
+    learning = Learning(studies, tmp_path / "studies", ServerOptions())
     learning.note_prediction(
         {"image": "a", "model": "dualclickmed", "liver": [[1, 2, 3], [4, 5, 6]], "roi": [0, 1, 2, 3, 4, 5]}
     )
@@ -173,8 +173,8 @@ def test_final_labels_are_recorded_before_they_replace_one(studies: LocalDatasto
         studies.save_label("nobody", a_label(tmp_path), "final", {})
     assert len(learning.record.submissions()) == 2
     # The next start offers the new label, after the server's own.
-    again = Learning(LocalDatastore(str(tmp_path / "studies")), tmp_path / "studies", Options())
-    assert again.options.labels.names == (*Options().labels.names, "nodule")
+    again = Learning(LocalDatastore(str(tmp_path / "studies")), tmp_path / "studies", ServerOptions())
+    assert again.options.labels.names == (*ServerOptions().labels.names, "nodule")
 
 
 def test_labels_that_were_put_into_the_folder_by_hand_count(studies: LocalDatastore, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_labels_that_were_put_into_the_folder_by_hand_count(studies: LocalDatast
 
 
 def test_trainings_start_by_themselves_once_for_each_label(studies: LocalDatastore, tmp_path: Path) -> None:
-    learning = Learning(studies, tmp_path / "studies", Options(retrain_after=2))
+    learning = Learning(studies, tmp_path / "studies", ServerOptions(retrain_after=2))
     studies.save_label("a", a_label(tmp_path), "final", {})
     assert learning.due() == []
     studies.save_label("b", a_label(tmp_path), "final", {})

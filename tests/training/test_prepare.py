@@ -15,7 +15,7 @@ from dualclickmed.imaging.geometry import Box, global_roi
 from dualclickmed.training import prepare as module
 from dualclickmed.training.case_samples import global_crop
 from dualclickmed.training.opened import OpenedCases, open_case
-from dualclickmed.training.prepare import INDEX, Prepared, prepare, read_crop
+from dualclickmed.training.prepare import INDEX, PreparedCrops, prepare, read_crop
 from dualclickmed.training.recipes import COMPACT
 from dualclickmed.training.samples import Samples
 from dualclickmed.training.sources import WeightedSource, folder_cases
@@ -50,7 +50,7 @@ def test_training_with_crops_sees_the_same_batches_and_opens_no_volume(tmp_path:
     data = [WeightedSource(cases)]
     plain = Samples(EXACT, data, seed=1)[4].batch
     monkeypatch.setattr(OpenedCases, "get", None)
-    fast = Samples(EXACT, data, seed=1, prepared=Prepared(tmp_path / "crops", EXACT))[4].batch
+    fast = Samples(EXACT, data, seed=1, prepared=PreparedCrops(tmp_path / "crops", EXACT))[4].batch
     assert torch.equal(fast.truth, plain.truth) and torch.allclose(fast.image, plain.image, atol=0.02)
 
 
@@ -65,15 +65,15 @@ def test_nothing_is_made_twice_and_changed_files_are_made_anew(tmp_path: Path, m
     assert opened == []
     # The same content under another name is known; other content is not, nor are other rules.
     os.utime(cases[0].image)
-    assert Prepared(tmp_path / "crops", EXACT).crops(cases[0], np.random.default_rng(0), 1) is None
+    assert PreparedCrops(tmp_path / "crops", EXACT).crops(cases[0], np.random.default_rng(0), 1) is None
     prepare(cases, tmp_path / "crops", EXACT)
     assert opened == []
-    assert Prepared(tmp_path / "crops", EXACT).crops(cases[0], np.random.default_rng(0), 1)
+    assert PreparedCrops(tmp_path / "crops", EXACT).crops(cases[0], np.random.default_rng(0), 1)
     write_nifti(cases[1].label, volume_and_labels()[1] // 2)
     prepare(cases, tmp_path / "crops", EXACT)
     assert opened == ["set/case_01"]
     drawn = dataclasses.replace(EXACT, exact_boxes=False)
-    assert Prepared(tmp_path / "crops", drawn).crops(cases[0], np.random.default_rng(0), 1) is None
+    assert PreparedCrops(tmp_path / "crops", drawn).crops(cases[0], np.random.default_rng(0), 1) is None
     prepare(cases, tmp_path / "crops", drawn, boxes=3)
     assert len(opened) == 3
 
@@ -93,7 +93,7 @@ def test_an_interruption_leaves_no_half_case(tmp_path: Path, monkeypatch) -> Non
         prepare(cases, tmp_path / "crops", EXACT)
     assert list((tmp_path / "crops").iterdir()) == []
     with pytest.raises(UserError, match="holds no prepared crops"):
-        Prepared(tmp_path / "crops", EXACT)
+        PreparedCrops(tmp_path / "crops", EXACT)
 
 
 def test_bad_cases_are_named_and_the_others_made(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_damaged_crops_are_reported(tmp_path: Path) -> None:
     prepare([case], tmp_path / "crops", EXACT)
     for file in (tmp_path / "crops").rglob("*.npz"):
         file.write_bytes(file.read_bytes()[:1000])
-    loaded = Samples(EXACT, [WeightedSource([case])], prepared=Prepared(tmp_path / "crops", EXACT))[0]
+    loaded = Samples(EXACT, [WeightedSource([case])], prepared=PreparedCrops(tmp_path / "crops", EXACT))[0]
     assert "can't be read" in loaded.troubles[case.id]
     (tmp_path / "crops" / INDEX).write_text("{")
     with pytest.raises(UserError, match="remove it and prepare again"):
-        Prepared(tmp_path / "crops", EXACT)
+        PreparedCrops(tmp_path / "crops", EXACT)

@@ -13,7 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.errors import PromptError
 from dualclickmed.experts import Result
 from dualclickmed.imaging.volume import Volume, load_volume
@@ -41,7 +41,7 @@ class Segments:
     """Answers with the box that was asked for, in the value of its label."""
 
     def __init__(self) -> None:
-        self.options = Options()
+        self.options = ServerOptions()
         self.asked: list[Any] = []
         self.volumes: dict[Path, Volume] = {}
 
@@ -75,7 +75,7 @@ class App:
         save(studies, IMAGE, an_image(SMALL_SHAPE), an_affine((2, 0, 1), (-1, 1, -1)))
         (folder / "secret.nii.gz").write_bytes(b"nobody's business")
         self._datastore = Studies(str(studies), extensions=("*.nii.gz",))
-        self.options = Options()
+        self.options = ServerOptions()
         self.learning = Learning(self._datastore, studies, self.options)
         self.segmenter = Segments()
 

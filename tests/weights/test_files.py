@@ -318,7 +318,7 @@ def test_a_running_segmenter_takes_up_a_selection(
     saved: Path, networks: dict[weights.Kind, nn.Module]
 ) -> None:
     """The prior's sign turns the masks around, so that both the weights and the embeddings must be new."""
-    from dualclickmed.configs.options import Options
+    from dualclickmed.configs.options import ServerOptions
     from dualclickmed.infers.dialects import RawPrompts
     from dualclickmed.infers.segmenter import Segmenter
 
@@ -338,14 +338,14 @@ def test_a_running_segmenter_takes_up_a_selection(
         prompts = {"object": RawPrompts(box=((10, 10, 10), (30, 30, 30)))}
         return segmenter.segment(image, prompts, "global", "auto", "cpu").result.labels
 
-    running = Segmenter(Options(model_dir=folder))
+    running = Segmenter(ServerOptions(model_dir=folder))
     first = mask(running)
     assert first[20, 20, 20] == 1
     weights.select("mine", folder)
     second = mask(running)
     assert (first != second).mean() > 0.05
-    np.testing.assert_array_equal(second, mask(Segmenter(Options(model_dir=folder))))
-    np.testing.assert_array_equal(mask(Segmenter(Options(model_dir=folder, preset="compact"))), first)
+    np.testing.assert_array_equal(second, mask(Segmenter(ServerOptions(model_dir=folder))))
+    np.testing.assert_array_equal(mask(Segmenter(ServerOptions(model_dir=folder, preset="compact"))), first)
     (folder / weights.SELECTION).write_text("{")
     assert "can't be used" in str(running.problem())
     weights.select(None, folder)

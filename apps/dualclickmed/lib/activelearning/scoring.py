@@ -10,7 +10,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
-from ..configs.options import Options
+from ..configs.options import ServerOptions
 from ..imaging.volume import MODALITY_NAMES, Volume, load_volume
 from ..learning.prior import Prior
 from ..learning.record import Record
@@ -29,7 +29,7 @@ class ImageScores(ScoringMethod):
         options: the server's.
     """
 
-    def __init__(self, record: Record, options: Options) -> None:
+    def __init__(self, record: Record, options: ServerOptions) -> None:
         super().__init__("Score unlabelled images by the experts' disagreement and by expected clicks")
         self.record, self.options = record, options
 

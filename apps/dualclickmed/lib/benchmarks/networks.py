@@ -22,7 +22,7 @@ HALF = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Case:
+class NetworkCase:
     """One row: a network of `expert` with `config`, in the `published` form or ours.
 
     side: of the local window. repeats: of each timing, of which the fastest counts.
@@ -43,7 +43,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Row:
+class NetworkRow:
     """What was measured.
 
     parameters: number. operations: of an encoding and of one decoding. seconds: likewise.
@@ -51,7 +51,7 @@ class Row:
     of tensors). difference: share of voxels whose mask differs from float32's, None for float32 itself.
     """
 
-    case: Case
+    case: NetworkCase
     parameters: int
     encode_operations: int
     click_operations: int
@@ -73,7 +73,7 @@ class Row:
 class _Runner:
     """A network in either form behind the same two calls."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: NetworkCase) -> None:
         self.case = case
         c = case.config
         torch.manual_seed(0)
@@ -113,7 +113,7 @@ class _Runner:
 
 
 @torch.inference_mode()
-def measure(case: Case) -> Row:
+def measure(case: NetworkCase) -> NetworkRow:
     """Measure one case in this process; see `in_process`."""
     runner = _Runner(case)
     resting = resting_bytes(case.device)
@@ -126,7 +126,7 @@ def measure(case: Case) -> Row:
     difference = None
     if case.precision != "float32":
         difference = float((runner.mask("float32") != runner.mask(case.precision)).float().mean())
-    return Row(
+    return NetworkRow(
         case,
         runner.parameters,
         _encode_operations(case),
@@ -141,22 +141,22 @@ def measure(case: Case) -> Row:
 
 def cases(
     presets: dict[str, tuple[GlobalConfig, LocalConfig]], experts: list[str], **common: Any
-) -> list[Case]:
+) -> list[NetworkCase]:
     """Ours and, where there is one, the published form; ours also in half precision where it is fast."""
     found = []
     halves = _half_precisions(common.get("device", "cpu"))
     for expert in experts:
         for preset, configs in presets.items():
             config = configs[EXPERTS.index(expert)]
-            ours = Case(expert, preset, config, **common)
+            ours = NetworkCase(expert, preset, config, **common)
             if _is_published(config):
-                found.append(Case(expert, preset, config, published=True, **common))
+                found.append(NetworkCase(expert, preset, config, published=True, **common))
             found.append(ours)
-            found += [Case(expert, preset, config, precision=half, **common) for half in halves]
+            found += [NetworkCase(expert, preset, config, precision=half, **common) for half in halves]
     return found
 
 
-def ratios(rows: list[Row]) -> Iterator[tuple[Row, float | None, float | None]]:
+def ratios(rows: list[NetworkRow]) -> Iterator[tuple[NetworkRow, float | None, float | None]]:
     """Each row, with how many times faster it encodes and clicks than the published form of its expert."""
     published = {row.case.expert: row for row in rows if row.case.published}
     for row in rows:
@@ -171,7 +171,7 @@ def ratios(rows: list[Row]) -> Iterator[tuple[Row, float | None, float | None]]:
             )
 
 
-def _encode_operations(case: Case) -> int:
+def _encode_operations(case: NetworkCase) -> int:
     """Counted without computing: on PyTorch's device of shapes alone."""
     c = case.config
     with torch.device("meta"), torch.inference_mode():

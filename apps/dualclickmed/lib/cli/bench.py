@@ -26,7 +26,7 @@ from ..benchmarks.growth import (
     volume_costs,
 )
 from ..benchmarks.measure import in_process
-from ..benchmarks.networks import EXPERTS, Row, cases, measure, ratios
+from ..benchmarks.networks import EXPERTS, NetworkRow, cases, measure, ratios
 from ..benchmarks.parity import LIMIT, full_parity
 from ..errors import UserError
 from ..experts.devices import resolved_device
@@ -46,7 +46,7 @@ Configs = tuple[GlobalConfig, LocalConfig]
 
 
 @dataclass(frozen=True)
-class Section:
+class BenchSection:
     """A table with its heading and a sentence on what it says."""
 
     title: str
@@ -136,7 +136,7 @@ def run(
     volumes: Sequence[tuple[int, int, int]],
     clicks: Sequence[int],
     console: Console,
-) -> tuple[list[Section], dict[str, Any]]:
+) -> tuple[list[BenchSection], dict[str, Any]]:
     """Every measurement; each section is shown as soon as it is there.
 
     Args:
@@ -152,9 +152,9 @@ def run(
         The sections, and all figures as plain values.
     """
     repeats = 1 if quick else 3
-    sections: list[Section] = []
+    sections: list[BenchSection] = []
 
-    def show(section: Section) -> None:
+    def show(section: BenchSection) -> None:
         sections.append(section)
         console.print(section.table())
 
@@ -195,7 +195,7 @@ def run(
     return sections, figures
 
 
-def networks_section(rows: list[Row], threads: int, side: int) -> Section:
+def networks_section(rows: list[NetworkRow], threads: int, side: int) -> BenchSection:
     """Size, speed and memory of each network, and how many times faster than the published form."""
     lines = []
     for row, encode, click in ratios(rows):
@@ -218,7 +218,7 @@ def networks_section(rows: list[Row], threads: int, side: int) -> Section:
             )
         )
     clock = "processor seconds of one thread" if threads == 1 else f"seconds with {threads} threads"
-    return Section(
+    return BenchSection(
         "Networks",
         f"Random weights; {clock}; local windows of {side}^3. Times faster: than the published form of the "
         "same expert. Cached: a further click as a part of a first one. GB: most memory above the loaded "
@@ -231,7 +231,7 @@ def networks_section(rows: list[Row], threads: int, side: int) -> Section:
     )  # fmt: skip
 
 
-def volumes_section(costs: list[VolumeCost]) -> Section:
+def volumes_section(costs: list[VolumeCost]) -> BenchSection:
     """What grows with the volume: loading, and nothing of a click."""
     lines = []
     for cost in costs:
@@ -250,7 +250,7 @@ def volumes_section(costs: list[VolumeCost]) -> Section:
                 f"{cost.same_seconds / base.same_seconds:.2f}",
             )
         )
-    return Section(
+    return BenchSection(
         "Growth with the volume",
         f"An object of {SIDE}^3 voxels in an int16 array. Copies: most memory while loading, in sizes of the "
         "array. First and further click: whole answers, the full-size label map included, which alone takes "
@@ -263,9 +263,9 @@ def volumes_section(costs: list[VolumeCost]) -> Section:
     )  # fmt: skip
 
 
-def clicks_section(costs: list[ClickCost]) -> Section:
+def clicks_section(costs: list[ClickCost]) -> BenchSection:
     """What grows with the clicks of one object."""
-    return Section(
+    return BenchSection(
         "Growth with the clicks",
         "Clicks near one another in 128^3 voxels. First: nothing cached. One more: a further click with "
         "features cached. Again: the same request.",
@@ -283,9 +283,9 @@ def clicks_section(costs: list[ClickCost]) -> Section:
     )
 
 
-def server_section(served: list[ServerMemory]) -> Section:
+def server_section(served: list[ServerMemory]) -> BenchSection:
     """Memory of a process with MONAI Label's libraries, an image and both experts."""
-    return Section(
+    return BenchSection(
         "Memory of a server",
         "GB. A box, a click and a further click in the largest volume; the libraries are MONAI Label's, "
         "PyTorch's and ours.",
@@ -307,13 +307,13 @@ def machine(threads: int) -> str:
     )
 
 
-def _parity(threads: int, console: Console) -> tuple[list[Section], dict[str, Any]]:
+def _parity(threads: int, console: Console) -> tuple[list[BenchSection], dict[str, Any]]:
     torch.set_num_threads(threads)
     found = {}
     for name, differences in full_parity():
         found[name] = differences
         console.print(f"{name}: largest relative difference {max(differences.values()):.1e}", highlight=False)
-    section = Section(
+    section = BenchSection(
         "Exactness",
         f"Relative differences between the fast and the published form, float32; {LIMIT:.0e} is the same.",
         ("network", "output", "difference"),

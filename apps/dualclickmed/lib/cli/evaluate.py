@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..evaluation import calibration, cost, report
 from ..evaluation import nested as nested_objects
 from ..evaluation.cases import Case, find_cases
-from ..evaluation.methods import DEFAULT, Settings, known, our_expert
+from ..evaluation.methods import DEFAULT, MethodSettings, known, our_expert
 from ..evaluation.protocol import STARTS, TIME_LIMIT
 from ..evaluation.run import Plan, run
 from ..evaluation.statistics import Summary
@@ -106,7 +106,7 @@ def evaluate(
 
     Writes scores (CSV), a summary (JSON) and a report (Markdown, HTML) with tables and curves.
     """
-    settings = Settings(model_dir, preset, resolved_device(device))
+    settings = MethodSettings(model_dir, preset, resolved_device(device))
     if nested:
         _nested(nested, strategy or DEFAULT_STRATEGY, settings, out)
         return
@@ -143,7 +143,7 @@ def evaluate(
     )
 
 
-def _nested(count: int, strategy: str, settings: Settings, out: Path) -> None:
+def _nested(count: int, strategy: str, settings: MethodSettings, out: Path) -> None:
     """Measure objects inside objects; writes nested.csv and prints the means."""
     if strategy not in STRATEGIES:
         raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, but it is '{strategy}'.")

@@ -61,7 +61,7 @@ def segment(
     from ..experts import DEFAULT_STRATEGY
     from ..experts.devices import resolved_device
     from ..imaging.label_map import colour_of
-    from ..imaging.mask_files import EXTENSIONS, Mask, Segment, write
+    from ..imaging.mask_files import EXTENSIONS, LabelledMask, Segment, write
     from ..imaging.volume import load_volume
     from ..predictor import Predictor
     from ..weights.files import default_path
@@ -89,7 +89,7 @@ def segment(
     seconds = time.perf_counter() - start
 
     shown = Segment(name, 1, colour_of(name))
-    written = write(Mask(mask.astype("uint8"), volume.affine, [shown]), ending, compress=True)
+    written = write(LabelledMask(mask.astype("uint8"), volume.affine, [shown]), ending, compress=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Copied, not moved: a temporary file can be read by its owner only.
     shutil.copyfile(written, out)

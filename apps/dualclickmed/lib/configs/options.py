@@ -25,7 +25,7 @@ _GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Options:
+class ServerOptions:
     """The server's settings.
 
     Attributes:
@@ -55,7 +55,7 @@ class Options:
     review: bool = False
 
     @classmethod
-    def from_conf(cls, conf: Mapping[str, str]) -> Options:
+    def from_conf(cls, conf: Mapping[str, str]) -> ServerOptions:
         """Read MONAI Label's configuration; names that are not ours are left to MONAI Label.
 
         Raises:

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Field = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float32]
 """Values on the volume's grid (z, y, x); as a distance in millimetres it is negative inside."""
-Region = npt.NDArray[np.bool_]
+Extent = npt.NDArray[np.bool_]
 Vector = tuple[float, float, float]
 
 SHAPE = (128, 160, 192)
@@ -145,7 +145,7 @@ class _Trunk:
         self.cavity = self.depth - self.wall - 13
         self.dome = self._dome()
 
-    def noise(self, scale: float) -> Field:
+    def noise(self, scale: float) -> Values:
         """Smooth noise of unit variance whose features are about ``scale`` mm wide."""
         steps = [max(1, int(scale / (2.5 * d))) for d in SPACING]
         coarse = [n // s + 4 for n, s in zip(SHAPE, steps, strict=True)]
@@ -158,7 +158,7 @@ class _Trunk:
         matrix = [1 / s for s in steps]
         return ndimage.affine_transform(smooth, matrix, offset=1.0, output_shape=SHAPE, order=1)
 
-    def ellipsoid(self, centre: Vector, radii: Vector, turn: float = 0.0, tip: float = 0.0) -> Field:
+    def ellipsoid(self, centre: Vector, radii: Vector, turn: float = 0.0, tip: float = 0.0) -> Values:
         """Distance to an ellipsoid; (x, y, z) in mm, ``turn`` about z and then ``tip`` about y in degrees."""
         out, box = self._near(np.array([centre]), max(radii) + 25)
         x, y, z = (c[box] - o for c, o in zip((self.x, self.y, self.z), centre, strict=True))
@@ -172,7 +172,7 @@ class _Trunk:
         out[box] = near * (near - 1) / slope
         return out
 
-    def tube(self, path: Sequence[Vector], radii: Sequence[float]) -> Field:
+    def tube(self, path: Sequence[Vector], radii: Sequence[float]) -> Values:
         """Distance to a tube along a polyline (x, y, z) whose radius changes linearly between its corners."""
         out = np.full(SHAPE, _FAR, dtype=np.float32)
         for (start, end), (r0, r1) in zip(itertools.pairwise(path), itertools.pairwise(radii), strict=True):
@@ -185,7 +185,7 @@ class _Trunk:
             np.minimum(out[box], gap - (r0 + t * (r1 - r0)), out=out[box])
         return out
 
-    def _near(self, points: npt.NDArray[np.float64], margin: float) -> tuple[Field, tuple[slice, ...]]:
+    def _near(self, points: npt.NDArray[np.float64], margin: float) -> tuple[Values, tuple[slice, ...]]:
         """A field that is far outside everywhere, and the block of voxels around ``points`` (x, y, z)."""
         lo = points.min(axis=0)[::-1] - margin
         hi = points.max(axis=0)[::-1] + margin
@@ -195,7 +195,7 @@ class _Trunk:
         )
         return np.full(SHAPE, _FAR, dtype=np.float32), box
 
-    def _depth(self) -> Field:
+    def _depth(self) -> Values:
         """Millimetres under the skin (negative outside the body)."""
         z = self.z / 384
         half_x = 158 + 14 * np.cos(2 * np.pi * (z - 0.12)) + 6 * z
@@ -205,14 +205,14 @@ class _Trunk:
         radius = np.sqrt(self.x**2 + self.y**2) / r + 1e-3
         return ((1 - r) * radius).astype(np.float32)
 
-    def _dome(self) -> Field:
+    def _dome(self) -> Values:
         """Height of the diaphragm over each voxel."""
         right = 88 * np.exp(-(((self.x + 68) / 62) ** 2) - ((self.y + 8) / 72) ** 2)
         left = 76 * np.exp(-(((self.x - 72) / 58) ** 2) - ((self.y + 8) / 72) ** 2)
         middle = 66 * np.exp(-((self.x / 50) ** 2) - ((self.y + 30) / 60) ** 2)
         return (214 + np.maximum(np.maximum(right, left), middle)).astype(np.float32)
 
-    def fill(self, region: Region, hu: float, texture: float = 0.0, organ: str | None = None) -> None:
+    def fill(self, region: Extent, hu: float, texture: float = 0.0, organ: str | None = None) -> None:
         """Paint a region; a named organ takes its voxels from other organs, other paint clears no label."""
         self.hu[region] = hu + (texture * self.fine[region] if texture else 0.0)
         if organ is not None:
@@ -467,7 +467,7 @@ class _Trunk:
         self.fill((cava < 0) & place & (self.labels != _value("heart")), 143, 4, organ="inferior vena cava")
         self.fill((aorta < 0) & place, 158, 4, organ="aorta")
 
-    def erase(self, region: Region) -> None:
+    def erase(self, region: Extent) -> None:
         """Turn a region back into fat that belongs to no organ."""
         self.hu[region] = _FAT + 7 * self.fine[region]
         self.labels[region] = 0
@@ -491,7 +491,7 @@ class _Trunk:
         return np.clip(np.rint(seen + level * grain), -1024, 3071).astype(np.int16)
 
 
-def _joined(first: Field, second: Field, width: float) -> Field:
+def _joined(first: Values, second: Values, width: float) -> Values:
     """Union of two distances whose seam is rounded over ``width`` mm."""
     blend = np.clip(width - np.abs(first - second), 0, None) / width
     return np.minimum(first, second) - blend**2 * np.float32(width / 4)

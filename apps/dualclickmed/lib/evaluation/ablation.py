@@ -47,7 +47,7 @@ TABLE, REPORT = "ablations.json", "ablations.md"
 
 
 @dataclass(frozen=True)
-class Row:
+class AblationRow:
     """One row of section 4.3.
 
     Attributes:
@@ -66,7 +66,7 @@ class Row:
 
 
 ROWS = (
-    Row(
+    AblationRow(
         "global-clicks",
         "global expert: boundary-attenuated instead of random clicks",
         "global",
@@ -74,7 +74,7 @@ ROWS = (
         {"clicks": "uniform"},
         "0.7182 to 0.7361 (+1.79 points)",
     ),
-    Row(
+    AblationRow(
         "local-clicks",
         "local expert: balanced instead of random clicks",
         "local",
@@ -82,7 +82,7 @@ ROWS = (
         {"clicks": "uniform"},
         "0.7124 to 0.7274 (+1.50 points)",
     ),
-    Row(
+    AblationRow(
         "all-prompts",
         "global expert: all prompts instead of the last",
         "global",
@@ -90,7 +90,7 @@ ROWS = (
         {"last_only": True},
         "+3.09 points",
     ),
-    Row(
+    AblationRow(
         "six-points",
         "global expert: six points for an interaction instead of one",
         "global",
@@ -121,7 +121,7 @@ class Budget:
 class Finding:
     """One row's result: mean final DSC of both sides, and their difference over the same cases."""
 
-    row: Row
+    row: AblationRow
     cases: int
     chosen: float
     other: float
@@ -145,7 +145,7 @@ class LastPrompt:
 
 
 def run_row(
-    row: Row, budget: Budget, tasks: Sequence[tuple[str, Task]], data: Path | None, out: Path
+    row: AblationRow, budget: Budget, tasks: Sequence[tuple[str, Task]], data: Path | None, out: Path
 ) -> Finding:
     """Train both sides of a row and evaluate them; what is done already is not done again.
 

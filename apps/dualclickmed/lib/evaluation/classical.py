@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume
 from .metrics import Mask, ellipsoid_in_box
 
-Scores = npt.NDArray[np.float32]
+CellScores = npt.NDArray[np.float32]
 
 MAX_CELLS = 110_000
 """Cells of a region at most; larger regions are shrunk, along their finest axes first."""
@@ -82,13 +83,13 @@ class ClassicalProblem:
 
     roi: Roi
     step: tuple[float, float, float]
-    grey: Scores
-    shape: Scores
-    clicks: Scores
+    grey: CellScores
+    shape: CellScores
+    clicks: CellScores
     inside: Mask
     outside: Mask
 
-    def pasted(self, scores: Scores, volume: Volume) -> Scores:
+    def pasted(self, scores: CellScores, volume: Volume) -> CellScores:
         """Scores on the grid as scores of the whole volume, with the clicks' own voxels."""
         found = np.full(volume.shape, -1, dtype=np.float32)
         region, values = paste_from_grid(
@@ -120,7 +121,9 @@ def problem_of(volume: Volume, prompts: Prompts) -> ClassicalProblem:
     step = tuple(float(a * b) for a, b in zip(roi.spacing, volume.spacing, strict=True))
 
     centres = [
-        (np.arange(n) + 0.5) * cell + lo for n, cell, lo in zip(grid, roi.spacing, roi.box.lo, strict=True)
+        np.asarray((np.arange(n) + 0.5) * cell + lo, dtype=np.float64)
+        for n, cell, lo in zip(grid, roi.spacing, roi.box.lo, strict=True)
+        for n, cell, lo in zip(grid, roi.spacing, roi.box.lo, strict=True)
     ]  # of cells, in voxel edges
     inside = np.zeros(grid, dtype=np.bool_)
     outside = np.zeros(grid, dtype=np.bool_)
@@ -158,10 +161,10 @@ def problem_of(volume: Volume, prompts: Prompts) -> ClassicalProblem:
             inside &= distance > 2 * size
             outside |= near
     inside &= ~outside
-    return ClassicalProblem(roi, (step[0], step[1], step[2]), grey, shape, clicks, inside, outside)
+    return ClassicalProblem(roi, (step[0], step[1], step[2]), grey, cast("CellScores", shape), clicks, inside, outside)
 
 
-def evidence(problem: ClassicalProblem) -> Scores:
+def evidence(problem: ClassicalProblem) -> CellScores:
     """What each cell's grey level says: log ratio of two histograms, refined with what they themselves
     find.
     """
@@ -197,7 +200,7 @@ CAPACITY = 10_000
 """Whole units in which the flow is counted for a cost of 1."""
 
 
-def graph_cut(volume: Volume, prompts: Prompts) -> Scores:
+def graph_cut(volume: Volume, prompts: Prompts) -> CellScores:
     """GrabCut's idea in 3D: intensity model, shape prior and clicks as costs of a cell, contrast as cost of a
     cut (between the six neighbours of a cell), solved exactly by SciPy.
     """
@@ -211,7 +214,7 @@ def graph_cut(volume: Volume, prompts: Prompts) -> Scores:
     return place.pasted(minimum_cut(place.grey, probability, sigma).astype(np.float32) - 0.5, volume)
 
 
-def minimum_cut(grey: Scores, probability: Scores, sigma: float) -> Mask:
+def minimum_cut(grey: CellScores, probability: CellScores, sigma: float) -> Mask:
     """The cells on the inside of the cheapest cut.
 
     Args:
@@ -246,7 +249,7 @@ CERTAIN = 0.88
 """Probability that makes a cell a seed of the random walker."""
 
 
-def random_walker(volume: Volume, prompts: Prompts) -> Scores:
+def random_walker(volume: Volume, prompts: Prompts) -> CellScores:
     """Grady's random walker by scikit-image.
 
     Seeds are the problem's and the cells of which intensity, shape and clicks together are certain; from the
@@ -277,7 +280,7 @@ GROWTH = 1.5
 GROWTH_ROUNDS = 4
 
 
-def region_growing(volume: Volume, prompts: Prompts) -> Scores:
+def region_growing(volume: Volume, prompts: Prompts) -> CellScores:
     """ITK's confidence-connected region growing from the cells that are certain, inside the box, holes
     filled.
     """
@@ -302,7 +305,7 @@ def region_growing(volume: Volume, prompts: Prompts) -> Scores:
     return place.pasted(found.astype(np.float32) - 0.5, volume)
 
 
-def _share(ratio: Scores, problem: ClassicalProblem) -> Scores:
+def _share(ratio: CellScores, problem: ClassicalProblem) -> CellScores:
     share = expit(ratio)
     share[problem.inside], share[problem.outside] = 1, 0
     return share
@@ -327,7 +330,7 @@ def _grid(box: Box, spacing: tuple[float, float, float]) -> Index:
         size *= 1.03
 
 
-def _radius(centres: list[npt.NDArray[np.float64]], box: Box) -> Scores:
+def _radius(centres: list[npt.NDArray[np.float64]], box: Box) -> CellScores:
     total = np.zeros([len(c) for c in centres], dtype=np.float32)
     for axis, at in enumerate(centres):
         scaled = ((at - box.centre[axis]) / (box.sides[axis] / 2)) ** 2
@@ -337,7 +340,7 @@ def _radius(centres: list[npt.NDArray[np.float64]], box: Box) -> Scores:
 
 def _distance(
     centres: list[npt.NDArray[np.float64]], click: Click, spacing: npt.NDArray[np.float64]
-) -> Scores:
+) -> CellScores:
     """Millimetres from a click to each cell."""
     total = np.zeros([len(c) for c in centres], dtype=np.float32)
     for axis, at in enumerate(centres):

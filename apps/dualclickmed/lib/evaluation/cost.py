@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..benchmarks.measure import in_process
-from ..benchmarks.networks import EXPERTS, Case, Row, measure
+from ..benchmarks.networks import EXPERTS, NetworkCase, NetworkRow, measure
 from ..networks.configs import GlobalConfig, LocalConfig
 from ..weights.files import default_path, verify
-from .methods import Settings
+from .methods import MethodSettings
 
 
-def our_costs(settings: Settings, threads: int) -> list[Row]:
+def our_costs(settings: MethodSettings, threads: int) -> list[NetworkRow]:
     """Both experts of the weights that an evaluation uses, each in a process of its own.
 
     Speed does not depend on the values of weights; networks of the same configuration are measured.
@@ -23,12 +23,12 @@ def our_costs(settings: Settings, threads: int) -> list[Row]:
         card = verify(default_path(kind, settings.preset, settings.model_dir))
         config_type = GlobalConfig if expert == "global" else LocalConfig
         config = config_type.from_dict(card["config"])
-        case = Case(expert, card["preset"], config, device=settings.device)
+        case = NetworkCase(expert, card["preset"], config, device=settings.device)
         found.append(in_process(threads, measure, case))
     return found
 
 
-def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def cells(rows: Sequence[NetworkRow]) -> list[tuple[str, ...]]:
     """Cells of a table: see `COLUMNS`."""
     return [
         (

@@ -42,7 +42,7 @@ DEFAULT = (OURS, *CLASSICAL)
 
 
 @dataclass(frozen=True)
-class Settings:
+class MethodSettings:
     """How methods are made.
 
     Attributes:
@@ -99,7 +99,7 @@ def name_of(text: str) -> str:
     raise UserError(f"A method must be one of {known()}, but it is '{text}'.")
 
 
-def make(texts: list[str], settings: Settings) -> list[Made]:
+def make(texts: list[str], settings: MethodSettings) -> list[Made]:
     """Methods in the order in which they were named; our strategies share one set of weights.
 
     Raises:
@@ -153,7 +153,7 @@ def from_file(path: Path) -> Method:
     return found
 
 
-def our_expert(settings: Settings) -> DualExpert:
+def our_expert(settings: MethodSettings) -> DualExpert:
     """Both experts of the weights that an evaluation uses.
 
     Raises:
@@ -162,12 +162,12 @@ def our_expert(settings: Settings) -> DualExpert:
     return _predictor(settings).expert
 
 
-def _predictor(settings: Settings) -> Predictor:
+def _predictor(settings: MethodSettings) -> Predictor:
     paths = [default_path(kind, settings.preset, settings.model_dir) for kind in KINDS]
     return Predictor.from_weights(paths[0], paths[1], settings.device, precision=settings.precision)
 
 
-def _our_weights(settings: Settings) -> dict[str, Any]:
+def _our_weights(settings: MethodSettings) -> dict[str, Any]:
     """SHA-256 and preset of each expert's weights, from their cards, which loading has checked."""
     found: dict[str, Any] = {}
     for kind in KINDS:
@@ -176,7 +176,7 @@ def _our_weights(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _published(name: str, weights: Path, settings: Settings) -> Made:
+def _published(name: str, weights: Path, settings: MethodSettings) -> Made:
     from . import published
 
     if name == "nninteractive":

@@ -55,7 +55,7 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class TaskOutcome:
     """What one method made of one task.
 
     Attributes:
@@ -123,7 +123,7 @@ def run_task(
     limit: float = TIME_LIMIT,
     surfaces: bool = True,
     strict: bool = False,
-) -> Outcome:
+) -> TaskOutcome:
     """Every step of the protocol on one case, all classes at once, as the challenge runs it.
 
     Step 0 gives the boxes. Each further step gives every class that has an error one click, and the method
@@ -175,10 +175,10 @@ def run_task(
             zero = [Step(none, none, s.seconds, s.clicks, s.failure) for s in steps]
             zero.append(Step(none, none, seconds, sum(map(len, given.values())), failure))
             zero += [_again(zero[-1])] * (clicks - step)
-            return Outcome(zero, True, labels)
+            return TaskOutcome(zero, True, labels)
         scores, distances = _scores(task, labels, surfaces)
         steps.append(Step(scores, distances, seconds, sum(map(len, given.values())), failure))
-    return Outcome(steps, False, labels)
+    return TaskOutcome(steps, False, labels)
 
 
 def drawn_box(truth: Mask, spacing: Position) -> Box:

@@ -20,7 +20,7 @@ import numpy as np
 from ..atomic_files import replacing
 from ..errors import UserError
 from .cases import Task
-from .protocol import Outcome
+from .protocol import TaskOutcome
 
 WHOLE = "all"
 """The label of rows that speak of a case as a whole."""
@@ -56,7 +56,7 @@ class Row:
     note: str
 
 
-def rows_of(group: str, case: str, method: str, task: Task, outcome: Outcome) -> list[Row]:
+def rows_of(group: str, case: str, method: str, task: Task, outcome: TaskOutcome) -> list[Row]:
     """Every row of one case and method."""
     sizes = [int((task.labels == value).sum()) for value in task.values]
     rows = []

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..benchmarks.networks import Row as NetworkRow
+from ..benchmarks.networks import NetworkRow as NetworkRow
 from ..errors import UserError
 from . import cost, figures, records
 from .cases import Case

@@ -22,8 +22,8 @@ from ..atomic_files import write_text
 from ..errors import UserError
 from . import records
 from .cases import Case, Task
-from .methods import Made, Settings, make, name_of
-from .protocol import TIME_LIMIT, Outcome, run_task
+from .methods import Made, MethodSettings, make, name_of
+from .protocol import TIME_LIMIT, TaskOutcome, run_task
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Plan:
     out: Path
     cases: str
     methods: tuple[str, ...]
-    settings: Settings = field(default_factory=Settings)
+    settings: MethodSettings = field(default_factory=MethodSettings)
     start: str = "box"
     clicks: int = 5
     labels: tuple[str, ...] = ()
@@ -139,7 +139,7 @@ def shown_slice(task: Task) -> int:
     return int(np.isin(task.labels, task.values).sum(axis=(1, 2)).argmax())
 
 
-def _write_slice(path: Path, task: Task, outcome: Outcome) -> None:
+def _write_slice(path: Path, task: Task, outcome: TaskOutcome) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     z = shown_slice(task)
     np.savez_compressed(path, labels=outcome.labels[z].astype(np.int32), z=z)

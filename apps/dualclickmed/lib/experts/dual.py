@@ -183,7 +183,7 @@ class DualExpert:
 
     def forget(self, volume: Volume) -> None:
         """Drop what `fused` has found out about an image."""
-        self._fusion.scenes.drop(volume.key)
+        self._fusion.cache.drop(volume.key)
 
     def _expert(self, name: str) -> GlobalExpert | LocalExpert:
         expert = self.global_expert if name == "global" else self.local_expert

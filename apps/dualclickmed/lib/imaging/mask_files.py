@@ -37,7 +37,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Mask:
+class LabelledMask:
     """A label map as the image stores its voxels.
 
     Attributes:
@@ -54,7 +54,7 @@ class Mask:
     further: Sequence[npt.NDArray[np.uint8]] = ()
 
 
-def write(mask: Mask, extension: str, dtype: str = "uint8", compress: bool = False) -> Path:
+def write(mask: LabelledMask, extension: str, dtype: str = "uint8", compress: bool = False) -> Path:
     """Write a mask to a new temporary file; whoever sends it removes it.
 
     The bytes depend on nothing but the arguments.
@@ -93,11 +93,11 @@ def write(mask: Mask, extension: str, dtype: str = "uint8", compress: bool = Fal
     return path
 
 
-def _write_nrrd(stream: BinaryIO, array: npt.NDArray[np.generic], mask: Mask, compress: bool) -> None:
+def _write_nrrd(stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool) -> None:
     _write_nrrd_fields(stream, array, mask.affine, compress, {})
 
 
-def _write_seg_nrrd(stream: BinaryIO, array: npt.NDArray[np.generic], mask: Mask, compress: bool) -> None:
+def _write_seg_nrrd(stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool) -> None:
     """A segmentation as 3D Slicer stores one: the same voxels, and names and colours in the header."""
     extent = " ".join(f"0 {n - 1}" for n in mask.array.shape)
     pairs = {
@@ -122,16 +122,16 @@ def _write_seg_nrrd(stream: BinaryIO, array: npt.NDArray[np.generic], mask: Mask
     _write_nrrd_fields(stream, array, mask.affine, compress, pairs)
 
 
-def _write_nifti(stream: BinaryIO, array: npt.NDArray[np.generic], mask: Mask, compress: bool) -> None:
+def _write_nifti(stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool) -> None:
     stream.write(nifti_image(array, placing_of(mask.affine)).to_bytes())
 
 
-def _write_nifti_gz(stream: BinaryIO, array: npt.NDArray[np.generic], mask: Mask, compress: bool) -> None:
+def _write_nifti_gz(stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool) -> None:
     for part in _gzipped([nifti_image(array, placing_of(mask.affine)).to_bytes()]):
         stream.write(part)
 
 
-_WRITERS: dict[str, Callable[[BinaryIO, npt.NDArray[np.generic], Mask, bool], None]] = {
+_WRITERS: dict[str, Callable[[BinaryIO, npt.NDArray[np.generic], LabelledMask, bool], None]] = {
     ".nrrd": _write_nrrd,
     ".seg.nrrd": _write_seg_nrrd,
     ".nii.gz": _write_nifti_gz,

@@ -26,7 +26,7 @@ _MAX_ID = 255
 _segmentations = Segmentations()
 
 
-class Studies(Protocol):
+class ArchivedStudies(Protocol):
     """The part of MONAI Label's datastore that is needed here."""
 
     def get_image_uri(self, image_id: str) -> str: ...
@@ -40,7 +40,7 @@ class Studies(Protocol):
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]: ...
 
 
-def located(image: object, studies: Studies, sessions: Path | None) -> tuple[str, str | None]:
+def located(image: object, studies: ArchivedStudies, sessions: Path | None) -> tuple[str, str | None]:
     """The path of a request's image, and its modality if the studies know it.
 
     Args:
@@ -74,7 +74,7 @@ def located(image: object, studies: Studies, sessions: Path | None) -> tuple[str
     return path, modality if modality in MODALITY_NAMES else None
 
 
-def with_image(request: Mapping[str, Any], studies: Studies, sessions: Path | None) -> dict[str, Any]:
+def with_image(request: Mapping[str, Any], studies: ArchivedStudies, sessions: Path | None) -> dict[str, Any]:
     """The request, known to name an image that it may read, with its modality and existing segmentation.
 
     Raises:
@@ -100,7 +100,7 @@ def _kind(path: str) -> str | None:
     return max((ending for ending in EXTENSIONS if path.lower().endswith(ending)), key=len, default=None)
 
 
-def _existing(request: Mapping[str, Any], studies: Studies) -> dict[str, Any]:
+def _existing(request: Mapping[str, Any], studies: ArchivedStudies) -> dict[str, Any]:
     """Where the existing segmentation of a request's image is: uploaded with it, else the last one stored.
 
     What the client may have sent under these names itself is overwritten.

@@ -37,7 +37,7 @@ KEPT = "kept"
 """Stands for the expert of a label that was taken over."""
 
 Mask = npt.NDArray[np.bool_]
-Segment = Callable[[Mapping[str, Prompts]], Result]
+SegmentFunction = Callable[[Mapping[str, Prompts]], Result]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ class Layered:
     beneath: dict[str, Mask] = field(default_factory=dict)
 
 
-def layered(segment: Segment, volume: Volume, prompts: Mapping[str, Prompts], layers: Layers) -> Layered:
+def layered(
+    segment: SegmentFunction, volume: Volume, prompts: Mapping[str, Prompts], layers: Layers
+) -> Layered:
     """Segment, and settle what is kept, corrected and locked.
 
     * An existing label without prompts keeps its voxels; no click of another label changes it.

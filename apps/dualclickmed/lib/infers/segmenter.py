@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from .. import cancellation
-from ..configs.options import Options
+from ..configs.options import ServerOptions
 from ..errors import WeightsError
 from ..experts import ByteCache, DualExpert, Result
 from ..experts.loading import load_experts
@@ -70,7 +70,7 @@ class Segmenter:
         options: the server's settings.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self._volumes = VolumeCache(options.cache_bytes // 2)
         self._embeddings = ByteCache(options.cache_bytes // 2)

@@ -17,7 +17,7 @@ from ..configs import wire
 from ..errors import PromptError, UserError
 from ..imaging.intensity import CHOICES
 from ..imaging.label_map import BACKGROUND, MAX_LABELS, MAX_NAME_LENGTH, LabelMap, colour_of
-from ..imaging.mask_files import DTYPES, EXTENSIONS, Mask, Segment, write
+from ..imaging.mask_files import DTYPES, EXTENSIONS, LabelledMask, Segment, write
 from .dialects import CLICKS, choice, flag, locked_labels, named_order, read_prompts, word
 from .layers import EXISTING, OVERLAPS, Layers
 from .segmenter import Answer, Segmenter
@@ -168,7 +168,7 @@ def _layers(request: Mapping[str, Any], labels: LabelMap, corners: bool) -> Laye
     )
 
 
-def _in_raw_order(answer: Answer, labels: LabelMap) -> tuple[Mask, dict[str, Any]]:
+def _in_raw_order(answer: Answer, labels: LabelMap) -> tuple[LabelledMask, dict[str, Any]]:
     """The mask with the server's values, and what goes with it; all voxels are raw indices (i, j, k)."""
     volume, result = answer.volume, answer.result
     array = volume.to_raw_array(result.labels)
@@ -186,7 +186,7 @@ def _in_raw_order(answer: Answer, labels: LabelMap) -> tuple[Mask, dict[str, Any
     further, homes = _further(answer, array, values)
     parts = [_filled_part(layer) for layer in (array, *further)]
     measured = {label: _measured(*parts[homes.get(label, 0)], value) for label, value in values.items()}
-    mask_file = Mask(
+    mask_file = LabelledMask(
         array,
         volume.affine,
         [Segment(name, value, colour_of(name), homes.get(name, 0)) for name, value in values.items()],
@@ -256,7 +256,7 @@ def _measured(
     return count, np.rint(centre + corner).astype(int).tolist(), _roi(corner + first, inside)
 
 
-def _uncertainty(answer: Answer) -> Mask:
+def _uncertainty(answer: Answer) -> LabelledMask:
     """How unsure each voxel is, in percent, in place of the mask.
 
     Raises:
@@ -267,7 +267,7 @@ def _uncertainty(answer: Answer) -> Mask:
             f"Only the strategy {FUSED!r} tells how unsure it is, except in PET and microscopy; ask for it."
         )
     percent = np.rint(100 * answer.result.uncertainty()).astype(np.uint8)
-    return Mask(answer.volume.to_raw_array(percent), answer.volume.affine, ())
+    return LabelledMask(answer.volume.to_raw_array(percent), answer.volume.affine, ())
 
 
 def _roi(corner: npt.NDArray[np.int64], part: npt.NDArray[np.generic]) -> list[int]:

@@ -25,7 +25,7 @@ from .record import FINAL, Record, version_of
 logger = logging.getLogger(__name__)
 
 
-class Studies(Protocol):
+class LabelledStudies(Protocol):
     """The part of MONAI Label's datastore that is needed here."""
 
     def datalist(self) -> list[dict[str, Any]]: ...
@@ -68,7 +68,7 @@ class FinalLabel:
         return Held(self.image, self.label, self.info)
 
 
-def final_labels(studies: Studies) -> list[FinalLabel]:
+def final_labels(studies: LabelledStudies) -> list[FinalLabel]:
     """Every image with a final label, in order of id; those of a DICOMweb server are fetched."""
     files = {str(pair["image"]): Path(pair["label"]) for pair in studies.datalist()}
     found = []

@@ -14,7 +14,7 @@ from typing import Any
 from monailabel.datastore.dicom import DICOMWebDatastore
 
 from ..configs import wire
-from ..configs.options import Options
+from ..configs.options import ServerOptions
 from ..errors import UserError
 from ..imaging.label_files import LabelError, NamedLabels
 from ..imaging.label_map import MAX_LABELS, LabelMap
@@ -51,7 +51,7 @@ class Learning:
         load: opens an image, given its path and modality.
     """
 
-    def __init__(self, datastore: Any, folder: str | Path, options: Options) -> None:
+    def __init__(self, datastore: Any, folder: str | Path, options: ServerOptions) -> None:
         self.datastore = datastore
         self.archive = isinstance(datastore, DICOMWebDatastore)
         self.load: Callable[[Path, str | None], Volume] = load_volume

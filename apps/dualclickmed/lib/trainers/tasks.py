@@ -11,10 +11,10 @@ from fastapi import HTTPException
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.tasks.train import TrainTask
 
-from ..configs.options import Options
+from ..configs.options import ServerOptions
 from ..errors import UserError
 from ..experts.devices import gpus
-from ..learning.final import Studies, final_labels
+from ..learning.final import LabelledStudies, final_labels
 from ..learning.following import follow
 from ..learning.record import Record, Submission
 from ..learning.retraining import Place, Settings, recipe_for, retrain
@@ -57,7 +57,7 @@ class ExpertTrainer(TrainTask):
         self,
         kind: Kind,
         record: Record,
-        options: Options,
+        options: ServerOptions,
         final: Callable[[], Mapping[str, Submission]] | None = None,
     ) -> None:
         what = "boxes and their corrections" if kind == "global" else "clicks"
@@ -96,7 +96,7 @@ class ExpertTrainer(TrainTask):
         waiting = self.record.waiting(self.kind, final=self.final())
         return {**stats_of(self.record.folder, self.kind), "waiting": [s.image for s in waiting]}
 
-    def __call__(self, request: Mapping[str, Any], datastore: Studies) -> dict[str, Any]:
+    def __call__(self, request: Mapping[str, Any], datastore: LabelledStudies) -> dict[str, Any]:
         """Train; MONAI Label calls this in a process of its own.
 
         Raises:

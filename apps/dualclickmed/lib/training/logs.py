@@ -30,7 +30,7 @@ _GREEN, _RED, _YELLOW = (0, 200, 0), (230, 40, 40), (255, 210, 0)
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogEntry:
     """One row of the CSV: means since the row before it."""
 
     step: int
@@ -79,7 +79,7 @@ class RunLog:
                 left / 60,
             )
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: LogEntry) -> None:
         """Append a row to the CSV, and its numbers to TensorBoard's."""
         if not self._leads:
             return

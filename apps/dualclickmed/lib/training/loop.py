@@ -31,11 +31,11 @@ from ..simulation.clicks import STRATEGIES, Clicks, Draws, Strategy
 from ..simulation.rounds import global_masks, global_rounds, local_rounds
 from ..weights.files import load_expert, save_expert
 from .batches import GlobalBatch, Loaded, LocalBatch
-from .logs import Entry, RunLog
+from .logs import LogEntry, RunLog
 from .losses import dice_focal, hard_dice
 from .opened import CACHE_BYTES, OpenedCases
 from .parallel import Team
-from .prepare import Prepared
+from .prepare import PreparedCrops
 from .recipes import Recipe, fitted
 from .samples import GENERATED, Samples
 from .schedules import rate_factor
@@ -455,9 +455,9 @@ class _Run:
             )
         return finished
 
-    def _entry(self, window: Sequence[_Outcome]) -> Entry:
+    def _entry(self, window: Sequence[_Outcome]) -> LogEntry:
         number = len(window)
-        return Entry(
+        return LogEntry(
             self.step,
             self.samples,
             self.seconds,
@@ -482,7 +482,7 @@ class _Run:
 
     def _samples(self) -> Samples:
         options = self.options
-        prepared = None if options.prepared is None else Prepared(options.prepared, self.recipe)
+        prepared = None if options.prepared is None else PreparedCrops(options.prepared, self.recipe)
         return Samples(
             self.recipe,
             self.data,

@@ -84,7 +84,7 @@ def prepare(
     return troubles
 
 
-class Prepared:
+class PreparedCrops:
     """The crops of a folder, for a recipe.
 
     Raises:

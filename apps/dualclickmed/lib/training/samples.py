@@ -28,7 +28,7 @@ from .scene_samples import global_samples, local_scene_sample
 from .sources import LabelledCase, WeightedSource
 
 if TYPE_CHECKING:
-    from .prepare import Prepared
+    from .prepare import PreparedCrops
 
 _T = TypeVar("_T")
 # Pieces of a label map that are looked at before it counts as unusable.
@@ -57,7 +57,7 @@ class Samples(Dataset[Loaded]):
         rank: int = 0,
         world: int = 1,
         opened: OpenedCases | None = None,
-        prepared: Prepared | None = None,
+        prepared: PreparedCrops | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.recipe, self.data, self.seed = recipe, tuple(data), seed

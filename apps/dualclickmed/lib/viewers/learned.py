@@ -66,7 +66,7 @@ class Keeper:
         for value, mask in enumerate(masks[:_MOST_OBJECTS], start=1):
             labels[mask] = value
         segments = [mask_files.Segment(name, at, colour_of(name)) for at, name in enumerate(names, start=1)]
-        found = mask_files.Mask(volume.to_raw_array(labels), volume.affine, segments)
+        found = mask_files.LabelledMask(volume.to_raw_array(labels), volume.affine, segments)
         written = mask_files.write(found, ".seg.nrrd", compress=True)
         try:
             if not self._datastore.get_image_uri(image_id):

@@ -18,7 +18,7 @@ from ..imaging.geometry import Region, paste_from_grid
 from ..imaging.intensity import CLIP_PERCENTILES, CT_WINDOWS
 from ..imaging.label_files import NamedLabels, read_labels
 from ..imaging.label_map import LabelMap
-from ..imaging.mask_files import Mask, Segment
+from ..imaging.mask_files import LabelledMask, Segment
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..infers.layers import EXISTING, Layers
@@ -93,7 +93,7 @@ def labels_frame(named: NamedLabels, shape: tuple[int, int, int]) -> bytes:
 
 def submitted(
     volume: Volume, names: Sequence[str], box: Sequence[int], voxels: bytes
-) -> tuple[Mask, list[str]]:
+) -> tuple[LabelledMask, list[str]]:
     """A label map that the page sent as a mask on the image's own grid, and the names of its values.
 
     Labels without a voxel are left out, so that the values are 1, 2, ... without a gap.
@@ -114,7 +114,7 @@ def submitted(
     array[region] = table[part]
     found = [names[at] for at in kept]
     segments = [Segment(name, value, (255, 0, 0)) for value, name in enumerate(found, start=1)]
-    return Mask(volume.to_raw_array(array), volume.affine, segments), found
+    return LabelledMask(volume.to_raw_array(array), volume.affine, segments), found
 
 
 def understood(path: Path, volume: Volume, info: Mapping[str, Any], known: LabelMap) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from monailabel.utils.async_tasks.utils import processes
 from starlette.concurrency import run_in_threadpool
 
 from ..configs import wire
-from ..configs.options import Options
+from ..configs.options import ServerOptions
 from ..errors import UserError
 from ..imaging.label_files import read_labels
 from ..imaging.mask_files import write
@@ -70,7 +70,7 @@ ADMIN = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 class Application(Protocol):
     """The part of the MONAI Label app that the page needs."""
 
-    options: Options
+    options: ServerOptions
     segmenter: Segmenter
     learning: Learning
 
@@ -361,7 +361,7 @@ def _client(sent: Mapping[str, Any], user: str) -> str:
     return name.strip()[:100] if isinstance(name, str) and name.strip() else "page"
 
 
-def _served(options: Options) -> dict[str, Any]:
+def _served(options: ServerOptions) -> dict[str, Any]:
     """What each expert is served from."""
     found: dict[str, Any] = {}
     for kind in KINDS:

@@ -32,7 +32,7 @@ TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as cut."""
 READ_BYTES = 1 << 18
 
-Progress = Callable[[int, int | None], None]
+OnProgress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the total, None where the server does not tell it."""
 
 
@@ -84,7 +84,7 @@ def download(
     directory: str | os.PathLike[str] | None = None,
     accept_unverified: bool = False,
     replace: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: OnProgress = lambda done, total: None,
     drop_patch_embedding: bool = False,
 ) -> tuple[Path, Conversion, str]:
     """Fetch a checkpoint and import it. A run that was interrupted is continued by the next.
@@ -143,7 +143,7 @@ def download(
     return path, conversion, digest
 
 
-def fetch(entry: Entry, part: Path, progress: Progress = lambda done, total: None) -> None:
+def fetch(entry: Entry, part: Path, progress: OnProgress = lambda done, total: None) -> None:
     """Bring `part` to the whole file, from wherever it stopped.
 
     Beside it, ``.json`` remembers which version of the file the bytes are of (ETag or date). The rest is
@@ -254,7 +254,7 @@ def _remember(entry: Entry, part: Path, response: Any, total: int | None) -> Non
             part.unlink(missing_ok=True)
 
 
-def _receive(response: Any, part: Path, start: int, total: int | None, progress: Progress) -> int:
+def _receive(response: Any, part: Path, start: int, total: int | None, progress: OnProgress) -> int:
     done = start
     with part.open("ab" if start else "wb", buffering=0) as stream:
         progress(done, total)

@@ -1,0 +1,76 @@
+"""Rules of the house that a program can check: nothing grows beyond what a reader takes in."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+APP = Path(__file__).resolve().parents[1] / "apps" / "dualclickmed"
+MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 500, 60, 8
+LONG_MODULES = {
+    "lib/demo/sample.py",
+    "lib/imaging/volume.py",
+    "lib/training/generated.py",
+    "lib/training/loop.py",
+    "lib/weights/convert.py",
+    "lib/weights/files.py",
+}
+"""Those that are to be divided; the list may only become shorter."""
+LARGE_FUNCTIONS = {
+    "lib/demo/sample.py:paint_abdomen",
+    "lib/evaluation/report.py:_write_json",
+    "lib/evaluation/report.py:write",
+    "lib/learning/curve.py:simulate",
+    "lib/networks/prompt_encoder.py:__init__",
+    "lib/simulation/rounds.py:global_rounds",
+    "lib/simulation/rounds.py:local_rounds",
+    "lib/training/generated.py:_render",
+    "lib/training/loop.py:go",
+}
+"""Likewise, of functions that are too long or take too many parameters. Commands of the command line may."""
+COMMANDS = ("lib/cli/", "lib/evaluation/ablation.py:ablate")
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    for path in sorted(APP.rglob("*.py")):
+        yield path.relative_to(APP).as_posix(), path.read_text(encoding="utf-8")
+
+
+def lines_of(function: Function) -> int:
+    """Lines without the docstring."""
+    total = (function.end_lineno or 0) - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function) is not None:
+        total -= (first.end_lineno or 0) - first.lineno + 1
+    return total
+
+
+def parameters_of(function: Function) -> int:
+    given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return len(given) - (bool(given) and given[0].arg in ("self", "cls"))
+
+
+def test_no_module_is_longer_than_a_reader_takes_in() -> None:
+    long = {name for name, text in modules() if len(text.splitlines()) > MOST_LINES}
+    assert long <= LONG_MODULES
+
+
+def test_no_function_is_too_long_or_takes_too_many_parameters() -> None:
+    large = {
+        f"{name}:{node.name}"
+        for name, text in modules()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, Function)
+        and (lines_of(node) > MOST_FUNCTION_LINES or parameters_of(node) > MOST_PARAMETERS)
+    }
+    assert {found for found in large if not found.startswith(COMMANDS)} <= LARGE_FUNCTIONS
+
+
+def test_the_folders_of_tests_are_the_rooms() -> None:
+    """Tests mirror the rooms: each folder of tests is a room, or one of those named here."""
+    rooms = {p.name for p in (APP / "lib").iterdir() if p.is_dir()}
+    folders = {p.name for p in Path(__file__).parent.iterdir() if p.is_dir() and not p.name.startswith("_")}
+    assert folders <= rooms | {"browser", "integration", "packaging", "page", "support"}
