@@ -123,7 +123,6 @@ def problem_of(volume: Volume, prompts: Prompts) -> ClassicalProblem:
     centres = [
         np.asarray((np.arange(n) + 0.5) * cell + lo, dtype=np.float64)
         for n, cell, lo in zip(grid, roi.spacing, roi.box.lo, strict=True)
-        for n, cell, lo in zip(grid, roi.spacing, roi.box.lo, strict=True)
     ]  # of cells, in voxel edges
     inside = np.zeros(grid, dtype=np.bool_)
     outside = np.zeros(grid, dtype=np.bool_)
@@ -161,7 +160,9 @@ def problem_of(volume: Volume, prompts: Prompts) -> ClassicalProblem:
             inside &= distance > 2 * size
             outside |= near
     inside &= ~outside
-    return ClassicalProblem(roi, (step[0], step[1], step[2]), grey, cast("CellScores", shape), clicks, inside, outside)
+    return ClassicalProblem(
+        roi, (step[0], step[1], step[2]), grey, cast("CellScores", shape), clicks, inside, outside
+    )
 
 
 def evidence(problem: ClassicalProblem) -> CellScores:
