@@ -97,7 +97,9 @@ def _write_nrrd(stream: BinaryIO, array: npt.NDArray[np.generic], mask: Labelled
     _write_nrrd_fields(stream, array, mask.affine, compress, {})
 
 
-def _write_seg_nrrd(stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool) -> None:
+def _write_seg_nrrd(
+    stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool
+) -> None:
     """A segmentation as 3D Slicer stores one: the same voxels, and names and colours in the header."""
     extent = " ".join(f"0 {n - 1}" for n in mask.array.shape)
     pairs = {
@@ -122,11 +124,15 @@ def _write_seg_nrrd(stream: BinaryIO, array: npt.NDArray[np.generic], mask: Labe
     _write_nrrd_fields(stream, array, mask.affine, compress, pairs)
 
 
-def _write_nifti(stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool) -> None:
+def _write_nifti(
+    stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool
+) -> None:
     stream.write(nifti_image(array, placing_of(mask.affine)).to_bytes())
 
 
-def _write_nifti_gz(stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool) -> None:
+def _write_nifti_gz(
+    stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool
+) -> None:
     for part in _gzipped([nifti_image(array, placing_of(mask.affine)).to_bytes()]):
         stream.write(part)
 
