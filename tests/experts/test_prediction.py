@@ -164,3 +164,13 @@ def test_objects_of_like_size_or_side_by_side_are_no_parts() -> None:
     # An eighth of the small one lies in the large one.
     assert parts_of({1: [block(0, 8, 1.0)], 2: [block(7, 9, 2.0)]})[2] == frozenset()
     assert parts_of({1: [], 2: [block(0, 2, 1.0)]}) == {1: frozenset(), 2: frozenset()}
+
+
+def test_a_box_in_a_larger_box_makes_a_part_whatever_was_found() -> None:
+    found = {1: [block(0, 4, 1.0)], 2: [block(3, 7, 1.0)]}
+    whole, part = Box((0, 0, 0), (10, 10, 10)), Box((4, 4, 4), (10.2, 8, 8))
+    assert parts_of(found, {1: whole, 2: part}) == {1: frozenset(), 2: frozenset({1})}
+    # Half of the box is outside.
+    assert parts_of(found, {1: whole, 2: Box((7, 4, 4), (13, 8, 8))})[2] == frozenset()
+    # Of like size.
+    assert parts_of(found, {1: whole, 2: Box((0, 0, 0), (10, 10, 9))})[2] == frozenset()

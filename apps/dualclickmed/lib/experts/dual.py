@@ -163,7 +163,8 @@ class DualExpert:
                 else:
                     parts = expert.predict(volume, given, intensity, stages)
             found[values[label]] = parts
-        wholes = parts_of(found) if strategy == "fused" else {}
+        boxes = {values[label]: given.box for label, given in checked.items() if given.box is not None}
+        wholes = parts_of(found, boxes) if strategy == "fused" else {}
         predictions = [
             (value, replace(part, part_of=wholes.get(value, frozenset())))
             for value, parts in found.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,8 @@ from ..imaging.geometry import Box, Position, Region, Roi, paste_from_grid
 LEAST_INSIDE, LARGEST_PART = 0.5, 0.7
 """A part lies inside the whole by at least the first share of its own voxels, and has at most the second
 share of the whole's."""
+LEAST_BOX_INSIDE = 0.9
+"""The same of the parts' boxes: users draw them a little off."""
 NOWHERE: Region = (slice(0, 0), slice(0, 0), slice(0, 0))
 
 
@@ -130,11 +133,15 @@ def merged_labels_at(
     return values
 
 
-def parts_of(predictions: Mapping[int, Sequence[Prediction]]) -> dict[int, frozenset[int]]:
-    """Which objects are parts of which others: those that lie mostly inside a much larger one.
+def parts_of(
+    predictions: Mapping[int, Sequence[Prediction]], boxes: Mapping[int, Box] | None = None
+) -> dict[int, frozenset[int]]:
+    """Which objects are parts of which others: those that lie mostly inside a much larger one, by their boxes
+    or as they were found.
 
     Args:
         predictions: value to predictions, each object's as found alone.
+        boxes: value to the box that the user drew, where there is one.
 
     Returns:
         For every value, the values of the objects that it is a part of.
@@ -144,7 +151,12 @@ def parts_of(predictions: Mapping[int, Sequence[Prediction]]) -> dict[int, froze
     wholes: dict[int, set[int]] = {value: set() for value in predictions}
     for value, parts in found.items():
         for other, theirs in found.items():
-            if other == value or not 0 < sizes[value] <= LARGEST_PART * sizes[other]:
+            if other == value or sizes[value] == 0:
+                continue
+            if boxes and value in boxes and other in boxes and _holds(boxes[other], boxes[value]):
+                wholes[value].add(other)
+                continue
+            if sizes[value] > LARGEST_PART * sizes[other]:
                 continue
             inside = 0
             for mine, their in itertools.product(parts, theirs):
@@ -157,6 +169,16 @@ def parts_of(predictions: Mapping[int, Sequence[Prediction]]) -> dict[int, froze
             if inside >= LEAST_INSIDE * sizes[value]:
                 wholes[value].add(other)
     return {value: frozenset(found) for value, found in wholes.items()}
+
+
+def _holds(whole: Box, part: Box) -> bool:
+    """Whether a box lies in a much larger one, but for a little."""
+    shared = [
+        max(0.0, min(a, b) - max(c, d))
+        for a, b, c, d in zip(whole.hi, part.hi, whole.lo, part.lo, strict=True)
+    ]
+    mine, theirs, common = (math.prod(sides) for sides in (part.sides, whole.sides, shared))
+    return mine <= LARGEST_PART * theirs and common >= LEAST_BOX_INSIDE * mine
 
 
 def filled_region(mask: npt.NDArray[np.generic]) -> Region:
