@@ -239,3 +239,14 @@ def test_intensities_that_are_common_inside_speak_for_the_object():
     assert ratio[1] == pytest.approx(refinement.INTENSITY_LIMIT)
     assert ratio[0] == pytest.approx(-refinement.INTENSITY_LIMIT)
     assert refinement._intensity_ratio(kind, inside, inside) == pytest.approx(0)
+
+
+def test_the_inscribed_ellipsoid_is_even_on_its_surface_and_sure_in_its_middle() -> None:
+    roi = Roi(Box((0.0, 0.0, 0.0), (20.0, 40.0, 10.0)), (20, 20, 20))
+    box = Box((5.0, 10.0, 2.5), (15.0, 30.0, 7.5))
+    found = inscribed_ellipsoid(roi, box)
+    z, y, x = ((np.arange(20) + 0.5) * side for side in roi.spacing)
+    square = ((z - 10) / 5) ** 2
+    square = square[:, None, None] + (((y - 20) / 10) ** 2)[:, None] + ((x - 5) / 2.5) ** 2
+    np.testing.assert_array_equal(found > 0.5, square < 1)
+    assert found.max() > 0.9

@@ -69,6 +69,8 @@ SHRUNK, SHRUNK_FAR = 0.43, 0.33
 """Walks take the tips of what is small or thin. Where a border at the first probability or above keeps the
 prior's volume, it lies there instead of at 0.5; where it would have to lie below the second, edges took that
 volume, and rightly. In between it moves in part."""
+ELLIPSOID_SLOPE = np.float32(3.0)
+"""Logit of the ellipsoid in the middle of its box, falling to 0 on its surface."""
 BINS, BLUR, FLOOR = 32, 1.5, 0.05
 """Bins along each axis of a histogram of two, their blur, and the share of the region's own mixed in."""
 _LEVELS = 1024
@@ -275,6 +277,16 @@ def beyond(roi: Roi, box: Box) -> Field:
         shape = [-1 if a == axis else 1 for a in range(3)]
         np.maximum(found, away.astype(np.float32).reshape(shape), out=found)
     return found
+
+
+def inscribed_ellipsoid(roi: Roi, box: Box) -> Field:
+    """The probability of the ellipsoid in a box at every cell: one half on its surface."""
+    square = np.zeros(roi.grid, dtype=np.float32)
+    for axis, (count, start, size) in enumerate(zip(roi.grid, roi.box.lo, roi.spacing, strict=True)):
+        centres = start + (np.arange(count) + 0.5) * size
+        away = (centres - box.centre[axis]) / (box.sides[axis] / 2)
+        square += np.square(away).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+    return sigmoid(ELLIPSOID_SLOPE * (1 - np.sqrt(square)))
 
 
 def accumulate_click_evidence(

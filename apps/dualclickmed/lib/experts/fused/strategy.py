@@ -55,6 +55,7 @@ from .refinement import (
     RegionFeatures,
     accumulate_click_evidence,
     held_away_from_clicks,
+    inscribed_ellipsoid,
     refined,
     sigmoid,
 )
@@ -68,6 +69,8 @@ SURROUNDINGS = 1.5
 """How much longer than what the local expert found the region of an object without a box is, on each axis."""
 LEAST_SIDE = 24.0
 """Shortest side of that region in voxels."""
+LEAST_FILL = 0.02
+"""Share of a box that an answer to the box alone has to fill; otherwise the ellipsoid in it is the answer."""
 LEAST_EVIDENCE = 0.05
 """Evidence of clicks from which on a voxel of a given mask is decided anew (`refinement.ClickEvidence`)."""
 PROBED = 0.15
@@ -278,6 +281,8 @@ class _Request:
                 probability = refined(
                     features, resampled(opinion, source, features.roi).numpy(), self.prompts.box
                 )
+                if self.prompts.box is not None and _nothing_found(probability, features, self.prompts.box):
+                    probability = inscribed_ellipsoid(features.roi, self.prompts.box)
         return _Seen(features, probability, ClickEvidence.nothing(features.roi.grid), self.prompts.box)
 
     def _after(
@@ -344,6 +349,12 @@ class _Request:
         assert self.prompts.mask is not None
         inside = crop_to_grid(self.prompts.mask, features.roi).numpy() >= 0.5
         return np.where(inside, np.float32(LIMIT), np.float32(-LIMIT))
+
+
+def _nothing_found(probability: Field, features: RegionFeatures, box: Box) -> bool:
+    """Whether the mask is as good as empty: a box promises an object that reaches its faces."""
+    cells = math.prod(s / c for s, c in zip(box.sides, features.roi.spacing, strict=True))
+    return float(np.count_nonzero(probability > 0.5)) < LEAST_FILL * cells
 
 
 def widened(box: Box, foreground: Sequence[Index]) -> Box:
