@@ -13,6 +13,7 @@ from dualclickmed.experts.fused.refinement import (
     accumulate_click_evidence,
     beyond,
     held_away_from_clicks,
+    inscribed_ellipsoid,
     refined,
 )
 from dualclickmed.imaging.geometry import Box, Roi
