@@ -119,7 +119,7 @@ def test_the_result_is_a_label_map_with_one_value_for_each_label(volume, fakes):
 
 def test_a_result_without_objects_has_an_empty_bbox(volume, fakes):
     dual = dual_of(fakes.Network(fakes.constant(-1.0)), fakes.Network(fakes.constant(-1.0)))
-    assert dual.segment(volume, {"a": Prompts((), BOX)}).bbox() == (slice(0, 0),) * 3
+    assert dual.segment(volume, {"a": Prompts((), BOX)}, "paper").bbox() == (slice(0, 0),) * 3
 
 
 def test_overlaps_go_to_the_surer_label_in_any_order(volume, fakes):
