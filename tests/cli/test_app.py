@@ -247,6 +247,7 @@ def test_serve_hands_on_to_monai_label(started: list[Namespace], model_dir: Path
         "model_dir": str(model_dir),
         "cache_gb": "1",
         "strategy": "a=b",
+        "nninteractive": "1527",
     }
     assert os.environ["MONAI_LABEL_AUTO_UPDATE_SCORING"] == "false"
     assert os.environ["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
