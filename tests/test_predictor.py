@@ -167,3 +167,21 @@ def test_a_device_that_is_not_there_is_an_error(model_dir):
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(WeightsError, match=r"global-compact\.safetensors"):
         Predictor.from_weights(model_dir=tmp_path)
+
+
+def test_the_order_of_clicks_is_known_when_it_is_told_or_when_there_is_one_kind(predictor):
+    predictor.set_image(np.random.default_rng(1).integers(0, 256, (20, 22, 24)).astype(np.uint8))
+    points, background = [(3, 4, 5), (9, 8, 7)], [(1, 1, 1)]
+    canonical = predictor._canonical
+    assert not canonical(ObjectPrompts(points, background)).ordered
+    assert canonical(ObjectPrompts(points)).ordered and canonical(ObjectPrompts((), background)).ordered
+    told = canonical(ObjectPrompts(points, background, order=("fg", "bg", "fg")))
+    assert told.ordered
+    assert [(c.index, c.positive) for c in told.clicks] == [
+        ((3, 4, 5), True),
+        ((1, 1, 1), False),
+        ((9, 8, 7), True),
+    ]
+    assert told.checked((20, 22, 24)).ordered
+    with pytest.raises(PromptError, match="name every click once as fg or bg, but it is fg, fg"):
+        predictor.predict(points, background, order=("fg", "fg"))

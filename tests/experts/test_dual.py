@@ -122,6 +122,23 @@ def test_a_result_without_objects_has_an_empty_bbox(volume, fakes):
     assert dual.segment(volume, {"a": Prompts((), BOX)}, "paper").bbox() == (slice(0, 0),) * 3
 
 
+@pytest.mark.parametrize(
+    ("strategy", "ordered", "windows"),
+    [("paper", True, 1), ("paper", False, 2), ("local", True, 2), ("local", False, 2)],
+)
+def test_the_paper_s_rule_looks_at_the_last_click_where_it_is_known(
+    volume, fakes, strategy, ordered, windows
+):
+    network = fakes.Network(fakes.constant(1.0))
+    (d, h, w) = volume.shape
+    first, last = Click((2, 2, 2)), Click((d - 2, h - 2, w - 2))
+    dual = dual_of(fakes.Network(fakes.constant(1.0)), network)
+    dual.local_expert.window = (8, 8, 8)
+    result = dual.segment(volume, {"a": Prompts((first, last), ordered=ordered)}, strategy)
+    assert len(network.encoded) == windows
+    assert result.labels[last.index] == result.labels[first.index] == 1
+
+
 def test_overlaps_go_to_the_surer_label_in_any_order(volume, fakes):
     def by_contrast(image: torch.Tensor, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         # The further from its first click, the less sure.

@@ -9,7 +9,13 @@ import torch
 from dualclickmed.errors import PromptError
 from dualclickmed.experts import ByteCache, LocalExpert, Prediction
 from dualclickmed.experts.inputs import MAX_CLICKS
-from dualclickmed.experts.local_expert import LOGIT_LIMIT, MAX_WINDOWS, click_windows, windows_in_order
+from dualclickmed.experts.local_expert import (
+    LOGIT_LIMIT,
+    MAX_WINDOWS,
+    click_windows,
+    last_window,
+    windows_in_order,
+)
 from dualclickmed.experts.timing import StageTimer
 from dualclickmed.imaging.geometry import Box, Index, window_at
 from dualclickmed.imaging.prompts import Click, Prompts
@@ -77,6 +83,23 @@ def test_a_window_sees_every_click_inside_it_whatever_their_order(volume, fakes)
     # Windows about (14, 24, 25), (15, 20, 25) and (15, 30, 25); none about (1, 1, 1).
     assert [labels for _, labels in seen[0]] == [[0, 1, 1], [0, 1], [0, 1]]
     assert seen[0][0][0] == [[8, 8, 8], [9, 4, 8], [9, 14, 8]]
+
+
+def test_the_last_click_opens_the_one_window_with_all_clicks_inside_it(volume, fakes):
+    fg, bg = [(15, 20, 10), (15, 20, 30), (15, 22, 35)], [(15, 24, 33)]
+    network = fakes.Network(fakes.constant(1.0))
+    prompts = Prompts(clicks(fg, bg), ordered=True)
+    found = full(expert_of(network).predict(volume, prompts, last=True))
+    assert len(network.encoded) == 1
+    np.testing.assert_array_equal(found > 0, covered((15, 24, 33)))
+    assert sorted(network.decoded[0][1][0].tolist()) == [0, 1, 1]
+
+
+def test_a_last_click_far_from_the_object_leaves_the_window_to_the_one_before():
+    near, far = Click((15, 20, 10)), Click((15, 20, 45), False)
+    assert last_window((near, far), WINDOW) == [window_at(near.index, WINDOW)]
+    assert last_window((far, near), WINDOW) == [window_at(near.index, WINDOW)]
+    assert last_window((far,), WINDOW) == []
 
 
 def test_windows_are_averaged_where_they_overlap(volume, fakes):

@@ -17,7 +17,7 @@ from .experts import DEFAULT_STRATEGY, ByteCache, DualExpert, Result
 from .experts.devices import resolved_device
 from .experts.loading import load_experts
 from .imaging.geometry import Box, Index
-from .imaging.prompts import Click, Prompts
+from .imaging.prompts import Click, Prompts, in_order, one_kind
 from .imaging.volume import Volume, from_array, load_volume
 from .weights.files import default_path
 
@@ -35,6 +35,7 @@ class ObjectPrompts:
     background: Sequence[Sequence[int]] = ()
     box: Sequence[float] | None = None
     mask: npt.NDArray[np.generic] | None = None
+    order: Sequence[str] | None = None
 
 
 class Predictor:
@@ -133,6 +134,7 @@ class Predictor:
         mask: npt.NDArray[np.generic] | None = None,
         strategy: str = DEFAULT_STRATEGY,
         intensity: str = "auto",
+        order: Sequence[str] | None = None,
     ) -> npt.NDArray[np.bool_]:
         """Segment one object.
 
@@ -143,6 +145,8 @@ class Predictor:
             mask: the object so far, of the image's shape; non-zero is inside.
             strategy: "fused", "paper", "global" or "local" (`DualExpert.segment`).
             intensity: "auto", a CT window's name, or "none" (`intensity.CHOICES`).
+            order: "fg" or "bg" for every click in the order in which they were made, where there are both
+                kinds and ``paper`` is to look at the last one.
 
         Returns:
             The mask, bool, in the image's own order.
@@ -153,7 +157,7 @@ class Predictor:
             UserError: an unknown intensity choice.
         """
         labels = self.predict_labels(
-            {OBJECT: ObjectPrompts(points, background, box, mask)}, strategy, intensity
+            {OBJECT: ObjectPrompts(points, background, box, mask, order)}, strategy, intensity
         )
         return labels.astype(np.bool_)
 
@@ -191,7 +195,10 @@ class Predictor:
             raise PromptError(f"A voxel is either in the object or not, but {min(both)} was given as both.")
         clicks = [Click(index, True) for index in self._indices(inside)]
         clicks += [Click(index, False) for index in self._indices(outside)]
-        return Prompts(tuple(clicks), self._box(given.box), self._mask(given.mask))
+        known = given.order is not None or one_kind(clicks)
+        if given.order is not None:
+            clicks = in_order(clicks, given.order)
+        return Prompts(tuple(clicks), self._box(given.box), self._mask(given.mask), known)
 
     def _voxels(self, points: Sequence[Sequence[int]]) -> list[Index]:
         """Points in the image's own order, checked."""

@@ -28,6 +28,10 @@ def segment(
     box: Annotated[
         str | None, typer.Option(help="i0,i1,j0,j1,k0,k1 around the object: voxels i0 to i1 - 1, and so on.")
     ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="Where there are points and background: fg,bg,... as they were clicked."),
+    ] = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -85,7 +89,10 @@ def segment(
     )
     predictor.set_image(volume)
     start = time.perf_counter()
-    mask = predictor.predict(points, outside, edges, strategy=strategy or DEFAULT_STRATEGY, intensity=window)
+    kinds = None if order is None else order.replace(",", " ").split()
+    mask = predictor.predict(
+        points, outside, edges, strategy=strategy or DEFAULT_STRATEGY, intensity=window, order=kinds
+    )
     seconds = time.perf_counter() - start
 
     shown = Segment(name, 1, colour_of(name))

@@ -154,7 +154,7 @@ def run_task(
             steps += [_again(steps[-1])] * (clicks + 1 - step)
             break
         prompts = {
-            value: Prompts(tuple(own), boxes[value] if boxes is not None else None)
+            value: Prompts(tuple(own), boxes[value] if boxes is not None else None, ordered=True)
             for value, own in given.items()
             if own or boxes is not None
         }

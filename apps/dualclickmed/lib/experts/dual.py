@@ -107,14 +107,15 @@ class DualExpert:
     ) -> Result:
         """Segment every label from its own prompts.
 
-        ``paper`` sends objects with a box to the global expert and those with points only to the local one;
-        ``global`` and ``local`` name the expert; ``fused`` chooses it as ``paper`` does and refines what it
-        says by the image's edges and the clicks (`fused`), but for `UNREFINED`. Where objects overlap, the
-        higher foreground probability wins, whatever the order of the labels; with ``fused`` large objects
-        have a handicap (`SIZE_WEIGHT`), one that lies inside a much larger one is its part and takes its
-        voxels from it (`prediction.parts_of`), and a foreground click takes from the masks of all other
-        labels what it is in. Every click holds afterwards (`enforce_clicks`). The answer is a function of the
-        arguments and the weights alone.
+        ``paper`` sends objects with a box to the global expert and those with points only to the local one,
+        which looks at a window about the last click where it is known which that is (`Prompts.ordered`,
+        section 2.2), else at one about every click. ``global`` and ``local`` name the expert; ``fused``
+        chooses it as ``paper`` does and refines what it says by the image's edges and the clicks (`fused`),
+        but for `UNREFINED`. Where objects overlap, the higher foreground probability wins, whatever the order
+        of the labels; with ``fused`` large objects have a handicap (`SIZE_WEIGHT`), one that lies inside a
+        much larger one is its part and takes its voxels from it (`prediction.parts_of`), and a foreground
+        click takes from the masks of all other labels what it is in. Every click holds afterwards
+        (`enforce_clicks`). The answer is a function of the arguments and the weights alone.
 
         Args:
             volume: the image.
@@ -160,6 +161,9 @@ class DualExpert:
                         expert, volume, given, intensity, stages, other, theirs
                     )
                     parts = _handicapped(refined[label].predictions)
+                elif isinstance(expert, LocalExpert):
+                    last = strategy == "paper" and given.ordered and bool(given.clicks)
+                    parts = expert.predict(volume, given, intensity, stages, last=last)
                 else:
                     parts = expert.predict(volume, given, intensity, stages)
             found[values[label]] = parts

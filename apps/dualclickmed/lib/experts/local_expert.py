@@ -82,6 +82,19 @@ def windows_in_order(clicks: Sequence[Click], size: Index) -> list[Roi]:
     return click_windows(foreground, background, size)
 
 
+def last_window(clicks: Sequence[Click], size: Index) -> list[Roi]:
+    """The window centred on the last click, as section 2.2 says.
+
+    One without a foreground click inside would hold no evidence of the object; then it is that of the newest
+    click whose window has some.
+    """
+    foreground = [c.index for c in clicks if c.positive]
+    for click in reversed(clicks):
+        if windows := _with_any(foreground, [window_at(click.index, size)]):
+            return windows
+    return []
+
+
 def _with_any(clicked: Sequence[Index], windows: Sequence[Roi]) -> list[Roi]:
     """The windows that hold one of the clicks."""
     return [window for window in windows if any(window.box.contains(index) for index in clicked)]
@@ -156,6 +169,7 @@ class LocalExpert:
         intensity: str = "auto",
         stages: StageTimer | None = None,
         in_order: bool = False,
+        last: bool = False,
     ) -> list[Prediction]:
         """Segment one object.
 
@@ -175,6 +189,7 @@ class LocalExpert:
             stages: receives seconds spent in crop, encode, decode and paste.
             in_order: whether the clicks are in the order in which they came, so that a further one moves no
                 window (`windows_in_order`).
+            last: open one window, about the last click (`last_window`).
 
         Returns:
             One prediction for each set of windows that hang together, and one for the previous mask.
@@ -186,7 +201,9 @@ class LocalExpert:
         stages = StageTimer() if stages is None else stages
         clicks = _with_foreground(prompts, volume.shape)
         foreground = [c.index for c in clicks if c.positive]
-        if in_order:
+        if last:
+            windows = last_window(clicks, self.window)
+        elif in_order:
             windows = windows_in_order(clicks, self.window)
         else:
             windows = click_windows(foreground, prompts.background, self.window)

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..atomic_files import replacing
-from ..errors import UserError
+from ..errors import PromptError, UserError
 from .geometry import Box, Index, Position
-from .prompts import Click, Prompts
+from .prompts import Click, Prompts, in_order, one_kind
 from .volume import Volume, from_array
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class CaseFile:
         boxes: one for each class in order, in voxel edges (z, y, x); None if the case has none.
         clicks: likewise the clicks of each class, in the order in which they were given; None if it has none.
         truth: (D, H, W) classes, None where the file does not tell.
+        ordered: whether the file tells the order between foreground and background (``clicks_order``).
     """
 
     path: Path
@@ -67,6 +68,7 @@ class CaseFile:
     boxes: tuple[Box, ...] | None
     clicks: tuple[tuple[Click, ...], ...] | None
     truth: npt.NDArray[np.integer] | None
+    ordered: bool = False
 
     @cached_property
     def volume(self) -> Volume:
@@ -111,7 +113,7 @@ class CaseFile:
             clicks = self.clicks[at] if self.clicks is not None else ()
             box = self.boxes[at] if self.boxes is not None else None
             if clicks or box is not None:
-                found[value] = Prompts(clicks, box)
+                found[value] = Prompts(clicks, box, ordered=self.ordered or one_kind(clicks))
         return found
 
     def _parts(self) -> list[tuple[str, Sequence[Any]]]:
@@ -153,6 +155,7 @@ def read_case(path: Path, truth: Path | None = None) -> CaseFile:
         None if boxes is None else tuple(_box(b, shape, name) for b in _listed(boxes, "boxes", name)),
         None if clicks is None else tuple(_clicks(clicks, order, shape, name)),
         labels,
+        order is not None,
     )
 
 
@@ -386,13 +389,14 @@ def _ordered(given: dict[str, list[Index]], kinds: Any, name: str) -> tuple[Clic
     if kinds is None:
         kinds = ["fg"] * len(given["fg"]) + ["bg"] * len(given["bg"])
     sequence = [str(kind) for kind in kinds if kind is not None and str(kind)]
-    if sorted(sequence) != sorted(kind for kind, own in given.items() for _ in own):
+    clicks = [Click(index, kind == "fg") for kind, own in given.items() for index in own]
+    try:
+        return tuple(in_order(clicks, sequence))
+    except PromptError as error:
         raise UserError(
             f"clicks_order of '{name}' must name every click once, but it is {_short(kinds)} for "
             f"{len(given['fg'])} fg and {len(given['bg'])} bg."
-        )
-    rest = {kind: iter(own) for kind, own in given.items()}
-    return tuple(Click(next(rest[kind]), kind == "fg") for kind in sequence)
+        ) from error
 
 
 def _index(entry: Any) -> Index:

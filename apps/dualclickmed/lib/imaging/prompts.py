@@ -27,6 +27,27 @@ class Click:
         return f"{'foreground' if self.positive else 'background'} click {self.index}"
 
 
+def one_kind(clicks: Sequence[Click]) -> bool:
+    """Whether clicks are all foreground or all background: then a list of each tells their order."""
+    return len({click.positive for click in clicks}) < 2
+
+
+def in_order(clicks: Sequence[Click], kinds: Sequence[str]) -> list[Click]:
+    """Clicks, those of each kind in the order of their making, in the order that "fg" and "bg" tell.
+
+    Raises:
+        PromptError: the kinds do not name every click once.
+    """
+    given = {kind: [click for click in clicks if click.positive == (kind == "fg")] for kind in ("fg", "bg")}
+    if sorted(kinds) != sorted(kind for kind, own in given.items() for _ in own):
+        raise PromptError(
+            f"The order must name every click once as fg or bg, but it is {', '.join(kinds) or 'empty'} for "
+            f"{len(given['fg'])} fg and {len(given['bg'])} bg."
+        )
+    rest = {kind: iter(own) for kind, own in given.items()}
+    return [next(rest[kind]) for kind in kinds]
+
+
 @dataclass(frozen=True, eq=False)
 class Prompts:
     """The prompts of one object.
@@ -35,11 +56,14 @@ class Prompts:
         clicks: in the order in which they were given.
         box: around the object, in voxel edges.
         mask: (D, H, W), the object as predicted so far; non-zero is inside.
+        ordered: whether the last of the clicks is the one that was made last. A viewer lists foreground and
+            background without an order between them.
     """
 
     clicks: tuple[Click, ...] = ()
     box: Box | None = None
     mask: npt.NDArray[np.generic] | None = None
+    ordered: bool = False
 
     @property
     def foreground(self) -> list[Index]:
@@ -109,6 +133,7 @@ class Prompts:
             clicks=tuple(Click(index, positive) for index, positive in kinds.items()),
             box=None if self.box is None else _clipped(self.box, size),
             mask=None if self.mask is None else _checked_mask(self.mask, size),
+            ordered=self.ordered,
         )
 
 
