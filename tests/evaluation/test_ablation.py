@@ -20,10 +20,12 @@ from typer.testing import CliRunner
 
 def test_both_sides_of_a_row_are_evaluated_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[Recipe] = []
+    starts: list[Path | None] = []
 
-    def train(recipe, options, command="", data=None):
+    def train(recipe, options, command="", data=None, start=None):
         """The shipped weights, whatever the recipe."""
         trained.append(recipe)
+        starts.append(start)
         options.out.mkdir(parents=True, exist_ok=True)
         found = default_path(recipe.kind)
         for ending in (".safetensors", ".json"):
@@ -43,17 +45,20 @@ def test_both_sides_of_a_row_are_evaluated_alike(tmp_path: Path, monkeypatch: py
         "2",
         "--set",
         "rate=0.01",
+        "--start",
+        "global-compact",
     ]
     for _ in range(2):  # the second time everything is there already
         result = CliRunner().invoke(app, [*arguments, "--row", "global-clicks", "--row", "six-points"])
         assert result.exit_code == 0, result.output
     assert [(r.kind, r.clicks, r.points) for r in trained] == [
-        ("global", "boundary", 4),
-        ("global", "uniform", 4),
+        ("global", "boundary", 6),
+        ("global", "uniform", 6),
         ("global", "boundary", 6),
         ("global", "boundary", 1),
     ]
-    assert {(r.steps, r.rate, r.warmup) for r in trained} == {(30, 0.01, 3)}
+    assert {(r.steps, r.rate, r.interactions, r.mode) for r in trained} == {(30, 0.01, 5, "alternatives")}
+    assert set(starts) == {default_path("global")}
     table = json.loads((tmp_path / "out" / "ablations.json").read_text())
     assert [row["row"] for row in table] == ["global-clicks", "six-points"]
     for row in table:
@@ -107,6 +112,8 @@ def test_unknown_rows_and_settings_are_named(tmp_path: Path) -> None:
     for arguments, message in (
         (["--row", "colours"], "--row must be one of global-clicks"),
         (["--set", "rate"], "KEY=VALUE"),
+        (["--epochs", "20"], "name them with --data"),
+        (["--start", "global-compact", "--start", "global-compact"], "two weights of the global expert"),
         (["--set", "speed=3", "--most", "2"], "speed"),
     ):
         result = CliRunner().invoke(app, ["ablate", "--out", str(tmp_path / "out"), *arguments])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dualclickmed.simulation.clicks import Draws
-from dualclickmed.simulation.rounds import global_masks, global_rounds, local_rounds
+from dualclickmed.simulation.rounds import GlobalRounds, global_rounds, local_rounds
 
 GRID = 16
 
@@ -41,20 +41,77 @@ def seeded(seed: int) -> Draws:
     return Draws(torch.Generator().manual_seed(seed))
 
 
-def test_thirty_masks_on_one_embedding() -> None:
-    network = GlobalRecorder()
-    outputs = list(global_rounds(network, *task(), 5, 6, seeded(0)))
-    assert len(outputs) == 31 == global_masks(5, 6, together=False)
+class Repeated:
+    """Stands for encoded images."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def expand(self, times: int) -> Repeated:
+        self.asked.append(times)
+        return self
+
+
+def run(network: GlobalRecorder, rounds: GlobalRounds, seed: int = 0, **more) -> list[torch.Tensor]:
+    _, truth, valid = task()
+    return list(global_rounds(network, Repeated(), truth, valid, rounds, seeded(seed), **more))
+
+
+def test_thirty_masks_of_at_most_six_prompts_on_one_embedding() -> None:
+    network, rounds = GlobalRecorder(), GlobalRounds(5, 6)
+    outputs = run(network, rounds)
+    # One decoding for the box and one of B x 6 for each interaction.
+    assert [tuple(o.shape[:2]) for o in outputs] == [(2, 1)] + [(2, 6)] * 5
+    assert sum(o.shape[1] for o in outputs) == rounds.masks == 31
     points, labels, mask = network.shown[0]
     assert points.tolist() == [[[7.5, 7.5, 7.5]]] * 2 and labels.tolist() == [[2], [2]] and mask is None
+    assert [tuple(p.shape) for p, _, _ in network.shown] == [(2, 1, 3)] + [(12, n, 3) for n in range(2, 7)]
+
+
+def test_the_points_of_an_interaction_are_alternatives_and_it_goes_on_from_the_first() -> None:
+    network = GlobalRecorder()
+    outputs = run(network, GlobalRounds(3, 4), seed=1)
+    _, truth, _ = task()
+    for turn in range(1, 4):
+        points, labels, prompt = network.shown[turn]
+        by_image, kinds = points.unflatten(0, (2, 4)), labels.unflatten(0, (2, 4))
+        for image in range(2):
+            # The same history, another newest click that carries the truth.
+            assert (by_image[image, :, :-1] == by_image[image, :1, :-1]).all()
+            newest = [tuple(p) for p in by_image[image, :, -1].long().tolist()]
+            assert len(set(newest)) == 4
+            assert kinds[image, :, -1].tolist() == [int(truth[image][p]) for p in newest]
+            if turn > 1:
+                before, known = network.shown[turn - 1][:2]
+                assert torch.equal(by_image[image, 0, :-1], before.unflatten(0, (2, 4))[image, 0])
+                assert torch.equal(kinds[image, 0, :-1], known.unflatten(0, (2, 4))[image, 0])
+        # All see one mask prompt of their image, the first mask or the first alternative before.
+        assert prompt is not None
+        prompt = prompt.unflatten(0, (2, 4)).mean(dim=(2, 3, 4, 5))
+        assert (prompt == prompt[:, :1]).all()
+        assert float(prompt[0, 0]) in (float(outputs[0].mean()), float(outputs[turn - 1][0, 0].mean()))
+
+
+def test_a_chain_adds_one_click_with_every_mask() -> None:
+    network, rounds = GlobalRecorder(), GlobalRounds(5, 6, "chain")
+    assert len(run(network, rounds)) == 31 == rounds.masks
     # One click more with every mask; earlier ones stay.
     assert [p.shape[1] for p, _, _ in network.shown] == list(range(1, 32))
     assert torch.equal(network.shown[-1][0][:, :30], network.shown[-2][0])
 
 
+def test_one_point_is_the_same_chain_or_alternative() -> None:
+    shown = []
+    for mode in ("chain", "alternatives"):
+        network = GlobalRecorder()
+        run(network, GlobalRounds(4, 1, mode), seed=6)
+        shown.append([p for p, _, _ in network.shown])
+    assert all(torch.equal(a, b) for a, b in zip(*shown, strict=True))
+
+
 def test_clicks_of_one_interaction_share_its_mask_prompt() -> None:
     network = GlobalRecorder()
-    list(global_rounds(network, *task(), 3, 4, seeded(1)))
+    run(network, GlobalRounds(3, 4, "chain"), seed=1)
     prompts = [float(mask.mean()) for _, _, mask in network.shown[1:]]
     for turn in range(3):
         # The recorder's k-th output is -k: the prompt is the first mask or the one before the interaction.
@@ -64,16 +121,16 @@ def test_clicks_of_one_interaction_share_its_mask_prompt() -> None:
 
 def test_together_adds_several_clicks_and_predicts_once() -> None:
     network = GlobalRecorder()
-    outputs = list(global_rounds(network, *task(), 6, 4, seeded(2), together=True))
-    assert len(outputs) == 7 == global_masks(6, 4, together=True)
+    rounds = GlobalRounds(6, 4, "together")
+    assert len(run(network, rounds, seed=2)) == 7 == rounds.masks
     counts = [p.shape[1] for p, _, _ in network.shown]
     added = [b - a for a, b in pairwise(counts)]
     assert set(added) <= {1, 2, 3, 4} and len(set(added)) > 1
 
 
 def test_small_masks_come_back_on_the_grid() -> None:
-    outputs = list(global_rounds(GlobalRecorder(mask=8), *task(), 1, 1, seeded(0)))
-    assert outputs[0].shape == (2, GRID, GRID, GRID)
+    outputs = run(GlobalRecorder(mask=8), GlobalRounds(1, 1))
+    assert outputs[0].shape == (2, 1, GRID, GRID, GRID)
     assert outputs[0].unique().tolist() == pytest.approx([-1.0])
 
 
@@ -112,7 +169,7 @@ def test_the_local_prediction_is_updated_between_clicks() -> None:
     # Every new click is an error of the mask before it, not of the first mask.
     for turn in range(1, 5):
         points, labels = network.shown[turn]
-        before = outputs[turn - 1] > 0
+        before = outputs[turn - 1][:, 0] > 0
         for sample in range(2):
             z, y, x = points[sample, -1].long().tolist()
             assert bool(before[sample, z, y, x]) != bool(truth[sample, z, y, x])
@@ -121,17 +178,17 @@ def test_the_local_prediction_is_updated_between_clicks() -> None:
 
 def test_the_newest_click_alone_when_the_others_are_held_back() -> None:
     network = GlobalRecorder()
-    list(global_rounds(network, *task(), 1, 3, seeded(0), last_only=True))
+    run(network, GlobalRounds(1, 3, "chain", last_only=True))
     assert [p.shape[1] for p, _, _ in network.shown] == [1, 1, 1, 1]
     shown = [p[0, 0].tolist() for p, _, _ in network.shown[1:]]
     everything = GlobalRecorder()
-    list(global_rounds(everything, *task(), 1, 3, seeded(0)))
+    run(everything, GlobalRounds(1, 3, "chain"))
     assert shown == everything.shown[-1][0][0, 1:].tolist()
 
 
 def test_further_first_prompts_stay_with_every_mask() -> None:
     network = GlobalRecorder()
     first = torch.tensor([[[1.0, 2, 3]], [[0, 0, 0]]]), torch.tensor([[1], [-1]])
-    list(global_rounds(network, *task(), 1, 1, seeded(0), first=first))
+    run(network, GlobalRounds(1, 1), first=first)
     for points, labels, _ in network.shown:
         assert points[0, 1].tolist() == [1, 2, 3] and labels[:, 1].tolist() == [1, -1]

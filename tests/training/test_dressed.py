@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from dualclickmed.training.canvas import Canvas
 from dualclickmed.training.dressed import _cut, dressed_scene
 from dualclickmed.training.first_prompts import interior_voxel
-from dualclickmed.training.generated import MIN_TARGET_VOXELS, _Canvas
+from dualclickmed.training.generated import MIN_TARGET_VOXELS
 from dualclickmed.training.regions import window_about
 from dualclickmed.training.scene_samples import one_component
 
@@ -25,7 +26,7 @@ def balls() -> np.ndarray:
 
 def test_a_piece_has_the_nearest_label_of_each_of_its_voxels() -> None:
     labels = balls()
-    canvas = _Canvas(
+    canvas = Canvas(
         shape=(8, 16, 16),
         spacing=(2.0, 1.0, 1.0),
         rng=np.random.default_rng(0),

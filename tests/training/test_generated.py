@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dualclickmed.training.generated import LOOKS, MIN_TARGET_VOXELS, _blur_matrix, make_scene
+from dualclickmed.training.canvas import blur_matrix
+from dualclickmed.training.generated import MIN_TARGET_VOXELS, make_scene
+from dualclickmed.training.looks import LOOKS
 from scipy import ndimage
 
 
@@ -57,8 +59,8 @@ def test_contrast_reaches_from_none_to_strong() -> None:
     assert np.quantile(contrasts, 0.8) > 0.9
 
 
-def test_blur_matrix_is_a_gaussian_filter() -> None:
+def testblur_matrix_is_a_gaussian_filter() -> None:
     signal = np.zeros(41)
     signal[20] = 1.0
-    ours = (_blur_matrix(41, 2.0, torch.device("cpu")) @ torch.from_numpy(signal).float()).numpy()
+    ours = (blur_matrix(41, 2.0, torch.device("cpu")) @ torch.from_numpy(signal).float()).numpy()
     assert np.allclose(ours, ndimage.gaussian_filter1d(signal, 2.0, truncate=8), atol=1e-5)

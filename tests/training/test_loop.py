@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from dualclickmed.experts import precision
 from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.networks.configs import GlobalConfig, LocalConfig
 from dualclickmed.simulation.clicks import STRATEGIES, Draws
-from dualclickmed.training import loop
-from dualclickmed.training.loop import CHECKPOINT, Options, Progress, train, with_replay
+from dualclickmed.training import learner, loop, validation
+from dualclickmed.training.loop import CHECKPOINT, Options, Progress, train
 from dualclickmed.training.losses import dice_focal
+from dualclickmed.training.plan import masks_of, steps_of, with_replay
 from dualclickmed.training.recipes import COMPACT, Recipe, changed, fine_tune, load_recipe
 from dualclickmed.training.samples import Samples
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
@@ -39,12 +41,14 @@ SMALL_VISTA = LocalConfig(init_filters=8, blocks_down=(1, 1, 1, 1), out_channels
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "VALIDATION_BATCHES", 1)
+    monkeypatch.setattr(validation, "VALIDATION_BATCHES", 1)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     monkeypatch.setattr(
-        loop, "build_global", lambda c: build_global(SMALL["global"] if c == "compact" else c)
+        learner, "build_global", lambda c: build_global(SMALL["global"] if c == "compact" else c)
     )
-    monkeypatch.setattr(loop, "build_local", lambda c: build_local(SMALL["local"] if c == "compact" else c))
+    monkeypatch.setattr(
+        learner, "build_local", lambda c: build_local(SMALL["local"] if c == "compact" else c)
+    )
     # Not for a process that goes on with other tests.
     monkeypatch.setattr(loop, "_keep_freed_memory", lambda: None)
 
@@ -99,14 +103,14 @@ def test_a_run_stops_in_the_middle_of_a_step_and_loses_nothing_of_those_before(
 
     def counted(*arguments):
         seen.append(1)
-        if len(seen) == loop.masks_of(recipe) + mask:
+        if len(seen) == masks_of(recipe) + mask:
             stop.set()
         return dice_focal(*arguments)
 
-    monkeypatch.setattr(loop, "dice_focal", counted)
+    monkeypatch.setattr(learner, "dice_focal", counted)
     path = train(recipe, Options(tmp_path / "parts", half=False), stop=stop)
     # No mask more of the second step than the one it was in.
-    assert len(seen) == loop.masks_of(recipe) + mask
+    assert len(seen) == masks_of(recipe) + mask
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["steps"] == 1 and card["measured"] == {}
     train(recipe, Options(tmp_path / "parts", half=False))
@@ -119,7 +123,7 @@ def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path: Path, monkeypa
     validated: list[int] = []
     stop = threading.Event()
 
-    def validate(self):
+    def validate(self, network):
         validated.append(self.step)
         stop.set()
         self._check()
@@ -139,8 +143,8 @@ def test_a_training_runs_in_16_bits_where_the_processor_s_clock_is_for_it(
 ) -> None:
     seconds = {torch.bfloat16: bfloat16, torch.float32: 1.0}
     monkeypatch.setattr(precision, "seconds_of_products", seconds.__getitem__)
-    assert loop._Run(TINY["local"], Options(tmp_path)).dtype is expected
-    assert loop._Run(TINY["local"], Options(tmp_path, half=False)).dtype is None
+    assert loop._Run(TINY["local"], Options(tmp_path)).learner.dtype is expected
+    assert loop._Run(TINY["local"], Options(tmp_path, half=False)).learner.dtype is None
 
 
 def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_every_recipe_trains_on_labelled_and_generated_cases_and_its_loss_falls(
     start = small_start(kind, tmp_path / "start.safetensors") if name.endswith("paper") else None
     cases = folder_cases(decathlon(tmp_path / "set", 2))
     settings = {"epochs": 0, "steps": 8, "size": 32, "interactions": 2, "points": 2, "targets": 1}
-    steep = {"rate": 3e-3, "warmup": 1, "affine": 0.0, "decoder_rate": 1.0, "exact_boxes": True}
+    steep = {"rate": 3e-3, "warmup": 0, "affine": 0.0, "decoder_rate": 1.0, "exact_boxes": True}
     recipe = changed(load_recipe(name), {**settings, **steep, "schedule": "flat", "cooldown": 0})
     losses: list[float] = []
     train(
@@ -195,7 +199,7 @@ def test_every_recipe_trains_on_labelled_and_generated_cases_and_its_loss_falls(
 def test_the_paper_s_recipes_learn_real_cases(kind: str, real_data: Path, tmp_path: Path) -> None:
     cases = folder_cases(real_data / "mri" / "msd_hippocampus")[:3]
     # The paper's schedule, loops and augmentation; a small network needs larger steps.
-    settings = {"epochs": 3, "rate": 3e-3, "decoder_rate": 1, "warmup": 1, "size": 32, "points": 2}
+    settings = {"epochs": 3, "rate": 3e-3, "decoder_rate": 1, "warmup": 0, "size": 32, "points": 2}
     recipe = changed(load_recipe(f"{kind}-paper"), settings)
     losses: list[float] = []
     path = train(
@@ -205,15 +209,19 @@ def test_the_paper_s_recipes_learn_real_cases(kind: str, real_data: Path, tmp_pa
         start=small_start(kind, tmp_path / "start.safetensors"),
         progress=lambda p: losses.append(p.loss),
     )
-    assert len(losses) == 3 * (2 if kind == "global" else 3)
+    # Two objects in each case.
+    assert len(losses) == 3 * (3 if kind == "global" else 6)
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     assert "labelled: 3 cases" in json.loads(path.with_suffix(".json").read_text())["data"]
 
 
-@pytest.mark.parametrize("kind", ["global", "local"])
-def test_gradients_met_at_the_embedding_are_those_of_the_whole_graph(kind, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(TINY[kind], interactions=3, points=2, scenes=2)
-    run = loop._Run(recipe, Options(tmp_path, half=False))
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("global", "alternatives"), ("global", "chain"), ("global", "together"), ("local", "chain")],
+)
+def test_gradients_met_at_the_embedding_are_those_of_the_whole_graph(kind, mode, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY[kind], interactions=3, points=2, scenes=2, mode=mode)
+    run = loop._Run(recipe, Options(tmp_path, half=False)).learner
     batch = Samples(recipe, seed=3)[0].batch
     calls = []
     encode = run.network.encode
@@ -222,13 +230,16 @@ def test_gradients_met_at_the_embedding_are_those_of_the_whole_graph(kind, tmp_p
     assert len(calls) == 1
     ours = {name: p.grad.clone() for name, p in run.network.named_parameters() if p.grad is not None}
     run.optimiser.zero_grad(set_to_none=True)
-    masks = run._masks(
+    masks = run.masks(
+        run.network,
         run.network.encode(batch.image),
         batch,
-        Draws(run._generator(5, recipe.seed)),
+        Draws(run.generator(5, recipe.seed)),
         STRATEGIES[recipe.clicks],
     )
-    torch.stack([dice_focal(mask, batch.truth, recipe.focal) for mask in masks]).mean().backward()
+    each = [dice_focal(one, batch.truth, recipe.focal) for mask in masks for one in mask.unbind(dim=1)]
+    assert len(each) == masks_of(recipe)
+    torch.stack(each).mean().backward()
     for name, parameter in run.network.named_parameters():
         if parameter.grad is None:
             assert name not in ours or not bool(ours[name].any()), name
@@ -239,20 +250,20 @@ def test_gradients_met_at_the_embedding_are_those_of_the_whole_graph(kind, tmp_p
 
 def test_a_step_lowers_the_loss_on_its_own_batch_in_half_precision_too(tmp_path: Path) -> None:
     for half in (False, True):
-        recipe = dataclasses.replace(TINY["global"], warmup=1, rate=3e-3)
-        run = loop._Run(recipe, Options(tmp_path, half=half))
+        recipe = dataclasses.replace(TINY["global"], warmup=0.0, rate=3e-3)
+        run = loop._Run(recipe, Options(tmp_path, half=half)).learner
         batch = Samples(run.recipe, seed=7)[0].batch
-        losses = [run.optimise([batch], 0.0).loss for _ in range(8)]
+        losses = [run.optimise([batch], step, 1.0).loss for step in range(8)]
         assert losses[-1] < losses[0] - 0.02
 
 
 def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY["global"], interactions=1, points=1)
     batches = [Samples(recipe, seed=3)[number].batch for number in (0, 1)]
-    twice = loop._Run(dataclasses.replace(recipe, accumulate=2), Options(tmp_path / "a", half=False))
+    twice = loop._Run(dataclasses.replace(recipe, accumulate=2), Options(tmp_path / "a", half=False)).learner
     for number, batch in enumerate(batches):
         twice.gradients(batch, number)
-    once = loop._Run(recipe, Options(tmp_path / "b", half=False))
+    once = loop._Run(recipe, Options(tmp_path / "b", half=False)).learner
     for number, batch in enumerate(batches):
         once.gradients(batch, number)
     for a, b in zip(twice.network.parameters(), once.network.parameters(), strict=True):
@@ -261,7 +272,7 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
 
 
 def test_a_frozen_encoder_stays_and_the_rest_learns(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(TINY["local"], freeze_encoder=True, steps=2, warmup=0)
+    recipe = dataclasses.replace(TINY["local"], freeze_encoder=True, steps=2, warmup=0.0)
     train(recipe, Options(tmp_path, half=False))
     torch.manual_seed(recipe.seed)
     before = build_local(SMALL["local"]).state_dict()
@@ -272,9 +283,9 @@ def test_a_frozen_encoder_stays_and_the_rest_learns(tmp_path: Path) -> None:
 
 
 def test_the_decoder_s_rate_is_a_part_of_the_encoder_s(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(TINY["global"], decoder_rate=0.1, rate=1e-2, warmup=0, cooldown=0)
-    run = loop._Run(recipe, Options(tmp_path, half=False))
-    run.optimise([Samples(recipe, seed=1)[0].batch], 0.0)
+    recipe = dataclasses.replace(TINY["global"], decoder_rate=0.1, rate=1e-2, warmup=0.0, cooldown=0)
+    run = loop._Run(recipe, Options(tmp_path, half=False)).learner
+    run.optimise([Samples(recipe, seed=1)[0].batch], 0, 1.0)
     assert [group["lr"] for group in run.optimiser.param_groups] == pytest.approx([1e-2, 1e-3])
     assert sum(len(group["params"]) for group in run.optimiser.param_groups) == len(
         list(run.network.parameters())
@@ -294,8 +305,10 @@ def test_weights_card_log_and_progress(tmp_path: Path) -> None:
     assert card["data"] == "generated volumes only"
     assert set(card["measured"]["dice on generated volumes"]) == {"first prompt", "1 clicks"}
     lines = (tmp_path / "log.csv").read_text().splitlines()
-    assert lines[0] == "step,samples,seconds,rate,loss,dice_0,dice_1"
-    assert [line.split(",")[0] for line in lines[1:]] == ["2", "4"]
+    assert lines[0] == "step,samples,seconds,rate,loss,dice_0,dice_1,objects_per_second"
+    rows = [line.split(",") for line in lines[1:]]
+    assert [row[0] for row in rows] == ["2", "4"]
+    assert all(float(row[-1]) > 0 for row in rows)
     average = tensors(tmp_path, "average")
     for name, value in load_expert("global", path).state_dict().items():
         assert torch.allclose(value, average[name], atol=2e-3, rtol=2e-3), name
@@ -336,8 +349,9 @@ def test_the_best_weights_on_the_validation_cases_are_kept(tmp_path: Path, monke
     scores = iter([0.5, 0.9, 0.2, 0.1, 0.3])
     kept = []
 
-    def validate(self):
-        kept.append({k: v.clone() for k, v in self.average.state_dict().items()})
+    def validate(self, network):
+        assert network is self.learner.average
+        kept.append({k: v.clone() for k, v in network.state_dict().items()})
         return {"first prompt": next(scores)}
 
     monkeypatch.setattr(loop._Run, "validate", validate)
@@ -368,13 +382,55 @@ def test_generated_scenes_are_replayed_beside_labelled_cases() -> None:
     assert [s.cases for s in with_replay(recipe, None)] == ["generated"]
 
 
-def test_epochs_are_passes_over_the_labelled_cases(tmp_path: Path) -> None:
+def test_epochs_are_passes_over_the_objects_of_the_labelled_cases() -> None:
     cases = [LabelledCase(f"{n}", Path("i"), Path("l")) for n in range(11)]
-    recipe = load_recipe("global-paper")
-    assert loop.steps_of(recipe, [WeightedSource(cases)]) == 20 * 6
-    assert loop.steps_of(recipe, [WeightedSource(cases)], world=2) == 20 * 3
+    data, counts = [WeightedSource(cases)], {case.id: 3 for case in cases}
+    wide, near = load_recipe("global-paper"), load_recipe("local-paper")
+    assert steps_of(wide, data, counts=counts) == 20 * 17
+    assert steps_of(wide, data, world=2, counts=counts) == 20 * 9
+    # A window about every object, however many others are asked for in it.
+    assert steps_of(near, data, counts=counts) == 20 * 33
+    # Half of the samples are generated: twice the steps.
+    assert steps_of(near, [*data, WeightedSource("generated")], counts=counts) == 20 * 66
     with pytest.raises(UserError, match="there are none"):
-        loop.steps_of(recipe, [WeightedSource("generated")])
+        steps_of(wide, [WeightedSource("generated")])
+    with pytest.raises(UserError, match="no object to train on"):
+        steps_of(wide, data, counts=dict.fromkeys(counts, 0))
+
+
+@pytest.mark.parametrize("kind", ["global", "local"])
+def test_two_cases_of_two_objects_take_twice_the_steps_of_one(kind: str, tmp_path: Path) -> None:
+    cases = folder_cases(decathlon(tmp_path / "set", 2))
+    recipe = dataclasses.replace(TINY[kind], epochs=3)
+    run = loop._Run(recipe, Options(tmp_path / "out", half=False), [WeightedSource(cases)])
+    assert run.counts == {case.id: 2 for case in cases}
+    assert run.steps == 3 * 4
+    # The resumed run need not open the cases again.
+    for case in cases:
+        stat = case.image.stat()
+        case.image.write_bytes(b"x" * stat.st_size)
+        os.utime(case.image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = loop._Run(recipe, Options(tmp_path / "out", half=False), [WeightedSource(cases)])
+    assert again.counts == run.counts
+
+
+@pytest.mark.parametrize("keep", ["last", "average"])
+def test_a_validation_measures_the_weights_that_are_kept(keep: str, tmp_path: Path, monkeypatch) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate(self, network):
+        seen.append({k: v.clone() for k, v in network.state_dict().items()})
+        return {"first prompt": 0.5}
+
+    monkeypatch.setattr(loop._Run, "validate", validate)
+    recipe = dataclasses.replace(TINY["local"], keep=keep, steps=2, warmup=0.0, cooldown=0.0)
+    path = train(recipe, Options(tmp_path, half=False, validate_every=2))
+    kept = load_expert("local", path).state_dict()
+    assert len(seen) == 2
+    for weights in seen:
+        assert all(torch.allclose(kept[k], weights[k], atol=2e-3, rtol=2e-3) for k in kept)
+    other = tensors(tmp_path, "average" if keep == "last" else "network")
+    assert not all(torch.equal(seen[0][k], other[k]) for k in other)
 
 
 def test_a_few_unusable_cases_are_named_once_and_many_stop_the_run(tmp_path: Path, caplog) -> None:

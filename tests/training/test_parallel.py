@@ -21,9 +21,9 @@ from tests.support.cases import SMALL, decathlon
 
 RECIPES = {
     "global": dataclasses.replace(
-        COMPACT["global"], steps=2, scenes=1, targets=2, interactions=2, points=2, accumulate=2, warmup=0
+        COMPACT["global"], steps=2, scenes=1, targets=2, interactions=2, points=2, accumulate=2, warmup=0.0
     ),
-    "local": dataclasses.replace(COMPACT["local"], steps=2, scenes=1, targets=2, size=32, warmup=0),
+    "local": dataclasses.replace(COMPACT["local"], steps=2, scenes=1, targets=2, size=32, warmup=0.0),
 }
 
 

@@ -13,7 +13,7 @@ from dualclickmed.experts.inputs import global_input, local_input, map_at_points
 from dualclickmed.imaging.geometry import Box, global_roi, window_at
 from dualclickmed.imaging.intensity import normalise_global
 from dualclickmed.imaging.volume import from_array
-from dualclickmed.training.augment import global_augmentation
+from dualclickmed.training.augment import drawn_affine, global_augmentation, moved
 from dualclickmed.training.case_samples import global_crop, local_case_sample
 from dualclickmed.training.first_prompts import extreme_points, first_box, simulated_box
 from dualclickmed.training.generated import SyntheticVolume
@@ -249,6 +249,51 @@ def test_affine_augmentation_keeps_image_and_truth_together(tmp_path: Path) -> N
     ratios = np.array(sides) / plain
     assert 0.85 <= ratios[:, 0].min() < 0.95 and 1.05 < ratios[:, 0].max() <= 1.15
     assert 0.45 <= ratios[:, 1:].min() < 0.7 and 1.25 < ratios[:, 1:].max() <= 1.55
+
+
+def test_a_random_affine_is_uniform_in_its_scale_and_shift() -> None:
+    recipe, rng = dataclasses.replace(GLOBAL, scale_z=(0.9, 1.1), scale_xy=(0.5, 1.5), shift=4.0), np.random
+    drawn = [drawn_affine(recipe, rng.default_rng(seed)) for seed in range(4000)]
+    scales, shifts = np.array([d[0] for d in drawn]), np.array([d[1] for d in drawn])
+    for axis, (low, high) in enumerate(((0.9, 1.1), (0.5, 1.5), (0.5, 1.5))):
+        assert low <= scales[:, axis].min() and scales[:, axis].max() <= high
+        assert np.median(scales[:, axis]) == pytest.approx(1.0, abs=0.03 * (high - low) / 0.5)
+        assert scales[:, axis].std() == pytest.approx((high - low) / 12**0.5, rel=0.05)
+    assert np.abs(shifts).max() <= 4 and np.abs(np.median(shifts, axis=0)).max() < 0.25
+
+
+def test_a_scale_enlarges_about_the_middle_and_a_shift_moves_by_voxels() -> None:
+    maps = torch.zeros(1, 64, 64, 64)
+    maps[0, 24:40, 24:40, 28:36] = 1
+    larger = moved(maps, [1.1, 1.5, 0.5], [0.0, 0.0, 0.0])[0] > 0.5
+    assert Box.of_mask(larger.numpy()) == Box((23, 20, 30), (41, 44, 34))
+    aside = moved(maps, [1.0, 0.5, 1.0], [3.0, -4.0, 2.0])[0] > 0.5
+    assert Box.of_mask(aside.numpy()) == Box((27, 24, 30), (43, 32, 38))
+    assert torch.allclose(moved(maps, [1.0] * 3, [0.0] * 3), maps, atol=1e-5)
+
+
+def test_an_epoch_asks_for_every_object_once(tmp_path: Path) -> None:
+    cases = folder_cases(decathlon(tmp_path / "set", 2))
+    for kind, targets in (("global", 1), ("local", 1), ("global", 2)):
+        recipe = dataclasses.replace(COMPACT[kind], scenes=1, targets=targets, smallest=1)
+        counts = {case.id: 2 for case in cases}
+        samples = Samples(recipe, [WeightedSource(cases)], seed=3, counts=counts)
+        own, asked = samples._own(cases, 0), []
+        assert len(own) == 4 // targets
+        for case, visit in own:
+            order = samples._order(case, 0, visit)
+            assert order is not None
+            asked += [(case.id, int(place)) for place in order(2)[:targets]]
+        assert sorted(asked) == sorted((case.id, i) for case in cases for i in range(2))
+
+
+def test_batches_of_an_epoch_show_every_object(tmp_path: Path) -> None:
+    cases = folder_cases(decathlon(tmp_path / "set", 1))
+    recipe = dataclasses.replace(GLOBAL, targets=1, affine=0.0, flip=0.0, exact_boxes=True)
+    samples = Samples(recipe, [WeightedSource(cases)], seed=3, counts={cases[0].id: 2})
+    sizes = [float(samples[number].batch.truth.float().mean()) for number in range(4)]
+    # The two objects differ in shape, and so does the part of the grid that they fill.
+    assert len(set(sizes[:2])) == 2 and set(sizes[2:]) == set(sizes[:2])
 
 
 def test_local_augmentation_moves_the_click_with_the_object(tmp_path: Path) -> None:

@@ -70,8 +70,8 @@ def test_memory_is_flat_in_the_number_of_prompts(kind: str, tmp_path: Path) -> N
     batch = global_batch(1) if kind == "global" else local_batch(32)
     peaks = []
     for rounds in (1, 5):
-        recipe = dataclasses.replace(COMPACT[kind], interactions=rounds, points=1, together=False)
-        run = loop._Run(recipe, Options(tmp_path, half=False))
+        recipe = dataclasses.replace(COMPACT[kind], interactions=rounds, points=1, mode="chain")
+        run = loop._Run(recipe, Options(tmp_path, half=False)).learner
         held = Held()
         with torch.autograd.graph.saved_tensors_hooks(held.pack, held.unpack):
             run.gradients(batch, 0)
@@ -87,7 +87,7 @@ def timed_step(recipe: Recipe, batch: GlobalBatch | LocalBatch, folder: Path) ->
     Processor time instead of the clock's, since other work may share the machine.
     """
     # Without cases there are no epochs.
-    run = loop._Run(dataclasses.replace(recipe, epochs=0), Options(folder, half=False))
+    run = loop._Run(dataclasses.replace(recipe, epochs=0), Options(folder, half=False)).learner
     strategy, spent = clicks.STRATEGIES[recipe.clicks], [0.0]
 
     def timed(*arguments):
@@ -102,7 +102,7 @@ def timed_step(recipe: Recipe, batch: GlobalBatch | LocalBatch, folder: Path) ->
         for _ in range(REPEATS):
             spent[0] = 0.0
             begin = time.process_time()
-            run.optimise([batch], 0.0)
+            run.optimise([batch], 0, 1.0)
             best = min(best, (time.process_time() - begin, spent[0]))
     finally:
         clicks.STRATEGIES[recipe.clicks] = strategy

@@ -28,10 +28,12 @@ from ..benchmarks.growth import (
 from ..benchmarks.measure import in_process
 from ..benchmarks.networks import EXPERTS, NetworkRow, cases, measure, ratios
 from ..benchmarks.parity import LIMIT, full_parity
+from ..benchmarks.training import Speed, training_speeds
 from ..errors import UserError
 from ..experts.devices import resolved_device
 from ..experts.precision import processor_has_bfloat16
 from ..networks.configs import PRESETS, GlobalConfig, LocalConfig
+from ..training.recipes import load_recipe
 
 VOLUMES = ((128, 128, 128), (256, 256, 256), (200, 512, 512), (600, 512, 512))
 """Shapes (D, H, W) that the cost of a click is compared on."""
@@ -83,6 +85,14 @@ def bench(
     parity: Annotated[
         bool, typer.Option("--parity", help="Only hold the paper preset to the published form, full size.")
     ] = False,
+    training: Annotated[
+        bool, typer.Option("--training", help="Only measure how many objects a second recipes train on.")
+    ] = False,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="With --training: name or .toml (repeatable; default: both compact ones)."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="With --training: steps of each recipe.")] = 5,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Processor threads (default: all cores).")
     ] = None,
@@ -109,6 +119,12 @@ def bench(
     console = Console(width=max(WIDTH, Console().width))
     if parity:
         sections, figures = _parity(threads, console)
+    elif training:
+        recipes = {name: load_recipe(name) for name in recipe or ("global-compact", "local-compact")}
+        speeds = in_process(threads, training_speeds, recipes, steps, where)
+        sections = [training_section(speeds, threads)]
+        figures = {"training": [dataclasses.asdict(speed) for speed in speeds]}
+        console.print(sections[0].table())
     else:
         presets = {name: PRESETS[name] for name in chosen}
         sections, figures = run(presets, experts, quick, threads, where, VOLUMES, CLICKS, console)
@@ -280,6 +296,41 @@ def clicks_section(costs: list[ClickCost]) -> BenchSection:
             )
             for cost in costs
         ],
+    )
+
+
+def training_section(speeds: list[Speed], threads: int) -> BenchSection:
+    """Objects per second of recipes, and how many times the first one's."""
+    lines = [
+        (
+            speed.recipe,
+            speed.precision,
+            str(speed.masks),
+            f"{speed.objects:.1f}",
+            f"{speed.making:.2f}",
+            f"{speed.step:.2f}",
+            f"{speed.processor:.2f}",
+            f"{speed.objects_per_second:.2f}",
+            _times(speed.objects_per_second / speeds[0].objects_per_second),
+        )
+        for speed in speeds
+    ]
+    return BenchSection(
+        "Training",
+        f"Generated scenes, random weights, {threads} threads, recipes in turns; medians. Objects per second "
+        "are those of the steps, without the making of samples, which --workers do beside them.",
+        (
+            "recipe",
+            "precision",
+            "masks",
+            "objects a step",
+            "making, s",
+            "step, s",
+            "processor, s",
+            "objects/s",
+            "x first",
+        ),
+        lines,
     )
 
 

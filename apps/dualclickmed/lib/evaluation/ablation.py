@@ -31,7 +31,7 @@ from ..training.generated import make_scene
 from ..training.loop import Options, train
 from ..training.recipes import Recipe, changed, load_recipe
 from ..training.sources import WeightedSource, find_training_cases
-from ..weights.files import Kind, load_expert
+from ..weights.files import Kind, load_expert, named_path, read_card
 from . import records
 from .cases import Task, find_cases
 from .metrics import Mask
@@ -65,6 +65,9 @@ class AblationRow:
     paper: str
 
 
+GLOBAL_ROUNDS: Mapping[str, Any] = {"interactions": 5, "points": 6, "mode": "alternatives"}
+"""The paper's five interactions of six points: of all rows of the global expert, but for what they change."""
+
 ROWS = (
     AblationRow(
         "global-clicks",
@@ -94,8 +97,8 @@ ROWS = (
         "six-points",
         "global expert: six points for an interaction instead of one",
         "global",
-        {"points": 6, "together": False},
-        {"points": 1, "together": False},
+        {"points": 6},
+        {"points": 1},
         "+0.38 points",
     ),
 )
@@ -107,11 +110,16 @@ class Budget:
 
     Attributes:
         steps: of the optimiser; minutes: instead of them, where given.
-        seed: of scenes, clicks and first weights. threads, device: where it runs.
+        epochs: passes over the labelled objects instead of the steps; 0 leaves it to them.
+        starts: weight files to begin from, by expert; those that are missing begin from random weights.
+        seed: of scenes, clicks and first weights. device: where it runs.
+        overrides: of every recipe.
     """
 
     steps: int
     minutes: float | None = None
+    epochs: int = 0
+    starts: Mapping[Kind, Path] = field(default_factory=dict)
     seed: int = 1
     device: str = "cpu"
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -164,7 +172,8 @@ def run_row(
         options = Options(folder, minutes=budget.minutes, device=budget.device)
         path = folder / f"{row.kind}-{recipe.preset}.safetensors"
         if not path.exists():
-            path = train(recipe, options, command=_command(), data=sources)
+            begin = budget.starts.get(row.kind)
+            path = train(recipe, options, command=_command(), data=sources, start=begin)
         method = _method(row.kind, path, budget.device, bool(recipe.last_only))
         start = "box" if row.kind == "global" else "point"
         for name, task in tasks:
@@ -208,6 +217,13 @@ def ablate(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Time for each training, if it ends before the steps do.")
     ] = None,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Passes over the objects of --data, instead of steps (paper: 20).")
+    ] = 0,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(help="Weights that the trainings of their expert begin from (repeatable)."),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Labelled cases to train on (default: generated volumes).")
     ] = None,
@@ -231,10 +247,23 @@ def ablate(
         raise UserError(f"--row must be one of {', '.join(known)}, but it is '{unknown[0]}'.")
     # Every click that the networks had to be overruled at would be a line.
     logging.getLogger(DualExpert.__module__).setLevel(logging.WARNING)
-    budget = Budget(steps, minutes, seed, resolved_device(device), _overrides(set_ or []))
+    if epochs and data is None:
+        raise UserError("--epochs are passes over labelled cases: name them with --data.")
+    starts = _starts(start or [])
+    budget = Budget(steps, minutes, epochs, starts, seed, resolved_device(device), _overrides(set_ or []))
     tasks = list(generated_tasks(most)) if cases is None else _labelled_tasks(cases, most)
-    _agree(out, {"steps": steps, "minutes": minutes, "seed": seed, "data": str(data), "cases": str(cases),
-                 "most": most, "set": dict(budget.overrides)})  # fmt: skip
+    settings = {
+        "steps": steps,
+        "minutes": minutes,
+        "epochs": epochs,
+        "start": sorted(map(str, starts.values())),
+        "seed": seed,
+        "data": str(data),
+        "cases": str(cases),
+        "most": most,
+        "set": dict(budget.overrides),
+    }
+    _agree(out, settings)
     findings = []
     for key in keys:
         logger.info("Ablation '%s': %s", key, known[key].title)
@@ -245,12 +274,22 @@ def ablate(
 
 
 def _recipe(kind: Kind, budget: Budget, changes: Mapping[str, Any]) -> Recipe:
-    recipe = dataclasses.replace(
-        load_recipe(f"{kind}-compact"), steps=budget.steps, epochs=0, seed=budget.seed
-    )
-    # A short run must not spend itself on warming up.
-    recipe = dataclasses.replace(recipe, warmup=min(recipe.warmup, max(1, budget.steps // 10)))
-    return changed(recipe, {**budget.overrides, **changes})
+    recipe = load_recipe(f"{kind}-compact")
+    length = {"steps": budget.steps, "epochs": budget.epochs, "seed": budget.seed}
+    shown = GLOBAL_ROUNDS if kind == "global" else {}
+    return changed(recipe, {**length, **shown, **budget.overrides, **changes})
+
+
+def _starts(names: Sequence[str]) -> dict[Kind, Path]:
+    """Weight files by their expert."""
+    found: dict[Kind, Path] = {}
+    for name in names:
+        path = named_path(name)
+        kind: Kind = read_card(path)["kind"]
+        if kind in found:
+            raise UserError(f"--start names two weights of the {kind} expert: '{found[kind]}' and '{path}'.")
+        found[kind] = path
+    return found
 
 
 def _method(kind: Kind, path: Path, device: str, last_only: bool) -> Method:
@@ -322,7 +361,8 @@ def _table(findings: Sequence[Finding]) -> Table:
 
 
 def _write(out: Path, findings: Sequence[Finding], budget: Budget) -> None:
-    spent = f"{budget.minutes:g} minutes" if budget.minutes else f"{budget.steps} steps"
+    spent = f"{budget.epochs} epochs" if budget.epochs else f"{budget.steps} steps"
+    spent = f"at most {budget.minutes:g} minutes" if budget.minutes else spent
     lines = [
         "# Ablations",
         "",

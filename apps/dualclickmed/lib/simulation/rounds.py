@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..networks.global_network import GlobalFeatures, RegionNetwork, box_centre_prompt
 from ..networks.local_network import LocalFeatures, LocalNetwork
-from .clicks import Draws, Strategy, balanced, boundary_attenuated
+from .clicks import Clicks, Draws, Strategy, balanced, boundary_attenuated
+
+Mode = Literal["alternatives", "chain", "together"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+"""How the clicks of one interaction are shown to the global expert.
+
+alternatives: each makes a prompt and a mask of its own, the history plus this one click, all decoded in one
+batch; the next interaction goes on from the first (the paper's "batch processing", section 2.3). chain: one
+is added after the other, with a mask after each. together: between one and all of them are added at once and
+give one mask, as many clicks seen for a fraction of the cost.
+"""
+
+
+@dataclass(frozen=True)
+class GlobalRounds:
+    """The interactions of one training step of the global expert.
+
+    Attributes:
+        interactions: rounds of corrections after the mask of the box (5 in the paper).
+        points: clicks that an interaction draws (6 in the paper).
+        mode: how they are shown, one of `MODES`.
+        last_only: show the network the newest click instead of all.
+    """
+
+    interactions: int
+    points: int
+    mode: Mode = "alternatives"
+    last_only: bool = False
+
+    @property
+    def masks(self) -> int:
+        """Predictions for each image: the box's and those of all interactions."""
+        return 1 + self.interactions * (1 if self.mode == "together" else self.points)
 
 
 def global_rounds(
@@ -17,23 +51,18 @@ def global_rounds(
     features: GlobalFeatures,
     truth: Tensor,
     valid: Tensor,
-    interactions: int,
-    points_each: int,
+    rounds: GlobalRounds,
     draws: Draws,
-    together: bool = False,
     strategy: Strategy = boundary_attenuated,
     first: tuple[Tensor, Tensor] | None = None,
-    last_only: bool = False,
     boxed: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Predict from the box and after the simulated clicks, one mask at a time.
+    """Predict from the box and after the simulated clicks.
 
-    The first mask comes from the box alone. Each interaction then draws `points_each` clicks from the
-    errors of the mask so far; they are added one by one, with a mask predicted after each (6 x 5 in the
-    paper). With `together` an interaction adds between one and `points_each` clicks at once and predicts
-    one mask: as many clicks seen for a fraction of the cost. The mask prompt is the mask at the start of the
-    interaction or the first mask, at random: serving passes the first mask with all clicks, the challenge
-    passes the last one.
+    The first mask comes from the box alone. Each interaction then draws clicks from the errors of the mask so
+    far and shows them as `rounds.mode` says. The mask prompt is the mask at the start of the interaction or
+    the first mask, at random: serving passes the first mask with all clicks, the challenge passes the last
+    one.
 
     Masks are made when they are asked for, so that whoever consumes them may let go of one (and of what its
     gradient needs) before the next is made.
@@ -41,14 +70,15 @@ def global_rounds(
     Args:
         features: of B encoded images.
         truth, valid: (B, G, G, G) bool on the grid of the images.
+        rounds: how many clicks, and how they are shown.
         draws: random numbers of the batch.
         strategy: how clicks are drawn.
         first: further first prompts: points (B, N, 3) in grid voxels and labels (B, N).
-        last_only: show the network the newest click instead of all.
         boxed: (B,) bool, which samples have a box (None: all).
 
     Yields:
-        `global_masks` logits, each (B, G, G, G), resampled when the network's mask is smaller.
+        Logits (B, K, G, G, G), resampled when the network's mask is smaller: K masks of each image that are
+        alternatives to each other, one but for interactions of the mode "alternatives".
     """
     grid = truth.shape[-1]
     points, labels = box_centre_prompt(network, len(truth), grid, truth.device)
@@ -62,25 +92,38 @@ def global_rounds(
     raw = raw.detach()
     begun = network.to_mask_prompt(raw)
     shown = output.detach().float()
-    yield output
-    for _ in range(interactions):
-        count = 1 + int(draws.one() * points_each) if together else points_each
+    yield output[:, None]
+    for _ in range(rounds.interactions):
+        together = rounds.mode == "together"
+        count = 1 + int(draws.one() * rounds.points) if together else rounds.points
         clicks = strategy(shown, truth, valid, count, draws)
         mask = network.to_mask_prompt(raw) if draws.one() < 0.5 else begun
-        for new in [slice(0, count)] if together else [slice(i, i + 1) for i in range(count)]:
-            points = torch.cat([points, clicks.points[:, new].to(points.dtype)], dim=1)
-            labels = torch.cat([labels, clicks.labels[:, new]], dim=1)
-            start = points.shape[1] - 1 if last_only else 0
-            raw = network.decode(features, points[:, start:], labels[:, start:], mask)
+        for new in _turns(clicks, rounds.mode):
+            k = len(new.points) // len(truth)
+            points = torch.cat([_repeated(points, k), new.points.to(points.dtype)], dim=1)
+            labels = torch.cat([_repeated(labels, k), new.labels], dim=1)
+            seen = slice(-1, None) if rounds.last_only else slice(None)
+            raw = network.decode(features.expand(k), points[:, seen], labels[:, seen], _repeated(mask, k))
             output = _full(raw, grid)
-            raw = raw.detach()
-            shown = output.detach().float()
-            yield output
+            # What comes next goes on from the first of the alternatives.
+            points, labels, raw = points[::k], labels[::k], raw.detach()[::k]
+            shown = output.detach()[::k].float()
+            yield output.unflatten(0, (-1, k))
 
 
-def global_masks(interactions: int, points_each: int, together: bool) -> int:
-    """How many masks `global_rounds` yields."""
-    return 1 + interactions * (1 if together else points_each)
+def _turns(clicks: Clicks, mode: Mode) -> list[Clicks]:
+    """The clicks of one interaction in the order in which they are shown; alternatives (B x K, 1) as one."""
+    if mode == "alternatives":
+        return [Clicks(clicks.points.flatten(0, 1)[:, None], clicks.labels.flatten(0, 1)[:, None])]
+    if mode == "together":
+        return [clicks]
+    count = clicks.points.shape[1]
+    return [Clicks(clicks.points[:, i : i + 1], clicks.labels[:, i : i + 1]) for i in range(count)]
+
+
+def _repeated(values: Tensor, times: int) -> Tensor:
+    """Every row `times` times in a row."""
+    return values if times == 1 else values.repeat_interleave(times, dim=0)
 
 
 def local_rounds(
@@ -108,14 +151,14 @@ def local_rounds(
         last_only: show the network the newest click instead of all.
 
     Yields:
-        `rounds` logits, each (B, D, H, W).
+        `rounds` logits, each (B, 1, D, H, W): one mask of each object.
     """
     points = first_points.to(torch.float32)
     labels = torch.ones(points.shape[:2], dtype=torch.long, device=points.device)
     for turn in range(rounds):
         start = points.shape[1] - 1 if last_only else 0
-        logits = network.decode(features.index(owner), points[:, start:], labels[:, start:])[:, 0]
-        shown = logits.detach().float()
+        logits = network.decode(features.index(owner), points[:, start:], labels[:, start:])
+        shown = logits.detach()[:, 0].float()
         yield logits
         if turn + 1 < rounds:
             clicks = strategy(shown, truth, valid, 1, draws)

@@ -1,11 +1,11 @@
-"""Augmentation of labelled cases with MONAI's transforms (paper, section 3.2).
+"""Augmentation of labelled cases (paper, section 3.2).
 
 Generated scenes vary enough by themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from monai.transforms import (
     Compose,
-    RandAffined,
     RandFlipd,
     RandGaussianNoised,
     RandRotate90d,
@@ -21,6 +20,7 @@ from monai.transforms import (
     RandShiftIntensityd,
 )
 from torch import Tensor
+from torch.nn import functional
 
 from ..imaging.intensity import normalise_global
 from .recipes import Recipe
@@ -35,22 +35,6 @@ GlobalAugmentation = Callable[["GlobalSample", np.random.Generator], "GlobalSamp
 LocalAugmentation = Callable[[Tensor, Tensor, Tensor, np.random.Generator], tuple[Tensor, Tensor, Tensor]]
 
 
-@lru_cache(maxsize=8)
-def _global_transforms(recipe: Recipe) -> Compose:
-    (z_low, z_high), (low, high), shift = recipe.scale_z, recipe.scale_xy, recipe.shift
-    flips = [RandFlipd(_KEYS, prob=recipe.flip, spatial_axis=axis) for axis in range(3)]
-    # MONAI's matrix leads from the output to the input, so a factor of 2 shrinks: the inverse is meant.
-    affine = RandAffined(
-        _KEYS,
-        prob=recipe.affine,
-        scale_range=((1 / z_high - 1, 1 / z_low - 1), *(((1 / high - 1, 1 / low - 1),) * 2)),
-        translate_range=(shift,) * 3,
-        mode="bilinear",
-        padding_mode="zeros",
-    )
-    return Compose([*flips, affine])
-
-
 def global_augmentation(recipe: Recipe) -> GlobalAugmentation:
     """Random affine of the grid and flips, on grey levels, then the global expert's normalisation.
 
@@ -59,23 +43,41 @@ def global_augmentation(recipe: Recipe) -> GlobalAugmentation:
     """
 
     def augment(sample: GlobalSample, rng: np.random.Generator) -> GlobalSample:
-        if recipe.affine > 0 or recipe.flip > 0:
-            done = _seeded(_global_transforms(recipe), rng)(
-                {
-                    IMAGE: sample.image[None],
-                    TRUTH: sample.truth[None].float(),
-                    VALID: sample.valid[None].float(),
-                }
-            )
-            if bool(((done[TRUTH] > 0.5) & (done[VALID] > 0.5)).any()):
-                sample = sample._replace(
-                    image=plain(done[IMAGE][0]),
-                    truth=plain(done[TRUTH][0]) > 0.5,
-                    valid=plain(done[VALID][0]) > 0.5,
-                )
+        maps = torch.stack([sample.image, sample.truth.float(), sample.valid.float()])
+        flips = [axis + 1 for axis in range(3) if rng.random() < recipe.flip]
+        done = maps.flip(flips)
+        if rng.random() < recipe.affine:
+            scales, shifts = drawn_affine(recipe, rng)
+            done = moved(done, scales, shifts)
+        image, truth, valid = done[0], done[1] > 0.5, done[2] > 0.5
+        if bool((truth & valid).any()):
+            sample = sample._replace(image=image, truth=truth, valid=valid)
         return sample._replace(image=normalise_global(sample.image))
 
     return augment
+
+
+def drawn_affine(recipe: Recipe, rng: np.random.Generator) -> tuple[list[float], list[float]]:
+    """Scales and shifts (z, y, x) of a random affine as in TorchIO's RandomAffine, which the authors use.
+
+    A scale is itself uniform between its bounds (above 1 enlarges), a shift uniform to both sides, in voxels
+    of the grid.
+    """
+    scales = [float(rng.uniform(*bounds)) for bounds in (recipe.scale_z, recipe.scale_xy, recipe.scale_xy)]
+    return scales, [float(v) for v in rng.uniform(-recipe.shift, recipe.shift, size=3)]
+
+
+def moved(maps: Tensor, scales: Sequence[float], shifts: Sequence[float]) -> Tensor:
+    """Maps (C, D, H, W) scaled about the grid's centre and then moved by `shifts` voxels (z, y, x), with
+    trilinear interpolation and zeros from outside.
+    """
+    # The matrix leads from output to input, in the order (x, y, z) and in units of half the grid.
+    matrix = torch.zeros(1, 3, 4)
+    for row, axis in enumerate((2, 1, 0)):
+        matrix[0, row, row] = 1 / scales[axis]
+        matrix[0, row, 3] = -2 * shifts[axis] / maps.shape[axis + 1] / scales[axis]
+    grid = functional.affine_grid(matrix, [1, *maps.shape], align_corners=False)
+    return functional.grid_sample(maps[None], grid, align_corners=False)[0]
 
 
 @lru_cache(maxsize=8)

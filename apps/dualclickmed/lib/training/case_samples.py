@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..experts.inputs import local_input, map_at_points, map_in_box
@@ -17,6 +20,9 @@ from .regions import inside, jittered, window_about
 # An object that fills more of a window than this has nothing to find an edge by: the window moves to its
 # surface.
 WINDOW_FILLED = 0.9
+
+Order = Callable[[int], npt.NDArray[np.integer]]
+"""The order in which a number of objects is asked for: a permutation of their places."""
 
 
 def global_crop(
@@ -42,10 +48,14 @@ def global_crop(
     return GlobalSample(grey, truth, inside(volume.shape, roi))
 
 
-def case_crops(opened: OpenedCase, rng: np.random.Generator, recipe: Recipe) -> list[GlobalSample]:
-    """Crops of up to `recipe.targets` objects of a case, each object as likely as any other; grey levels."""
+def case_crops(
+    opened: OpenedCase, rng: np.random.Generator, recipe: Recipe, order: Order | None = None
+) -> list[GlobalSample]:
+    """Crops of up to `recipe.targets` objects of a case, each object as likely as any other or the first of
+    `order`; grey levels.
+    """
     crops = []
-    for place in rng.permutation(len(opened.objects))[: recipe.targets]:
+    for place in (order or rng.permutation)(len(opened.objects))[: recipe.targets]:
         found = opened.objects[int(place)]
         box, extreme = drawn_box(opened, found, recipe, rng)
         clicked = rng.random() < recipe.clicked
@@ -81,14 +91,17 @@ def drawn_box(opened: OpenedCase, found: Found, recipe: Recipe, rng: np.random.G
     return _shifted(box, found), extreme
 
 
-def local_case_sample(opened: OpenedCase, rng: np.random.Generator, recipe: Recipe) -> LocalSample:
-    """A window of a case about an object, each of them as likely as any other however large it is.
+def local_case_sample(
+    opened: OpenedCase, rng: np.random.Generator, recipe: Recipe, order: Order | None = None
+) -> LocalSample:
+    """A window of a case about an object, each of them as likely as any other however large it is, or the
+    first of `order`.
 
     Other objects in the window are asked for on the same features, if a click in them leads to the same
     intensities. An object larger than the window is cut by it.
     """
     size = (recipe.size,) * 3
-    objects = [opened.objects[int(i)] for i in rng.permutation(len(opened.objects))]
+    objects = [opened.objects[int(i)] for i in (order or rng.permutation)(len(opened.objects))]
     mask = torch.from_numpy(opened.mask(objects[0]))
     at = _moved(interior_voxel(mask, rng), objects[0])
     roi = window_at(jittered(at, rng), size)

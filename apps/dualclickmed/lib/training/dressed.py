@@ -15,16 +15,10 @@ import numpy.typing as npt
 import torch
 
 from ..imaging.geometry import Position, Region
-from .generated import (
-    LOOK_WEIGHTS,
-    LOOKS,
-    MIN_TARGET_VOXELS,
-    Look,
-    SyntheticVolume,
-    _Canvas,
-    _random_rotation,
-    _render,
-)
+from .canvas import Canvas
+from .generated import MIN_TARGET_VOXELS, SyntheticVolume
+from .looks import LOOK_WEIGHTS, LOOKS, Look, render
+from .shapes import random_rotation
 
 # Side of the piece in longest sides of the object that it is cut about.
 LEAST_VIEW, GREATEST_VIEW = 1.4, 4.0
@@ -73,7 +67,7 @@ def dressed_scene(
         uneven[int(rng.integers(3))] = rng.uniform(1.0, 5.0 if look != "microscopy" else 2.5)
     cells = np.minimum(view / voxel, size) * rng.uniform(0.75, 1.0, size=3) / uneven
     shape = np.maximum(6, np.round(cells)).astype(int)
-    canvas = _Canvas(
+    canvas = Canvas(
         shape=(int(shape[0]), int(shape[1]), int(shape[2])),
         spacing=(float(uneven[0]), float(uneven[1]), float(uneven[2])),
         rng=rng,
@@ -97,14 +91,14 @@ def dressed_scene(
     ]
     if not targets:
         return None
-    return SyntheticVolume(_render(canvas, look), canvas.labels, targets, canvas.spacing, look)
+    return SyntheticVolume(render(canvas, look), canvas.labels, targets, canvas.spacing, look)
 
 
 def _turn(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """A rotation (3, 3): none, a small one, or any."""
     draw = rng.random()
     if draw < FREE_TURN:
-        return _random_rotation(rng)
+        return random_rotation(rng)
     if draw > FREE_TURN + SMALL_TURN:
         return np.eye(3)
     angles = rng.normal(size=3) * SMALL_ANGLE / 2
@@ -121,7 +115,7 @@ def _turn(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 def _cut(
     labels: npt.NDArray[np.integer],
     step: npt.NDArray[np.float64],
-    canvas: _Canvas,
+    canvas: Canvas,
     middle: npt.NDArray[np.float64],
     voxel: float,
     turn: npt.NDArray[np.float64],

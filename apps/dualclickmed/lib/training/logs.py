@@ -30,12 +30,32 @@ _GREEN, _RED, _YELLOW = (0, 200, 0), (230, 40, 40), (255, 210, 0)
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Where a training is, after a step.
+
+    Attributes:
+        step, steps: done, and to do in all (fewer if the time is up earlier).
+        loss: of the step.
+        dice: mean Dice of the step's last masks, those after all clicks.
+        seconds: that the run has taken, earlier parts included; left: an estimate of what remains.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    dice: float
+    seconds: float
+    left: float
+
+
+@dataclass(frozen=True)
 class LogEntry:
     """One row of the CSV: means since the row before it."""
 
     step: int
     samples: int
     seconds: float
+    objects_per_second: float
     rate: float
     loss: float
     dice: Sequence[float]
@@ -63,20 +83,21 @@ class RunLog:
 
             self._events = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
-    def tick(self, step: int, loss: float, dice: float, left: float) -> None:
-        """After every step."""
+    def tick(self, now: Progress, speed: float) -> None:
+        """After every step; `speed` in objects per second."""
         if self._bar is not None:
             self._bar.update()
-            self._bar.set_postfix(loss=f"{loss:.3f}", dice=f"{dice:.3f}")
+            self._bar.set_postfix(loss=f"{now.loss:.3f}", dice=f"{now.dice:.3f}", objects=f"{speed:.2f}/s")
         elif self._leads and time.monotonic() - self._told > SECONDS_BETWEEN_LINES:
             self._told = time.monotonic()
             logger.info(
-                "Step %d of %d, loss %.3f, Dice %.3f, %.0f minutes left.",
-                step,
+                "Step %d of %d, loss %.3f, Dice %.3f, %.2f objects per second, %.0f minutes left.",
+                now.step,
                 self._steps,
-                loss,
-                dice,
-                left / 60,
+                now.loss,
+                now.dice,
+                speed,
+                now.left / 60,
             )
 
     def write(self, entry: LogEntry) -> None:
@@ -89,14 +110,16 @@ class RunLog:
             writer = csv.writer(file)
             if new:
                 names = [f"dice_{i}" for i in range(len(entry.dice))]
-                writer.writerow(["step", "samples", "seconds", "rate", "loss", *names])
-            writer.writerow(
-                [entry.step, entry.samples, f"{entry.seconds:.0f}", f"{entry.rate:.2e}", f"{entry.loss:.4f}"]
-                + [f"{d:.4f}" for d in entry.dice]
-            )
+                # Speed comes last, so that the rows of a resumed older log keep their meaning.
+                columns = ["step", "samples", "seconds", "rate", "loss", *names, "objects_per_second"]
+                writer.writerow(columns)
+            numbers = [f"{entry.seconds:.0f}", f"{entry.rate:.2e}", f"{entry.loss:.4f}"]
+            numbers += [*(f"{d:.4f}" for d in entry.dice), f"{entry.objects_per_second:.2f}"]
+            writer.writerow([entry.step, entry.samples, *numbers])
         if self._events is not None:
             self._events.add_scalar("train/loss", entry.loss, entry.step)
             self._events.add_scalar("train/rate", entry.rate, entry.step)
+            self._events.add_scalar("train/objects per second", entry.objects_per_second, entry.step)
             self._events.add_scalar("train/dice first prompt", entry.dice[0], entry.step)
             self._events.add_scalar("train/dice last click", entry.dice[-1], entry.step)
 

@@ -27,7 +27,7 @@ from ..atomic_files import write_text
 from ..errors import UserError
 from ..imaging.geometry import GLOBAL_GRID, global_roi
 from .batches import GlobalSample
-from .case_samples import drawn_box, global_crop
+from .case_samples import Order, drawn_box, global_crop
 from .opened import OpenedCase, open_case
 from .recipes import Recipe
 from .sources import LabelledCase
@@ -74,7 +74,7 @@ def prepare(
             key = content_key(case, recipe, boxes)
             if not (folder / key / CONTENT).is_file():
                 _write_case(folder, key, open_case(case, recipe), case, recipe, boxes)
-            index[_identity(case, recipe)] = key
+            index[identity(case, recipe)] = key
         except UserError as error:
             troubles[case.id] = str(error)
             logger.warning("Left out: %s", error)
@@ -98,17 +98,30 @@ class PreparedCrops:
             raise UserError(f"'{folder}' holds no prepared crops: run 'python main.py prepare' first.")
         self._keys = index
 
-    def crops(self, case: LabelledCase, rng: np.random.Generator, count: int) -> list[GlobalSample] | None:
-        """Crops of up to `count` of a case's objects, each as likely as any other; None if they are not
-        prepared or the files have changed since.
+    def count(self, case: LabelledCase) -> int | None:
+        """Objects of a case; None if it is not prepared or the files have changed since."""
+        found = self._content(case)
+        return None if found is None else len(found[1]["objects"])
+
+    def crops(
+        self, case: LabelledCase, rng: np.random.Generator, count: int, order: Order | None = None
+    ) -> list[GlobalSample] | None:
+        """Crops of up to `count` of a case's objects, each as likely as any other or the first of `order`;
+        None if they are not prepared or the files have changed since.
         """
-        key = self._keys.get(_identity(case, self.recipe))
+        found = self._content(case)
+        if found is None:
+            return None
+        key, content = found
+        values, boxes = content["objects"], content["boxes"]
+        chosen = [values[int(i)] for i in (order or rng.permutation)(len(values))[:count]]
+        return [read_crop(self.folder / key / f"{v}-{int(rng.integers(boxes))}.npz") for v in chosen]
+
+    def _content(self, case: LabelledCase) -> tuple[str, dict[str, Any]] | None:
+        key = self._keys.get(identity(case, self.recipe))
         if key is None:
             return None
-        content = json.loads((self.folder / key / CONTENT).read_text())
-        values, boxes = content["objects"], content["boxes"]
-        chosen = [values[int(i)] for i in rng.permutation(len(values))[:count]]
-        return [read_crop(self.folder / key / f"{v}-{int(rng.integers(boxes))}.npz") for v in chosen]
+        return key, json.loads((self.folder / key / CONTENT).read_text())
 
 
 def content_key(case: LabelledCase, recipe: Recipe, boxes: int) -> str:
@@ -136,7 +149,7 @@ def _rules(case: LabelledCase, recipe: Recipe) -> str:
     return repr((VERSION, case.modality, drawn))
 
 
-def _identity(case: LabelledCase, recipe: Recipe) -> str:
+def identity(case: LabelledCase, recipe: Recipe) -> str:
     """Tells without reading the files whether they are those that were prepared."""
     parts: list[Any] = [_rules(case, recipe)]
     for path in (case.image, case.label):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from ..errors import UserError
 from ..networks.configs import GlobalConfig, LocalConfig
+from ..simulation.rounds import Mode
 from ..weights.files import Kind
 
 if sys.version_info >= (3, 11):
@@ -27,7 +28,8 @@ else:
     import tomli as tomllib
 
 RECIPES = Path(__file__).with_name("recipes")
-FINE_TUNE_RATE = 1e-4
+# Of a fine-tuning: its part of the recipe's learning rate, and its share of generated scenes.
+FINE_TUNE_RATE = 0.1
 REPLAY = 0.3
 
 ClickRule = Literal["boundary", "balanced", "uniform", "realistic"]
@@ -43,12 +45,13 @@ class Recipe:
         kind, preset: which network.
         steps: optimiser steps; the schedule runs over them (or over `minutes` of the command, whichever
             ends first).
-        epochs: passes over the labelled cases instead of `steps`; 0 leaves it to `steps`.
+        epochs: passes over the objects of the labelled cases instead of `steps`; 0 leaves it to `steps`.
         scenes, targets: scenes or cases for each batch of a process, and objects asked for in each.
         accumulate: batches whose gradients are added up for one step.
         interactions, points: rounds of simulated corrections and clicks in each (paper: 5 x 6 for the
             global expert); for the local expert `interactions` predictions with one click each.
-        together: an interaction's clicks, between one and `points`, are added at once (global expert only).
+        mode: how the global expert sees an interaction's clicks: alternatives (paper), chain or together
+            (`simulation.rounds.MODES`).
         clicks: how corrections are drawn: boundary, balanced (paper, section 2.3), uniform or realistic.
         last_only: the network sees the newest click instead of all (ablation of section 4.3).
         starts: shares of the global expert's first prompts: box, extreme points, corner points, one point.
@@ -61,11 +64,12 @@ class Recipe:
         decoder_rate: learning rate of everything but the image encoder, as a part of `rate`.
         freeze_encoder: leave the image encoder as it is.
         schedule: flat with a cool-down, multistep or cosine.
-        warmup: steps of linear warm-up.
+        warmup: first share of the run in which the rate rises linearly.
         cooldown: last share of the run in which a flat rate falls linearly to zero. A flat rate before it
             lets a run be prolonged at any time.
         milestones, drop: shares of the run after which a multistep rate is multiplied by `drop`.
-        weight_decay, clip: AdamW's decay and the largest gradient norm.
+        betas, weight_decay: AdamW's decays of its moments and of the weights.
+        clip: the largest gradient norm.
         average: decay of the running mean of the weights.
         keep: which weights are written at the end: the running mean, the last, or the best on validation.
         focal: weight of the focal loss beside the Dice loss.
@@ -91,7 +95,7 @@ class Recipe:
     accumulate: int = 1
     interactions: int = 5
     points: int = 6
-    together: bool = False
+    mode: Mode = "alternatives"
     clicks: ClickRule = "boundary"
     last_only: bool = False
     starts: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
@@ -105,10 +109,11 @@ class Recipe:
     decoder_rate: float = 1.0
     freeze_encoder: bool = False
     schedule: Schedule = "flat"
-    warmup: int = 200
+    warmup: float = 0.02
     cooldown: float = 0.3
     milestones: tuple[float, ...] = ()
     drop: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 1e-4
     clip: float = 1.0
     average: float = 0.998
@@ -147,6 +152,8 @@ class Recipe:
                 raise UserError(
                     f"The recipe's {name} must be positive and ascending, but it is {low}, {high}."
                 )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"The recipe's betas must be at least 0 and below 1, but they are {self.betas}.")
         if self.size % 16:
             raise UserError(f"The recipe's size must be a multiple of 16, but it is {self.size}.")
         if min(self.starts) < 0 or sum(self.starts) <= 0:
@@ -165,14 +172,13 @@ _LEAST = {
     "points": 1,
     "rate": 0,
     "decoder_rate": 0,
-    "warmup": 0,
     "weight_decay": 0,
     "focal": 0,
     "size": 16,
     "smallest": 1,
 }
 _SHARES = (
-    "cooldown", "parts", "components", "clicked", "average", "replay", "affine", "flip", "rotate",
+    "cooldown", "warmup", "parts", "components", "clicked", "average", "replay", "affine", "flip", "rotate",
     "intensity", "drop",
 )  # fmt: skip
 
@@ -218,9 +224,16 @@ def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 
 def from_dict(values: Mapping[str, Any]) -> Recipe:
-    """The recipe that a checkpoint or a card recorded; names that recipes no longer have are left out."""
+    """The recipe that a checkpoint or a card recorded; names that recipes no longer have are left out, and
+    what earlier versions called otherwise is translated.
+    """
     kinds = typing.get_type_hints(Recipe)
     known = {name: value for name, value in values.items() if name in kinds and name != "kind"}
+    if "together" in values:
+        known["mode"] = "together" if values["together"] else "chain"
+    if known.get("warmup", 0) > 1:
+        # It counted steps.
+        known["warmup"] = min(1.0, known["warmup"] / max(1, known.get("steps", 1)))
     return changed(Recipe(kind=values["kind"]), known)
 
 
@@ -235,21 +248,22 @@ def fitted(recipe: Recipe, config: GlobalConfig | LocalConfig) -> Recipe:
 
 
 def fine_tune(kind: Kind, preset: str = "compact") -> Recipe:
-    """For going on from trained weights with a few labelled cases: a low rate, a share of generated scenes
-    so that nothing is forgotten, and gentle augmentation.
+    """For going on from trained weights with a few labelled cases: a tenth of the rate, a share of generated
+    scenes so that nothing is forgotten, and gentle augmentation.
     """
+    recipe = load_recipe(f"{kind}-{preset}")
     return changed(
-        load_recipe(f"{kind}-{preset}"),
+        recipe,
         {
-            "rate": FINE_TUNE_RATE if preset == "compact" else load_recipe(f"{kind}-{preset}").rate,
+            "rate": recipe.rate * FINE_TUNE_RATE,
             "epochs": 0,
             "steps": 500,
             "schedule": "flat",
-            "warmup": 20,
+            "warmup": 0.04,
             "cooldown": 0.5,
             "average": 0.98,
             "keep": "average",
-            "replay": REPLAY if preset == "compact" else 0.0,
+            "replay": REPLAY,
             "affine": 0.3,
             "scale_z": (0.9, 1.1),
             "scale_xy": (0.9, 1.1),

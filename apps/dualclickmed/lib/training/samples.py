@@ -7,7 +7,8 @@ slots each therefore draw what one process with four slots draws, and each of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 from ..errors import UserError
 from .augment import global_augmentation
 from .batches import GlobalSample, Loaded, LocalSample, global_batch, local_batch
-from .case_samples import case_crops, local_case_sample
+from .case_samples import Order, case_crops, local_case_sample
 from .dressed import dressed_scene
 from .first_prompts import first_points
 from .generated import make_scene
@@ -46,6 +47,9 @@ class Samples(Dataset[Loaded]):
         rank, world: number of this process and of all; each fills its own slots.
         opened: how cases are opened, and their memory.
         prepared: crops made beforehand, which spare the global expert opening the volumes.
+        counts: objects of each labelled case by id. A case then comes as often as it has objects (for each
+            `targets` of them, global expert), each time with others of them, until all have been asked for.
+            None: every case comes once in a round, with any of its objects.
         device: where scenes are made; the batch is returned there.
     """
 
@@ -58,6 +62,7 @@ class Samples(Dataset[Loaded]):
         world: int = 1,
         opened: OpenedCases | None = None,
         prepared: PreparedCrops | None = None,
+        counts: Mapping[str, int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.recipe, self.data, self.seed = recipe, tuple(data), seed
@@ -65,6 +70,8 @@ class Samples(Dataset[Loaded]):
         self.device = torch.device(device)
         self.opened = OpenedCases(recipe) if opened is None else opened
         self.prepared = prepared
+        self.counts = counts
+        self._visits: dict[tuple[int, int], list[tuple[LabelledCase, int]]] = {}
         self._weights = np.array([source.weight for source in self.data])
         self._weights = self._weights / self._weights.sum()
         self._bad: dict[str, str] = {}
@@ -98,10 +105,10 @@ class Samples(Dataset[Loaded]):
         else:
             augment = global_augmentation(recipe)
 
-            def take(case: LabelledCase) -> list[GlobalSample]:
+            def take(case: LabelledCase, order: Order | None) -> list[GlobalSample]:
                 if case.dressed:
                     return self._dressed(case, rng)
-                return [augment(crop, rng) for crop in self._crops(case, rng)]
+                return [augment(crop, rng) for crop in self._crops(case, rng, order)]
 
             samples = self._from_cases(source.cases, number, slot, take, troubles)
         return [(sample, first_points(sample, recipe, rng)) for sample in samples]
@@ -117,12 +124,12 @@ class Samples(Dataset[Loaded]):
                 return samples
         raise UserError(f"Case '{case.id}': no piece of the label map shows an object.")
 
-    def _crops(self, case: LabelledCase, rng: np.random.Generator) -> list[GlobalSample]:
+    def _crops(self, case: LabelledCase, rng: np.random.Generator, order: Order | None) -> list[GlobalSample]:
         if self.prepared is not None:
-            crops = self.prepared.crops(case, rng, self.recipe.targets)
+            crops = self.prepared.crops(case, rng, self.recipe.targets, order)
             if crops is not None:
                 return crops
-        return case_crops(self.opened.get(case), rng, self.recipe)
+        return case_crops(self.opened.get(case), rng, self.recipe, order)
 
     def _local_slot(self, number: int, slot: int, troubles: dict[str, str]) -> LocalSample:
         rng = np.random.default_rng((self.seed, number, slot))
@@ -132,7 +139,7 @@ class Samples(Dataset[Loaded]):
                 source.cases,
                 number,
                 slot,
-                lambda case: local_case_sample(self.opened.get(case), rng, self.recipe),
+                lambda case, order: local_case_sample(self.opened.get(case), rng, self.recipe, order),
                 troubles,
             )
         while True:
@@ -146,24 +153,48 @@ class Samples(Dataset[Loaded]):
         cases: Sequence[LabelledCase],
         number: int,
         slot: int,
-        take: Callable[[LabelledCase], _T],
+        take: Callable[[LabelledCase, Order | None], _T],
         troubles: dict[str, str],
     ) -> _T:
         """What `take` makes of the slot's case; a case that can't be used gives way to the next one."""
-        slots = self.recipe.scenes * self.world
-        own = cases[slot::slots] if len(cases) >= slots else cases
+        own = self._own(cases, slot)
         epoch, place = divmod(number, len(own))
         order = np.random.default_rng((self.seed, epoch, slot)).permutation(len(own))
         for turn in range(len(own)):
-            case = own[int(order[(place + turn) % len(own)])]
+            case, visit = own[int(order[(place + turn) % len(own)])]
             if case.id in self._bad:
                 continue
             try:
-                return take(case)
+                return take(case, self._order(case, epoch, visit))
             except UserError as error:
                 self._bad[case.id] = troubles[case.id] = str(error)
-        troubles.update({case.id: self._bad[case.id] for case in own})
+        troubles.update({case.id: self._bad[case.id] for case, _ in own})
         raise _NothingUsable
+
+    def _own(self, cases: Sequence[LabelledCase], slot: int) -> list[tuple[LabelledCase, int]]:
+        """The cases of a slot, each as often as it comes in an epoch, with the number of the visit."""
+        known = self._visits.get((id(cases), slot))
+        if known is not None:
+            return known
+        slots = self.recipe.scenes * self.world
+        own = cases[slot::slots] if len(cases) >= slots else cases
+        each = self.recipe.targets if self.recipe.kind == "global" else 1
+        # One that can't be used comes once, to be named.
+        visits = [
+            (case, visit)
+            for case in own
+            for visit in range(1 if self.counts is None else max(1, -(-self.counts[case.id] // each)))
+        ]
+        self._visits[id(cases), slot] = visits
+        return visits
+
+    def _order(self, case: LabelledCase, epoch: int, visit: int) -> Order | None:
+        """Which objects a visit asks for: those that follow on the ones of the visit before."""
+        if self.counts is None:
+            return None
+        seed = (self.seed, epoch, zlib.crc32(case.id.encode()))
+        first = visit * (self.recipe.targets if self.recipe.kind == "global" else 1)
+        return lambda count: np.roll(np.random.default_rng(seed).permutation(count), -first)
 
 
 class _NothingUsable(Exception):
