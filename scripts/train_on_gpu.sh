@@ -24,11 +24,14 @@ export PYTHONPATH="$runs/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 needed="numpy:numpy scipy:scipy monai:monai nibabel:nibabel cc3d:connected-components-3d edt:edt safetensors:safetensors
     SimpleITK:SimpleITK nrrd:pynrrd pydicom:pydicom skimage:scikit-image matplotlib:matplotlib typer:typer rich:rich
     tqdm:tqdm filelock:filelock psutil:psutil requests:requests packaging:packaging"
-missing=()
-for pair in $needed; do
-    "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('${pair%%:*}') is None)" ||
-        missing+=("${pair##*:}")
-done
+read -r -a missing <<<"$("$python" - $needed <<'PYTHON'
+import importlib.util
+import sys
+
+pairs = (pair.split(":") for pair in sys.argv[1:])
+print(*(package for module, package in pairs if importlib.util.find_spec(module) is None))
+PYTHON
+)"
 if ((${#missing[@]})); then
     echo "Installing ${missing[*]}"
     if [[ -n ${WHEELS:-} ]]; then
@@ -50,12 +53,9 @@ threads=$((($(nproc) + ${#recipes[@]} - 1) / ${#recipes[@]}))
 processes=()
 for recipe in "${recipes[@]}"; do
     name=$(basename "$recipe" .toml)
-    kind=$("$python" -c "
-import sys
-sys.path.insert(0, '.')
-import main
-from dualclickmed.training.recipes import load_recipe
-print(load_recipe('$recipe').kind)")
+    file=$recipe
+    [[ $file == *.toml ]] || file="apps/dualclickmed/lib/training/recipes/$recipe.toml"
+    kind=$(sed -n 's/^kind = "\(.*\)"/\1/p' "$file")
     # SIGTERM saves and exports; the whole time is reached in the last call, which ends by itself.
     timeout --signal=TERM --kill-after=120 "$seconds" "$python" main.py train "$kind" --recipe "$recipe" \
         --out "$runs/$name" --minutes "$whole" --device "$device" --workers "$((workers > 0 ? workers : 0))" \
