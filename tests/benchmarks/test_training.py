@@ -12,7 +12,7 @@ from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.training import learner
 from dualclickmed.training.recipes import COMPACT
 
-from tests.training.cases import SMALL
+from tests.support.cases import SMALL
 
 
 @pytest.fixture(autouse=True)
