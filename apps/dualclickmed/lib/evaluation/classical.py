@@ -117,7 +117,8 @@ def problem_of(volume: Volume, prompts: Prompts) -> ClassicalProblem:
         around = Box(*_grown(box, margin, volume.shape))
     grid = _grid(around, volume.spacing)
     roi = Roi(around, grid)
-    grey = crop_to_grid(volume.array, roi, lambda stored: intensity(volume.to_real(stored))).numpy() / 255
+    values = crop_to_grid(volume.array, roi, lambda stored: intensity(volume.to_real(stored)))
+    grey = np.asarray(values.numpy() / 255, dtype=np.float32)
     step = tuple(float(a * b) for a, b in zip(roi.spacing, volume.spacing, strict=True))
 
     centres = [

@@ -90,11 +90,13 @@ def _distances(one: Mask, other: Mask, spacing: Sequence[float]) -> tuple[float 
         return 0.0, 0.0
     # The margin keeps surfaces at the border of the region surfaces.
     region = Box.of_mask(one | other).voxels(one.shape)
-    parts = [torch.from_numpy(np.pad(mask[region], 1))[None, None] for mask in (one, other)]
+    first, second = (torch.from_numpy(np.pad(mask[region], 1))[None, None] for mask in (one, other))
     steps = tuple(float(step) for step in spacing)
-    mean = compute_average_surface_distance(*parts, include_background=True, symmetric=True, spacing=steps)
+    mean = compute_average_surface_distance(
+        first, second, include_background=True, symmetric=True, spacing=steps
+    )
     far = compute_hausdorff_distance(
-        *parts, include_background=True, percentile=HAUSDORFF_PERCENTILE, spacing=steps
+        first, second, include_background=True, percentile=HAUSDORFF_PERCENTILE, spacing=steps
     )
     return round(float(mean), 3), round(float(far), 3)
 
@@ -137,7 +139,8 @@ def consensus(versions: Mapping[str, NamedLabels], rule: str) -> NamedLabels:
     found: dict[str, Mask] = {}
     for name in labels_of(versions):
         masks = list(masks_of(versions, name).values())
-        mask = _staple(masks) if rule == STAPLE else np.sum(masks, axis=0, dtype=np.int32) * 2 > len(masks)
+        votes = np.sum(masks, axis=0, dtype=np.int32)
+        mask: Mask = _staple(masks) if rule == STAPLE else np.asarray(votes * 2 > len(masks))
         if mask.any():
             found[name] = mask
     if not found:
