@@ -172,3 +172,18 @@ def test_a_killed_server_leaves_no_process_and_no_folder(tmp_path: Path, image: 
     os.waitpid(process, 0)
     forking.wait(SOON)
     assert not folder.exists()
+
+
+def test_a_reader_that_crashes_leaves_nothing(image: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    made = Reader(64 << 20, 10.0, folder, modules=["tests.support.bad_readers"])
+    try:
+        with pytest.raises(VolumeError):
+            made("leaves", (image,))
+        deadline = time.monotonic() + SOON
+        while any(folder.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        made.stop()

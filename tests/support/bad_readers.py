@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 from dualclickmed.imaging import native
 
 
 def crashes(path: str) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leaves(path: str) -> None:
+    """A temporary file, as a library that crashes leaves it."""
+    (Path(tempfile.mkdtemp()) / "pixels").write_bytes(b"private")
+    crashes(path)
 
 
 def raises(path: str) -> None:
@@ -30,5 +38,5 @@ def computes(path: str) -> None:
         pass
 
 
-for reader in (crashes, raises, answers_nonsense, sleeps, computes):
+for reader in (crashes, leaves, raises, answers_nonsense, sleeps, computes):
     native.READERS[reader.__name__] = reader

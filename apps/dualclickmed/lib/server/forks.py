@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -74,7 +75,7 @@ def serve(control: socket.socket) -> None:
                 if connection.fileno() in happened:
                     with suppress(ProcessLookupError):
                         os.kill(process, signal.SIGKILL)
-            _reap(readers)
+            _reap(readers, folders)
             if control.fileno() in happened and not _take(control, ended, notice, readers, folders):
                 return
     finally:
@@ -84,12 +85,20 @@ def serve(control: socket.socket) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reap(readers: dict[int, socket.socket]) -> None:
+def _reap(readers: dict[int, socket.socket], folders: Sequence[str]) -> None:
     while readers:
         process, _ = os.waitpid(-1, os.WNOHANG)
         if not process:
             return
+        # Before the other end sees that it is closed. A reader that was killed has removed nothing itself.
+        for folder in folders:
+            shutil.rmtree(_own(folder, process), ignore_errors=True)
         readers.pop(process).close()
+
+
+def _own(folder: str, process: int) -> Path:
+    """Where a reader puts its temporary files."""
+    return Path(folder) / f"reader-{process}"
 
 
 def _take(
@@ -124,6 +133,11 @@ def _take(
         other.close()
     os.close(ended)
     os.close(notice)
+    for folder in folders:
+        own = _own(folder, os.getpid())
+        with suppress(OSError):
+            own.mkdir()
+            tempfile.tempdir = str(own)
     _read(connection)
 
 
