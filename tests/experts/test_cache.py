@@ -6,6 +6,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from dualclickmed.experts.cache import ByteCache
 from hypothesis import given
@@ -148,3 +149,11 @@ def test_the_limit_holds_with_many_threads():
         list(pool.map(ask, range(400)))
     assert len(seen) == 400
     assert max(seen) <= 50
+
+
+def test_what_was_computed_from_one_image_is_dropped_alone() -> None:
+    cache = ByteCache(1000)
+    for key in (("a", 1), ("a", 2), ("b", 1), "a"):
+        cache.get(key, lambda: np.zeros(10, dtype=np.uint8))
+    cache.drop("a")
+    assert len(cache) == 2 and cache.nbytes == 20

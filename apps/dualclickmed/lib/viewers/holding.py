@@ -108,19 +108,20 @@ class Held:
 
     def close(self) -> None:
         """Put the image away and let go of all memory."""
-        conversation = self._conversation
-        if conversation is not None:
-            self._remember()
-            objects, self._objects = self._objects, []
-            self._conversation = None
+        conversation, self._conversation = self._conversation, None
+        objects, self._objects = self._objects, []
+        self._budget.hold(self, 0)
+        if conversation is None:
+            return
+        try:
+            if self._finished is not None and conversation.was_corrected:
+                objects.append(conversation.mask)
             self._forget(conversation.volume)
             if self._finished is not None and objects:
-                try:
-                    self._finished(conversation.volume, objects)
-                except Exception:
-                    # The viewer has its masks; the next session must not suffer.
-                    logger.exception("The masks of a viewer were not kept")
-        self._budget.hold(self, 0)
+                self._finished(conversation.volume, objects)
+        except Exception:
+            # The viewer has its masks; the next session must not suffer.
+            logger.exception("The masks of a viewer were not kept")
 
     def _remember(self) -> None:
         if self._finished is not None and self.conversation.was_corrected:
