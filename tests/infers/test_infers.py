@@ -758,8 +758,9 @@ def test_nothing_is_taken_over_unasked(tmp_path: Path, existing: Any) -> None:
 
 def test_an_uploaded_label_is_corrected_and_its_path_is_no_name() -> None:
     with tempfile.NamedTemporaryFile(suffix=".nii.gz") as upload:
-        found = with_image({"image": "known", "label": upload.name}, FakeStudies(), None)
-    assert found["label"] is None
+        sent = {"image": "known", "label": "spleen", "label_file": upload.name}
+        found = with_image(sent, FakeStudies(), None)
+    assert found["label"] == "spleen"
     assert found["existing_path"] == upload.name
     segmenter = OneVoxelSegmenter(a_volume(), ServerOptions(LABELS))
     answered(LabelsTask(segmenter), {**found, "spleen": [A], "label_info": [{"name": "liver"}]})

@@ -8,7 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from dualclickmed.configs.options import Options
+from dualclickmed.configs.options import ServerOptions
 from dualclickmed.infers.dialects import RawPrompts
 from dualclickmed.infers.segmenter import Segmenter
 from dualclickmed.server.limits import Limits
@@ -26,7 +26,7 @@ def test_the_same_prompts_give_the_same_mask(tmp_path: Path) -> None:
     array = (ball * 90 + noise).round().astype(np.float32)
     image = tmp_path / "image.nii.gz"
     nib.save(nib.Nifti1Image(array.T, np.diag([-1.0, -1.0, 2.0, 1.0])), image)
-    segmenter = Segmenter(Options())
+    segmenter = Segmenter(ServerOptions())
     options = segmenter.options
 
     def requested(**prompts: Any) -> np.ndarray:
