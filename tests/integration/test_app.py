@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,10 @@ def app_class() -> Any:
 
 
 @pytest.fixture
-def app(app_class: Any, tmp_path: Path) -> Iterator[Any]:
+def app(app_class: Any, tmp_path: Path) -> Any:
     """An app without weights."""
     conf = {"labels": "liver,my tumor", "model_dir": str(tmp_path / "none"), "device": "cpu"}
-    built = app_class(str(APP), str(tmp_path / "studies"), conf)
-    yield built
-    built.datastore()._observer.stop()
+    return app_class(str(APP), str(tmp_path / "studies"), conf)
 
 
 def test_building_the_app_loads_nothing(app: Any) -> None:
@@ -46,7 +43,7 @@ def test_without_weights_no_task_is_offered_and_the_reason_is_given(app: Any) ->
 
 
 def test_warming_up_without_weights_ends_quietly(app: Any, caplog: pytest.LogCaptureFixture) -> None:
-    app._warm_up()
+    app._warm_up(reader=None)
     assert "Not ready" in caplog.text
 
 
