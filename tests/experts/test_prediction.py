@@ -166,11 +166,17 @@ def test_objects_of_like_size_or_side_by_side_are_no_parts() -> None:
     assert parts_of({1: [], 2: [block(0, 2, 1.0)]}) == {1: frozenset(), 2: frozenset()}
 
 
-def test_a_box_in_a_larger_box_makes_a_part_whatever_was_found() -> None:
-    found = {1: [block(0, 4, 1.0)], 2: [block(3, 7, 1.0)]}
-    whole, part = Box((0, 0, 0), (10, 10, 10)), Box((4, 4, 4), (10.2, 8, 8))
+def test_a_box_in_a_larger_box_makes_a_part_if_the_whole_is_about_it() -> None:
+    # Two thirds of the whole's size: too large to be a part by what was found.
+    found = {1: [block(0, 8, 1.0)], 2: [block(1, 8, 1.0)]}
+    assert parts_of(found)[2] == frozenset({1})
+    found[2] = [block(0, 8, 1.0)]
+    whole, part = Box((0, 0, 0), (10, 10, 10)), Box((1, 1, 1), (8, 8, 8))
+    assert parts_of(found)[2] == frozenset()
+    found[1] = [block(0, 9, 1.0)]
+    assert parts_of(found)[2] == frozenset()
     assert parts_of(found, {1: whole, 2: part}) == {1: frozenset(), 2: frozenset({1})}
-    # Half of the box is outside.
+    # Half of the box is outside; of like size; and nothing of the whole is about it.
     assert parts_of(found, {1: whole, 2: Box((7, 4, 4), (13, 8, 8))})[2] == frozenset()
-    # Of like size.
     assert parts_of(found, {1: whole, 2: Box((0, 0, 0), (10, 10, 9))})[2] == frozenset()
+    assert parts_of({1: [block(0, 3, 1.0)], 2: [block(6, 9, 1.0)]}, {1: whole, 2: part})[2] == frozenset()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 from torch import Tensor
 
 from ..imaging.geometry import Box, Position, Region, Roi, paste_from_grid
@@ -16,6 +17,9 @@ from ..imaging.geometry import Box, Position, Region, Roi, paste_from_grid
 LEAST_INSIDE, LARGEST_PART = 0.5, 0.7
 """A part lies inside the whole by at least the first share of its own voxels, and has at most the second
 share of the whole's."""
+SHELL, LEAST_AROUND = 2, 0.2
+"""The whole is on at least this share of the voxels up to so many outside the part: what lies beside an
+object is none of its parts, though its box may reach there."""
 LEAST_BOX_INSIDE = 0.9
 """The same of the parts' boxes: users draw them a little off."""
 NOWHERE: Region = (slice(0, 0), slice(0, 0), slice(0, 0))
@@ -146,29 +150,48 @@ def parts_of(
     Returns:
         For every value, the values of the objects that it is a part of.
     """
-    found = {value: [p for p in parts if p.region != NOWHERE] for value, parts in predictions.items()}
-    sizes = {value: sum(int(np.count_nonzero(p.logits > 0)) for p in parts) for value, parts in found.items()}
+    masks = {value: _one_mask(parts) for value, parts in predictions.items()}
+    sizes = {value: int(np.count_nonzero(mask)) for value, (_, mask) in masks.items()}
     wholes: dict[int, set[int]] = {value: set() for value in predictions}
-    for value, parts in found.items():
-        for other, theirs in found.items():
-            if other == value or sizes[value] == 0:
-                continue
-            if boxes and value in boxes and other in boxes and _holds(boxes[other], boxes[value]):
-                wholes[value].add(other)
-                continue
-            if sizes[value] > LARGEST_PART * sizes[other]:
-                continue
-            inside = 0
-            for mine, their in itertools.product(parts, theirs):
-                shared = intersection(mine.region, their.region)
-                if shared is not None:
-                    both = (mine.logits[within(shared, mine.region)] > 0) & (
-                        their.logits[within(shared, their.region)] > 0
-                    )
-                    inside += int(np.count_nonzero(both))
-            if inside >= LEAST_INSIDE * sizes[value]:
-                wholes[value].add(other)
+    for value, other in itertools.permutations(predictions, 2):
+        if sizes[value] == 0 or sizes[other] == 0:
+            continue
+        nested = bool(boxes) and value in boxes and other in boxes and _holds(boxes[other], boxes[value])
+        smaller = sizes[value] <= LARGEST_PART * sizes[other]
+        if (nested or smaller) and _surrounds(masks[other], masks[value], nested):
+            wholes[value].add(other)
     return {value: frozenset(found) for value, found in wholes.items()}
+
+
+def _one_mask(parts: Sequence[Prediction]) -> tuple[Region, npt.NDArray[np.bool_]]:
+    """Where an object was found: a region and the mask in it."""
+    region = enclosing_region([part.trimmed().region for part in parts])
+    mask = np.zeros([s.stop - s.start for s in region], dtype=np.bool_)
+    for part in parts:
+        shared = intersection(part.region, region)
+        if shared is not None:
+            mask[within(shared, region)] |= part.logits[within(shared, part.region)] > 0
+    return region, mask
+
+
+def _surrounds(
+    whole: tuple[Region, npt.NDArray[np.bool_]], part: tuple[Region, npt.NDArray[np.bool_]], nested: bool
+) -> bool:
+    """Whether one mask lies in another: the voxels that it shares with it, and those just outside it."""
+    (region, mask), (place, mine) = whole, part
+    margin = SHELL + 1
+    z, y, x = (slice(s.start - margin, s.stop + margin) for s in place)
+    wider = (z, y, x)
+    mine = np.pad(mine, margin)
+    theirs = np.zeros_like(mine)
+    shared = intersection(wider, region)
+    if shared is None:
+        return False
+    theirs[within(shared, wider)] = mask[within(shared, region)]
+    shell = ndimage.binary_dilation(mine, iterations=SHELL) & ~mine
+    inside = np.count_nonzero(mine & theirs) / np.count_nonzero(mine)
+    around = np.count_nonzero(shell & theirs) / np.count_nonzero(shell)
+    return bool((nested or inside >= LEAST_INSIDE) and around >= LEAST_AROUND)
 
 
 def _holds(whole: Box, part: Box) -> bool:
