@@ -55,8 +55,9 @@ def ask(
     named = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
     scope = {"type": "http", "method": "GET", "path": path, "headers": named}
     asyncio.run(Guard(endpoint, limits or Limits(), origins)(scope, receive, send))
-    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    return sent[0]["status"], sent[1]["body"]
+    assert {message["type"] for message in sent[1:]} == {"http.response.body"}
+    assert [message.get("more_body", False) for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
+    return sent[0]["status"], b"".join(message["body"] for message in sent[1:])
 
 
 HOST = {"Host": "127.0.0.1:8000"}
@@ -168,3 +169,28 @@ def test_a_body_of_which_nothing_more_comes_is_given_up(monkeypatch: pytest.Monk
     named = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
     asyncio.run(Guard(reads_on, Limits())({"type": "http", "headers": named}, receive, send))
     assert sent[0]["status"] == 408
+
+
+@pytest.mark.parametrize(("parts", "seconds"), [(3, 60.0), (None, 0.05)])
+def test_what_a_refused_client_still_sends_is_taken_for_a_while(
+    parts: int | None, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be cut off before it reads the answer; None: it never ends."""
+    monkeypatch.setattr("dualclickmed.server.guard.REFUSED_SECONDS", seconds)
+    events: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(0)
+        events.append("taken")
+        return {"type": "http.request", "body": b"x", "more_body": events.count("taken") != parts}
+
+    async def send(message: Any) -> None:
+        events.append(message)
+
+    headers = {**HOST, "Content-Length": str(MAX_BODY + 1)}
+    named = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
+    asyncio.run(Guard(_endpoint, Limits())({"type": "http", "headers": named}, receive, send))
+    assert events[0]["status"] == 413 and b"may hold" in events[1]["body"]
+    assert events[-1] == {"type": "http.response.body", "body": b""}
+    assert set(events[2:-1]) == {"taken"}
+    assert parts is None or events.count("taken") == parts

@@ -28,6 +28,11 @@ PAGES = ("/ohif/", "/page/", "/docs", "/")
 """At these and below the first of them are pages, which change nothing by being opened."""
 BODY_SECONDS = 60.0
 """Silence after which a request whose body is not complete is given up."""
+REFUSED_SECONDS = 10.0
+"""How long the rest of a refused request is still taken.
+
+Were the connection closed with some of it unread, the client would be cut off and would not see the answer.
+"""
 _LOOPBACK_NAMES = ("localhost",)
 UPLOADS = ("multipart/form-data", "multipart/related", "application/dicom")
 """Kinds of bodies that upload something."""
@@ -47,13 +52,14 @@ class _Body:
     def __init__(self, receive: Receive, most: int) -> None:
         self.problem: tuple[int, str] | None = None
         self._receive, self._most = receive, most
-        self._seen, self._complete = 0, False
+        self._seen, self._complete, self._silent = 0, False, False
 
     async def __call__(self) -> Message:
         try:
             # Who waits after the end of the body waits for the client to leave.
             message = await asyncio.wait_for(self._receive(), None if self._complete else BODY_SECONDS)
         except asyncio.TimeoutError as error:
+            self._silent = True
             self.problem = 408, f"Nothing more of the request came for {BODY_SECONDS:.0f} seconds."
             raise BodyError from error
         self._complete = not message.get("more_body", False)
@@ -62,6 +68,17 @@ class _Body:
             self.problem = 413, _too_large(self._most)
             raise BodyError
         return message
+
+    async def rest(self) -> None:
+        """Take what is still to come and drop it, for a while."""
+        until = asyncio.get_running_loop().time() + REFUSED_SECONDS
+        while not self._complete and not self._silent:
+            left = until - asyncio.get_running_loop().time()
+            try:
+                message = await asyncio.wait_for(self._receive(), left)
+            except asyncio.TimeoutError:
+                return
+            self._complete = not message.get("more_body", False)
 
 
 class Guard:
@@ -94,15 +111,15 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        most = self._most(headers)
+        body = _Body(receive, most)
         refusal = self._refusal(headers, scope)
         if refusal is not None:
-            await _answer(send, *refusal)
+            await _answer(send, body, *refusal)
             return
-        most = self._most(headers)
         if _length(headers) > most:
-            await _answer(send, 413, _too_large(most))
+            await _answer(send, body, 413, _too_large(most))
             return
-        body = _Body(receive, most)
         started = False
 
         async def sending(message: Message) -> None:
@@ -110,7 +127,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 if body.problem is not None and not started:
                     # An endpoint made something else of the interruption.
-                    await _answer(send, *body.problem)
+                    await _answer(send, body, *body.problem)
                     started = True
                     return
                 started = True
@@ -123,7 +140,7 @@ class Guard:
             await self.app(scope, body, sending)
         except BodyError:
             if not started and body.problem is not None:
-                await _answer(send, *body.problem)
+                await _answer(send, body, *body.problem)
 
     def _refusal(self, headers: Mapping[bytes, str], scope: Scope) -> tuple[int, str] | None:
         host = headers.get(b"host", "").lower()
@@ -206,10 +223,12 @@ def _too_large(most: int) -> str:
     return f"A request may hold {most} bytes, but this one holds more (--conf upload_gb)."
 
 
-async def _answer(send: Send, status: int, detail: str) -> None:
+async def _answer(send: Send, asked: _Body, status: int, detail: str) -> None:
+    """Answer at once, and then take what the client still sends, so that it gets to reading the answer."""
     body = json.dumps({"detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    # What the client still sends is not read.
     headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    await asked.rest()
+    await send({"type": "http.response.body", "body": b""})
