@@ -85,7 +85,10 @@ for at in "${!recipes[@]}"; do
         fi
         cp "$file" "$target"
     done
-    tail -n 1 "$runs/$name/log.csv" 2>/dev/null || true
+    if ! compgen -G "$runs/$name/*.safetensors" >/dev/null; then
+        echo "$name had not taken its first step when $minutes minutes were over: give it more MINUTES." >&2
+        failed=1
+    fi
 done
 echo "Weights and logs so far: $out; checkpoints: $runs. The same call goes on."
 exit "$failed"
