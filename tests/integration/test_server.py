@@ -302,7 +302,7 @@ CLICK = {"liver": [[27, 30, 19]]}
         ("series", CLICK, "4"),
         ("holes", {"liver": [[1, 2, 3]]}, "nan"),
         ("damaged", CLICK, "damaged"),
-        ("photo", CLICK, ".nii"),
+        ("photo", CLICK, "There is no image 'photo'"),
         ("unknown", CLICK, "There is no image 'unknown'"),
         ("../studies/ct", CLICK, "holds no folders"),
         ("/etc/passwd", CLICK, "holds no folders"),
