@@ -23,7 +23,7 @@ from dualclickmed.learning.final import FinalLabel, prepare
 from dualclickmed.learning.prior import Prior
 from dualclickmed.learning.record import FAILED, PUBLISHED, REFUSED, Record
 from dualclickmed.learning.retraining import Place, Settings, retrain
-from dualclickmed.learning.runs import is_training, progress_of
+from dualclickmed.learning.runs import KEPT, TRAININGS, is_training, progress_of
 from dualclickmed.training.loop import Options, Progress
 from dualclickmed.training.recipes import Recipe
 from dualclickmed.training.sources import WeightedSource, load_case
@@ -104,9 +104,11 @@ def test_both_labels_of_a_file_train_and_the_result_is_published(
     assert (recipe.steps, recipe.replay) == (9, Settings().replay)
     cases = sources[0].cases
     assert len(cases) == 4
-    # The spelling is the server's; its files were cleared away with the run.
+    # The spelling is the server's.
     assert {tuple(case.names.values()) for case in cases} == {("spleen", "tail")}
-    assert not list((place.folder / "runs").iterdir())
+    # The copies of the labels and the weights were cleared away with the end of the training.
+    (run,) = (place.folder / TRAININGS).iterdir()
+    assert {path.name for path in run.iterdir()} <= KEPT
     card = read_card(default_path("global", directory=place.model_dir))
     assert card["data"]["labels"] == ["spleen", "tail"]
     assert sorted(card["data"]["trained"] + card["data"]["held_out"]) == sorted(x.image for x in labels)
