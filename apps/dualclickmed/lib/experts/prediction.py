@@ -150,13 +150,14 @@ def parts_of(
     Returns:
         For every value, the values of the objects that it is a part of.
     """
+    drawn = boxes or {}
     masks = {value: _one_mask(parts) for value, parts in predictions.items()}
     sizes = {value: int(np.count_nonzero(mask)) for value, (_, mask) in masks.items()}
     wholes: dict[int, set[int]] = {value: set() for value in predictions}
     for value, other in itertools.permutations(predictions, 2):
         if sizes[value] == 0 or sizes[other] == 0:
             continue
-        nested = bool(boxes) and value in boxes and other in boxes and _holds(boxes[other], boxes[value])
+        nested = value in drawn and other in drawn and _holds(drawn[other], drawn[value])
         smaller = sizes[value] <= LARGEST_PART * sizes[other]
         if (nested or smaller) and _surrounds(masks[other], masks[value], nested):
             wholes[value].add(other)
