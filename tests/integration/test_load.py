@@ -146,4 +146,5 @@ def test_a_full_line_says_when_to_come_back(busy: Server) -> None:
 def test_health_is_told_without_reading_anything(busy: Server) -> None:
     answer = busy.get("/health")
     assert answer.status_code == 200
-    assert answer.json() == {"ready": True, "waiting": 0, "reason": None}
+    idle = {"ready": True, "waiting": 0, "reading": [], "stuck": 0, "reason": None}
+    assert answer.json() == idle
