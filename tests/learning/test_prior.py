@@ -163,7 +163,7 @@ def test_taught_weights_answer_what_they_were_taught_and_their_origin_the_rest(t
     assert experts(published, False).size
 
 
-def test_a_damaged_lesson_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_scope_is_refused(tmp_path: Path) -> None:
     import json
 
     from dualclickmed.errors import WeightsError
@@ -173,5 +173,5 @@ def test_a_damaged_lesson_is_refused(tmp_path: Path) -> None:
     path = default_path("global", directory=tmp_path)
     card = json.loads(card_path(path).read_text())
     card_path(path).write_text(json.dumps({**card, "lesson": [{"label": "x"}]}))
-    with pytest.raises(WeightsError, match="damaged lesson"):
+    with pytest.raises(WeightsError, match="damaged scope"):
         load_experts(path, None, "cpu", ByteCache(0))
