@@ -341,7 +341,7 @@ def test_main_py_uses_its_own_package_wherever_it_is_called(tmp_path: Path) -> N
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
-        "import sys; from typer.testing import CliRunner; from dualclickmed import cli;"
+        "import sys; from typer.testing import CliRunner; from dualclickmed.cli import app as cli;"
         "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0;"
         "print({'torch', 'numpy', 'monai', 'monailabel', 'matplotlib'} & set(sys.modules))"
     )

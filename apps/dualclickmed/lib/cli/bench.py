@@ -74,7 +74,7 @@ class BenchSection:
 
 def bench(
     preset: Annotated[
-        list[str] | None, typer.Option(help="compact or paper; may be repeated (default: both).")
+        list[str] | None, typer.Option(help="compact, unet or paper; may be repeated (default: all).")
     ] = None,
     expert: Annotated[
         list[str] | None, typer.Option(help="global or local; may be repeated (default: both).")

@@ -18,7 +18,7 @@ ModelDir = Annotated[
 
 Preset = Annotated[
     str | None,
-    typer.Option(help="Which weights of that folder: compact or paper (default: what 'weights use' chose)."),
+    typer.Option(help="Weights of that folder: compact, unet or paper (default: what 'weights use' chose)."),
 ]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
