@@ -146,7 +146,7 @@ def test_what_is_wrong_with_a_case_is_said(tmp_path: Path) -> None:
         "differ by more": write_nifti(tmp_path / "moved.nii.gz", labels, moved),
         "0 to 65535": write_nifti(tmp_path / "negative.nii.gz", labels.astype(np.int16) - 1),
         "whole numbers": write_nifti(tmp_path / "half.nii.gz", labels.astype(np.float32) * 0.7),
-        "could not be read": tmp_path / "broken.nii.gz",
+        "is damaged": tmp_path / "broken.nii.gz",
         "there is no missing": tmp_path / "missing.nii.gz",
     }
     for complaint, path in wrong.items():

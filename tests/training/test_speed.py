@@ -53,7 +53,9 @@ def global_batch(size: int) -> GlobalBatch:
     truth[:, 16:48, 20:44, 12:52] = True
     image = truth[:, None].float() + 0.3 * torch.randn(size, 1, 64, 64, 64)
     nothing = torch.zeros(size, 0, 3), torch.zeros(size, 0, dtype=torch.long)
-    return GlobalBatch(image, truth, torch.ones_like(truth), *nothing)
+    return GlobalBatch(
+        image, truth, torch.ones_like(truth), *nothing, torch.ones(len(truth), dtype=torch.bool)
+    )
 
 
 def local_batch(size: int) -> LocalBatch:
