@@ -169,12 +169,8 @@ def test_overlaps_go_to_the_surer_label_in_any_order(volume, fakes):
         np.testing.assert_array_equal(masks, seen[0])
 
 
-@pytest.mark.parametrize("names", [("large", "small"), ("small", "a large one")])
-@pytest.mark.parametrize(("surer", "winner"), [(0.89, "small"), (0.92, "large")])
-def test_fused_wants_a_larger_object_to_be_surer(volume, fakes, names, surer, winner):
-    """1000 against 27 voxels, 8 of them shared: a quarter of their log ratio is 0.903."""
-    large, small = sorted(names, key=lambda name: "large" not in name)
-    parts = {large: (Box((2, 2, 2), (12, 12, 12)), 1 + surer), small: (Box((10, 10, 10), (13, 13, 13)), 1.0)}
+def fused_blocks(volume, fakes, names, parts):
+    """What `fused` makes of objects that it finds as blocks: name to box and logit."""
 
     def predict(expert, volume, given, *args):
         box, logit = next(part for part in parts.values() if part[0] == given.box)
@@ -184,7 +180,17 @@ def test_fused_wants_a_larger_object_to_be_surer(volume, fakes, names, surer, wi
 
     dual = dual_of(fakes.Network(fakes.image), fakes.Network(fakes.image))
     dual._fusion.predict = predict
-    result = dual.segment(volume, {name: Prompts((), parts[name][0]) for name in names}, "fused")
+    return dual.segment(volume, {name: Prompts((), parts[name][0]) for name in names}, "fused")
+
+
+@pytest.mark.parametrize("names", [("large", "small"), ("small", "a large one")])
+@pytest.mark.parametrize(("surer", "winner"), [(0.89, "small"), (0.92, "large")])
+def test_fused_wants_a_larger_object_to_be_surer(volume, fakes, names, surer, winner):
+    """1000 against 27 voxels, 8 of them shared: a quarter of their log ratio is 0.903."""
+    large, small = sorted(names, key=lambda name: "large" not in name)
+    parts = {large: (Box((2, 2, 2), (12, 12, 12)), 1 + surer), small: (Box((10, 10, 10), (13, 13, 13)), 1.0)}
+
+    result = fused_blocks(volume, fakes, names, parts)
     assert result.mask(small).sum() == (27 if winner == "small" else 19)
     assert result.mask(large).sum() == (992 if winner == "small" else 1000)
 
@@ -194,15 +200,7 @@ def test_an_object_inside_another_keeps_its_voxels_however_sure_the_other_is(vol
     large, small = sorted(names, key=lambda name: "large" not in name)
     parts = {large: (Box((2, 2, 2), (12, 12, 12)), 6.0), small: (Box((5, 5, 5), (8, 8, 8)), 0.1)}
 
-    def predict(expert, volume, given, *args):
-        box, logit = next(part for part in parts.values() if part[0] == given.box)
-        region = box.voxels(volume.shape)
-        logits = np.full([s.stop - s.start for s in region], logit, np.float32)
-        return SimpleNamespace(predictions=[Prediction(region, logits)])
-
-    dual = dual_of(fakes.Network(fakes.image), fakes.Network(fakes.image))
-    dual._fusion.predict = predict
-    result = dual.segment(volume, {name: Prompts((), parts[name][0]) for name in names}, "fused")
+    result = fused_blocks(volume, fakes, names, parts)
     assert result.mask(small).sum() == 27
     assert result.mask(large).sum() == 973
 

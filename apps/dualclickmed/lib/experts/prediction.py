@@ -150,6 +150,8 @@ def parts_of(
     Returns:
         For every value, the values of the objects that it is a part of.
     """
+    if len(predictions) < 2:
+        return {value: frozenset() for value in predictions}
     drawn = boxes or {}
     masks = {value: _one_mask(parts) for value, parts in predictions.items()}
     sizes = {value: int(np.count_nonzero(mask)) for value, (_, mask) in masks.items()}

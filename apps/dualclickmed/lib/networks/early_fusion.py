@@ -16,9 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .evidence import BOX_SCALE, box_evidence
-from .global_network import GlobalFeatures, RegionNetwork
+from .global_network import PRIOR_GAIN, PRIOR_RANGE, GlobalFeatures, RegionNetwork
 from .influence import MAPS, click_influence
-from .layers import Conv3d, Halving, Pointwise, centre_coordinates, click_maps, depth_to_space, space_to_depth
+from .layers import (
+    Conv3d,
+    Halving,
+    Pointwise,
+    ResidualConv,
+    centre_coordinates,
+    click_maps,
+    depth_to_space,
+    space_to_depth,
+)
 from .prompt_encoder import BACKGROUND, CLICK_SIGMA, FOREGROUND, MASK_LOGIT_SCALE
 
 if TYPE_CHECKING:
@@ -28,9 +37,6 @@ if TYPE_CHECKING:
 IMAGE_CHANNELS = 3
 # The ellipsoid in the box, foreground and background clicks, and the previous mask.
 PROMPT_CHANNELS = 4 + MAPS
-# Logits of the ellipsoid in the box: 1 in its middle, 0 on its surface, times a learned gain.
-PRIOR_GAIN = 3.0
-PRIOR_RANGE = (-2.0, 1.0)
 # Channels of a group that are normalised together.
 GROUP = 16
 
@@ -61,10 +67,10 @@ class EarlyFusionNetwork(RegionNetwork):
         self.down = nn.ModuleList(Halving(a, b) for a, b in pairs)
         self.up = nn.ModuleList(Pointwise(b, a) for a, b in pairs)
         self.before = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(c) for _ in range(n)))
+            nn.Sequential(*(_block(c) for _ in range(n)))
             for c, n in zip(channels, config.unet_blocks, strict=True)
         )
-        self.after = nn.ModuleList(ResidualBlock(c) for c in channels[:-1])
+        self.after = nn.ModuleList(_block(c) for c in channels[:-1])
         self.fine = Pointwise(channels[0] + seen, 2 * channels[0])
         self.out = Pointwise(2 * channels[0], 8)
         # A new network answers with the ellipsoid.
@@ -78,11 +84,7 @@ class EarlyFusionNetwork(RegionNetwork):
 
     def encode(self, image: Tensor) -> GlobalFeatures:
         """What the image alone decides of normalised RoIs (B, 1, S, S, S): evidence and a smoothed copy."""
-        side = self.config.image_size
-        if image.ndim != 5 or tuple(image.shape[2:]) != (side, side, side):
-            raise ValueError(
-                f"Expected images of shape (B, 1, {side}, {side}, {side}), got {tuple(image.shape)}."
-            )
+        self.require_image(image)
         assert isinstance(self.radius, Tensor)
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             image = image.float()
@@ -154,19 +156,5 @@ class EarlyFusionNetwork(RegionNetwork):
             return torch.cat([prior, previous, clicks, influence], dim=1)
 
 
-class ResidualBlock(nn.Module):
-    """x + conv(act(norm(conv(act(norm(x)))))) with two 3^3 convolutions; starts as the identity."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        groups = max(1, channels // GROUP)
-        self.norm1 = nn.GroupNorm(groups, channels)
-        self.conv1 = Conv3d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, channels)
-        self.conv2 = Conv3d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.gelu(self.norm1(x)))
-        return x + self.conv2(F.gelu(self.norm2(y)))
+def _block(channels: int) -> ResidualConv:
+    return ResidualConv(channels, max(1, channels // GROUP))

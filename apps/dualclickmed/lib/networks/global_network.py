@@ -56,6 +56,14 @@ class RegionNetwork(nn.Module):
         """
         raise NotImplementedError
 
+    def require_image(self, image: Tensor) -> None:
+        """ValueError for images of another shape than (B, 1, S, S, S), S = config.image_size."""
+        side = self.config.image_size
+        if image.ndim != 5 or tuple(image.shape[2:]) != (side, side, side):
+            raise ValueError(
+                f"Expected images of shape (B, 1, {side}, {side}, {side}), got {tuple(image.shape)}."
+            )
+
     def to_mask_prompt(self, logits: Tensor) -> Tensor:
         """(B, 1, M, M, M) logits of `decode` -> the mask prompt for the next round."""
         return to_mask_prompt(logits, self.config.mask_prompt_size)
@@ -91,11 +99,8 @@ class GlobalNetwork(RegionNetwork):
 
     def encode(self, image: Tensor) -> GlobalFeatures:
         """Encode normalised images (B, 1, S, S, S); S is config.image_size."""
+        self.require_image(image)
         side = self.config.image_size
-        if image.ndim != 5 or tuple(image.shape[2:]) != (side, side, side):
-            raise ValueError(
-                f"Expected images of shape (B, 1, {side}, {side}, {side}), got {tuple(image.shape)}."
-            )
         embedding, skips = self.image_encoder(image)
         if self.config.click_influence:
             skips = (*skips, F.avg_pool3d(image.float(), side // self.config.mask_prompt_size))

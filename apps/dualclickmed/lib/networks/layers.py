@@ -103,13 +103,14 @@ class ResidualConv(nn.Module):
     """x + conv(act(norm(conv(act(norm(x)))))) with two 3^3 convolutions; keeps the shape.
 
     The second convolution starts at zero: a new block is the identity, and deep stacks train from the start.
+    `groups` of channels are normalised each on its own.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 1) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(1, channels)
+        self.norm1 = nn.GroupNorm(groups, channels)
         self.conv1 = Conv3d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(1, channels)
+        self.norm2 = nn.GroupNorm(groups, channels)
         self.conv2 = Conv3d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]

@@ -16,8 +16,9 @@ Every constant was chosen on a part of a set of real objects (docs/fusion.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import edt
 import numpy as np
@@ -271,22 +272,25 @@ def _unshrunk(found: Field, prior: Field) -> Field:
 def beyond(roi: Roi, box: Box) -> Field:
     """How far each cell is outside a box: the most over the axes, in half sides of the box; 0 inside."""
     found = np.zeros(roi.grid, dtype=np.float32)
-    for axis, (count, start, size) in enumerate(zip(roi.grid, roi.box.lo, roi.spacing, strict=True)):
-        centres = start + (np.arange(count) + 0.5) * size
-        away = np.abs(centres - box.centre[axis]) / (box.sides[axis] / 2) - 1
-        shape = [-1 if a == axis else 1 for a in range(3)]
-        np.maximum(found, away.astype(np.float32).reshape(shape), out=found)
+    for away in _from_the_middle(roi, box):
+        np.maximum(found, (np.abs(away) - 1).astype(np.float32), out=found)
     return found
 
 
 def inscribed_ellipsoid(roi: Roi, box: Box) -> Field:
     """The probability of the ellipsoid in a box at every cell: one half on its surface."""
     square = np.zeros(roi.grid, dtype=np.float32)
+    for away in _from_the_middle(roi, box):
+        square += np.square(away).astype(np.float32)
+    return sigmoid(ELLIPSOID_SLOPE * (1 - np.sqrt(square)))
+
+
+def _from_the_middle(roi: Roi, box: Box) -> Iterator[npt.NDArray[np.floating[Any]]]:
+    """For each axis, how far its cells are from the middle of a box, in half sides; shaped to broadcast."""
     for axis, (count, start, size) in enumerate(zip(roi.grid, roi.box.lo, roi.spacing, strict=True)):
         centres = start + (np.arange(count) + 0.5) * size
         away = (centres - box.centre[axis]) / (box.sides[axis] / 2)
-        square += np.square(away).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
-    return sigmoid(ELLIPSOID_SLOPE * (1 - np.sqrt(square)))
+        yield away.reshape([-1 if a == axis else 1 for a in range(3)])
 
 
 def accumulate_click_evidence(
