@@ -151,7 +151,7 @@ class DualClickMed(MONAILabelApp):
 
         if self.options.review:
             web.user_middleware.append(Middleware(ReadOnly))
-        endpoints = install(web, self.limits, self.segmenter.waiting_for, self._files(reader))
+        endpoints = install(web, self.limits, self.segmenter.experts.waiting_for, self._files(reader))
         page = Page(self, endpoints.in_turn, answer_to, endpoints.submitting)
         web.include_router(page.router(), prefix=settings.MONAI_LABEL_API_STR)
         web.include_router(agreement.router(self.learning, answer_to), prefix=settings.MONAI_LABEL_API_STR)
@@ -160,7 +160,10 @@ class DualClickMed(MONAILabelApp):
             threading.Thread(target=self._warm_up, args=(reader,), name="warm-up", daemon=True).start()
             keeper = Keeper(self.datastore()) if self.viewer_options.learn and self._has_folder() else None
             served = Served(
-                segmenting(self.segmenter), self.segmenter.forget, self.segmenter.licence(), keeper
+                segmenting(self.segmenter),
+                self.segmenter.experts.forget,
+                self.segmenter.experts.licence(),
+                keeper,
             )
             self.viewers = Viewers(self.viewer_options, self.limits, served)
             self.viewers.start()
@@ -194,7 +197,7 @@ class DualClickMed(MONAILabelApp):
 
     def info(self) -> dict[str, Any]:
         """What clients learn about the app; without usable weights it offers no task and says what to do."""
-        problem = self.segmenter.problem()
+        problem = self.segmenter.experts.problem()
         description = DESCRIPTION if problem is None else f"{DESCRIPTION}. Not ready: {problem}"
         told = super().info()
         stats = self.learning.latest_first(told.get("train_stats", {}))
@@ -243,7 +246,7 @@ class DualClickMed(MONAILabelApp):
         except OSError:
             logger.exception("Files cannot be read in processes of their own")
         try:
-            self.segmenter.warm_up()
+            self.segmenter.experts.warm_up()
             port = settings.MONAI_LABEL_SERVER_PORT
             logger.info("Ready: %s", os.environ.get("DUALCLICKMED_ADDRESS", f"http://127.0.0.1:{port}"))
         except UserError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from dualclickmed.experts import Result
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.label_map import LabelMap, colour_of
 from dualclickmed.imaging.mask_files import EXTENSIONS, LabelledMask, Segment, write
-from dualclickmed.imaging.prompts import Click, Prompts
+from dualclickmed.imaging.prompts import Click
 from dualclickmed.imaging.volume import Volume, from_array, load_volume
 from dualclickmed.infers.dialects import (
     MAX_CLICKS,
@@ -38,7 +37,7 @@ from dualclickmed.infers.dialects import (
 )
 from dualclickmed.infers.images import with_image
 from dualclickmed.infers.layers import Layers
-from dualclickmed.infers.segmenter import Answer
+from dualclickmed.infers.segmenter import Answer, SegmentRequest
 from dualclickmed.infers.tasks import ClickTask, LabelsTask, ObjectTask
 from fastapi import HTTPException
 from hypothesis import given, settings
@@ -436,14 +435,16 @@ class OneVoxelSegmenter:
     def __init__(self, volume: Volume, options: ServerOptions) -> None:
         self.volume = volume
         self.options = options
-        self.asked: dict[str, Any] = {}
+        self.experts = self
+        self.asked: SegmentRequest | None = None
 
     def problem(self) -> str | None:
         return None
 
-    def segment(self, image: Path, prompts: Mapping[str, RawPrompts], **asked: Any) -> Answer:
-        self.asked = {"image": image, **asked}
-        canonical: dict[str, Prompts] = to_canonical(prompts, self.volume)
+    def segment(self, request: SegmentRequest) -> Answer:
+        self.asked = request
+        no_expert: Any = None
+        canonical = request.find(self.volume, no_expert)
         labels = np.zeros(self.volume.shape, np.uint8)
         values = {label: at for at, label in enumerate(canonical, start=1)}
         for label, wanted in canonical.items():
@@ -510,14 +511,11 @@ def test_what_goes_with_the_mask() -> None:
         "notes": [],
         "shape": [4, 5, 6],
     }
-    assert segmenter.asked == {
-        "image": Path("image.nii.gz"),
-        "strategy": "local",
-        "ct_window": "lung",
-        "device": "cpu",
-        "modality": "ct",
-        "layers": Layers(labels=LABELS, order=("spleen",)),
-    }
+    asked = segmenter.asked
+    assert asked is not None
+    assert asked.image == Path("image.nii.gz")
+    assert (asked.strategy, asked.ct_window, asked.device, asked.modality) == ("local", "lung", "cpu", "ct")
+    assert asked.layers == Layers(labels=LABELS, order=("spleen",))
 
 
 def test_how_unsure_the_answer_is_needs_a_strategy_that_knows() -> None:
@@ -692,7 +690,8 @@ def test_a_drawn_box_needs_no_corners() -> None:
 def test_the_global_expert_alone_needs_corners(strategy: str) -> None:
     segmenter = OneVoxelSegmenter(a_volume(), ServerOptions(labels=LABELS))
     answered(LabelsTask(segmenter), {"strategy": strategy, "liver": [[1, 2, 3], [0, 1, 2]]})  # type: ignore[arg-type]
-    assert segmenter.asked["layers"].corners == (strategy == "global")
+    assert segmenter.asked is not None
+    assert segmenter.asked.layers.corners == (strategy == "global")
 
 
 def test_one_corner_is_not_enough() -> None:
@@ -764,6 +763,7 @@ def test_an_uploaded_label_is_corrected_and_its_path_is_no_name() -> None:
     assert found["existing_path"] == upload.name
     segmenter = OneVoxelSegmenter(a_volume(), ServerOptions(LABELS))
     answered(LabelsTask(segmenter), {**found, "spleen": [A], "label_info": [{"name": "liver"}]})
-    layers = segmenter.asked["layers"]
+    assert segmenter.asked is not None
+    layers = segmenter.asked.layers
     assert (layers.existing, layers.required, layers.path) == ("correct", True, Path(upload.name))
     assert layers.info["label_info"] == [{"name": "liver"}]

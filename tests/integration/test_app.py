@@ -29,7 +29,7 @@ def app(app_class: Any, tmp_path: Path) -> Any:
 
 def test_building_the_app_loads_nothing(app: Any) -> None:
     assert isinstance(app, MONAILabelApp)
-    assert app.segmenter._experts == {}
+    assert app.segmenter.experts._loaded == {}
     assert "warm-up" not in [thread.name for thread in threading.enumerate()]
 
 

@@ -7,7 +7,6 @@ clicked in each dialect, it comes back as the one voxel of the mask, at the same
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from dualclickmed.configs.options import ServerOptions
 from dualclickmed.experts import Result
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.volume import Volume, load_volume
-from dualclickmed.infers.dialects import RawPrompts, to_canonical
-from dualclickmed.infers.segmenter import Answer
+from dualclickmed.infers.segmenter import Answer, SegmentRequest
 from dualclickmed.infers.tasks import LabelsTask, ObjectTask
 from monai.transforms import LoadImage
 from monailabel.datastore.utils.convert import dicom_to_nifti
@@ -99,10 +97,11 @@ class OneVoxelSegmenter:
         self.volume = volume
         self.options = ServerOptions(LABELS)
 
-    def segment(self, image: Path, prompts: Mapping[str, RawPrompts], **asked: Any) -> Answer:
+    def segment(self, request: SegmentRequest) -> Answer:
         labels = np.zeros(self.volume.shape, np.uint8)
         values = {}
-        for value, (label, given) in enumerate(to_canonical(prompts, self.volume).items(), start=1):
+        no_expert: Any = None
+        for value, (label, given) in enumerate(request.find(self.volume, no_expert).items(), start=1):
             values[label] = value
             labels[given.box.voxels(labels.shape) if given.box else given.foreground[0]] = value
         return Answer(self.volume, Result(labels, values, dict.fromkeys(values, "local"), [], {}), {})

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 import torch
 from dualclickmed.configs.options import ServerOptions
-from dualclickmed.infers.dialects import RawPrompts
-from dualclickmed.infers.segmenter import Segmenter
+from dualclickmed.imaging.prompts import Click, Prompts
+from dualclickmed.infers.segmenter import Segmenter, SegmentRequest
 
 from tests.support.live import an_image, make_weights
 
@@ -25,9 +25,9 @@ def test_a_click_that_does_not_fit_is_answered_by_the_cpu_and_the_next_one_too(
     image = tmp_path / "image.nii.gz"
     nib.save(nib.Nifti1Image(an_image((24, 20, 16)), np.eye(4)), image)
     made = Segmenter(ServerOptions(model_dir=tmp_path / "weights"))
-    experts = {"cpu": made._expert("cpu")}
-    made._experts.clear()
-    experts["cuda:0"] = made._expert("cpu")
+    experts = {"cpu": made.experts._expert("cpu")}
+    made.experts._loaded.clear()
+    experts["cuda:0"] = made.experts._expert("cpu")
     local = experts["cuda:0"].local_expert
     assert local is not None
     decode, left = local.network.decode, [3]
@@ -39,10 +39,11 @@ def test_a_click_that_does_not_fit_is_answered_by_the_cpu_and_the_next_one_too(
         return decode(*arguments)
 
     monkeypatch.setattr(local.network, "decode", full)
-    monkeypatch.setattr(made, "_expert", experts.__getitem__)
+    monkeypatch.setattr(made.experts, "_expert", experts.__getitem__)
 
     def click(device: str) -> tuple[npt.NDArray[np.uint8], list[str]]:
-        answer = made.segment(image, {"liver": RawPrompts([(12, 10, 8)])}, "fused", "auto", device)
+        asked = {"liver": Prompts((Click((8, 10, 12)),))}
+        answer = made.segment(SegmentRequest(image, lambda *_: asked, "fused", device))
         return answer.result.labels, list(answer.notes)
 
     expected, notes = click("cpu")

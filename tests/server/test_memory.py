@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from dualclickmed.configs.options import ServerOptions
-from dualclickmed.infers.segmenter import Segmenter
+from dualclickmed.infers.served_experts import ServedExperts
 
 
 class Entry:
@@ -16,9 +16,9 @@ class Entry:
 
 
 @pytest.fixture
-def segmenter(monkeypatch: pytest.MonkeyPatch) -> Segmenter:
+def experts(monkeypatch: pytest.MonkeyPatch) -> ServedExperts:
     """Its expert is the name of the device."""
-    made = Segmenter(ServerOptions())
+    made = ServedExperts(ServerOptions())
     monkeypatch.setattr(made, "_expert", lambda device: device)
     return made
 
@@ -36,32 +36,32 @@ def fails(times: int, asked: list[str]) -> Any:
     return work
 
 
-def test_caches_are_emptied_first(segmenter: Segmenter) -> None:
-    segmenter._embeddings.get("an image", Entry)
+def test_caches_are_emptied_first(experts: ServedExperts) -> None:
+    experts._embeddings.get("an image", Entry)
     asked: list[str] = []
-    assert segmenter._computed(fails(1, asked), "cuda:0") == "done on cuda:0"
+    assert experts.compute(fails(1, asked), "cuda:0") == "done on cuda:0"
     assert asked == ["cuda:0", "cuda:0"]
-    assert segmenter._embeddings.nbytes == 0
+    assert experts._embeddings.nbytes == 0
 
 
 def test_then_the_cpu_computes_and_a_warning_says_so(
-    segmenter: Segmenter, caplog: pytest.LogCaptureFixture
+    experts: ServedExperts, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[str] = []
     with caplog.at_level(logging.WARNING):
-        assert segmenter._computed(fails(9, asked), "cuda:0") == "done on cpu"
+        assert experts.compute(fails(9, asked), "cuda:0") == "done on cpu"
     assert asked == ["cuda:0", "cuda:0", "cpu"]
     assert "The memory of cuda:0 does not suffice: computed on the CPU" in caplog.text
 
 
-def test_the_next_request_tries_the_gpu_again(segmenter: Segmenter) -> None:
-    segmenter._computed(fails(9, []), "cuda:0")
-    assert segmenter._computed(fails(0, []), "cuda:0") == "done on cuda:0"
+def test_the_next_request_tries_the_gpu_again(experts: ServedExperts) -> None:
+    experts.compute(fails(9, []), "cuda:0")
+    assert experts.compute(fails(0, []), "cuda:0") == "done on cuda:0"
 
 
-def test_other_errors_stay_what_they_are(segmenter: Segmenter) -> None:
+def test_other_errors_stay_what_they_are(experts: ServedExperts) -> None:
     def work(expert: str, device: str) -> None:
         raise RuntimeError("CUDA error: device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side assert"):
-        segmenter._computed(work, "cuda:0")
+        experts.compute(work, "cuda:0")

@@ -17,7 +17,7 @@ from dualclickmed.configs.options import ServerOptions
 from dualclickmed.errors import PromptError
 from dualclickmed.experts import Result
 from dualclickmed.imaging.volume import Volume, load_volume
-from dualclickmed.infers.segmenter import Answer
+from dualclickmed.infers.segmenter import Answer, SegmentRequest
 from dualclickmed.server.guard import Guard
 from dualclickmed.server.limits import Limits
 from dualclickmed.server.review import ReadOnly
@@ -42,6 +42,7 @@ class Segments:
 
     def __init__(self) -> None:
         self.options = ServerOptions()
+        self.experts = self
         self.asked: list[Any] = []
         self.volumes: dict[Path, Volume] = {}
 
@@ -51,12 +52,12 @@ class Segments:
     def volume(self, image: Path, modality: str | None = None) -> Volume:
         return self.volumes.setdefault(image, load_volume(image, modality))
 
-    def segment_found(self, image: Path, find: Any, *options: Any) -> Answer:
-        volume = self.volume(image)
-        prompts = find(volume, None)
-        layers = options[-1]
-        before = layers.read(volume)
-        self.asked.append((prompts, layers, before))
+    def segment(self, request: SegmentRequest) -> Answer:
+        volume, no_expert = request.image, Any
+        assert isinstance(volume, Volume)
+        prompts = request.find(volume, no_expert)
+        before = request.layers.read(volume)
+        self.asked.append((prompts, request.layers, before))
         labels = np.zeros(volume.shape, np.uint8)
         values = {}
         for value, (name, given) in enumerate(prompts.items(), start=1):

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dualclickmed.configs.options import ServerOptions
-from dualclickmed.infers.dialects import RawPrompts
-from dualclickmed.infers.segmenter import Segmenter
+from dualclickmed.infers.dialects import RawPrompts, to_canonical
+from dualclickmed.infers.segmenter import Segmenter, SegmentRequest
 from dualclickmed.server.limits import Limits
 from dualclickmed.viewers.masks import OBJECT, segmenting
 from dualclickmed.viewers.options import ViewerOptions
@@ -30,11 +30,13 @@ def test_the_same_prompts_give_the_same_mask(tmp_path: Path) -> None:
     options = segmenter.options
 
     def requested(**prompts: Any) -> np.ndarray:
-        asked = {OBJECT: RawPrompts(**prompts)}
-        answer = segmenter.segment(image, asked, options.strategy, "auto", options.device)
-        return answer.result.mask(OBJECT)
+        raw = {OBJECT: RawPrompts(**prompts)}
+        asked = SegmentRequest(
+            image, lambda volume, _: to_canonical(raw, volume), options.strategy, options.device
+        )
+        return segmenter.segment(asked).result.mask(OBJECT)
 
-    served = Served(segmenting(segmenter), segmenter.forget, segmenter.licence())
+    served = Served(segmenting(segmenter), segmenter.experts.forget, segmenter.experts.licence())
     viewers = Viewers(ViewerOptions(nninteractive=0), Limits(), served)
     viewers.start()
     try:

@@ -319,8 +319,9 @@ def test_a_running_segmenter_takes_up_a_selection(
 ) -> None:
     """The prior's sign turns the masks around, so that both the weights and the embeddings must be new."""
     from dualclickmed.configs.options import ServerOptions
-    from dualclickmed.infers.dialects import RawPrompts
-    from dualclickmed.infers.segmenter import Segmenter
+    from dualclickmed.imaging.geometry import Box
+    from dualclickmed.imaging.prompts import Prompts
+    from dualclickmed.infers.segmenter import Segmenter, SegmentRequest
 
     folder = pair_of(saved, networks)
     turned = build_global("compact")
@@ -335,8 +336,8 @@ def test_a_running_segmenter_takes_up_a_selection(
     nib.save(nib.Nifti1Image(noise.astype(np.int16), np.eye(4)), image)
 
     def mask(segmenter: Segmenter) -> np.ndarray[Any, Any]:
-        prompts = {"object": RawPrompts(box=((10, 10, 10), (30, 30, 30)))}
-        return segmenter.segment(image, prompts, "global", "auto", "cpu").result.labels
+        prompts = {"object": Prompts((), Box((10, 10, 10), (30, 30, 30)))}
+        return segmenter.segment(SegmentRequest(image, lambda *_: prompts, "global", "cpu")).result.labels
 
     running = Segmenter(ServerOptions(model_dir=folder))
     first = mask(running)
@@ -347,7 +348,7 @@ def test_a_running_segmenter_takes_up_a_selection(
     np.testing.assert_array_equal(second, mask(Segmenter(ServerOptions(model_dir=folder))))
     np.testing.assert_array_equal(mask(Segmenter(ServerOptions(model_dir=folder, preset="compact"))), first)
     (folder / weights.SELECTION).write_text("{")
-    assert "can't be used" in str(running.problem())
+    assert "can't be used" in str(running.experts.problem())
     weights.select(None, folder)
-    assert running.problem() is None
+    assert running.experts.problem() is None
     np.testing.assert_array_equal(mask(running), first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..learning.prior import Prior, propose
 from .dialects import choice, word
-from .segmenter import Answer, Segmenter
+from .segmenter import Segmenter, SegmentRequest
 from .tasks import ClickTask
 
 
@@ -58,25 +59,25 @@ class AutoTask(ClickTask):
         taught = set(self._prior().labels)
         return [name for name in self._segmenter.options.labels.names if name in taught]
 
-    def _segmented(self, request: Mapping[str, Any], labels: LabelMap) -> Answer:
+    def understood(self, request: Mapping[str, Any], labels: LabelMap) -> SegmentRequest:
         window = choice(request, wire.CT_WINDOW, self._config[wire.CT_WINDOW])
-        wanted = set(self._learned())
-
-        def find(volume: Volume, expert: DualExpert) -> Mapping[str, Prompts]:
-            found = propose(self._prior(), volume, expert, window)
-            kept = {label: prompts for label, prompts in found.items() if label in wanted}
-            if not kept:
-                raise PromptError(
-                    "No learned label is expected in an image like this one; labels are learned from final "
-                    "labels of similar images."
-                )
-            return kept
-
-        return self._segmenter.segment_found(
+        return SegmentRequest(
             image=Path(request[wire.IMAGE]),
-            find=find,
+            find=partial(self._proposed, window),
             strategy="global",
-            ct_window=window,
             device=self._segmenter.options.device_for(word(request, wire.DEVICE, None)),
+            ct_window=window,
             modality=word(request, wire.MODALITY, None),
         )
+
+    def _proposed(self, window: str, volume: Volume, expert: DualExpert) -> dict[str, Prompts]:
+        """Prompts for the learned labels that are expected in this image."""
+        wanted = set(self._learned())
+        found = propose(self._prior(), volume, expert, window)
+        kept = {label: prompts for label, prompts in found.items() if label in wanted}
+        if not kept:
+            raise PromptError(
+                "No learned label is expected in an image like this one; labels are learned from final "
+                "labels of similar images."
+            )
+        return kept

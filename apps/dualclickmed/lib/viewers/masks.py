@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -10,26 +10,11 @@ from ..imaging.label_files import NamedLabels
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..infers.layers import EXISTING, Layers
-from ..infers.segmenter import Segmenter
+from ..infers.segmenter import Segmenter, SegmentRequest
 from .conversation import Mask, Segment
 
 OBJECT = "object"
 """What a viewer's object is called: viewers send no names."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Corrected(Layers):
-    """An existing segmentation that is at hand.
-
-    Attributes:
-        mask: (D, H, W).
-    """
-
-    existing: str = EXISTING[2]
-    mask: Mask = field(default_factory=lambda: np.zeros((0, 0, 0), dtype=np.bool_))
-
-    def read(self, volume: Volume) -> NamedLabels:
-        return NamedLabels([self.mask.astype(np.uint16)], [{1: OBJECT}])
 
 
 def segmenting(segmenter: Segmenter) -> Segment:
@@ -37,9 +22,16 @@ def segmenting(segmenter: Segmenter) -> Segment:
 
     A mask that is corrected changes where a click contradicts it, as a request's ``existing`` ``correct``.
     """
+    return partial(_mask, segmenter)
 
-    def segment(volume: Volume, prompts: Prompts, start: Mask | None) -> Mask:
-        layers = None if start is None else _Corrected(mask=start)
-        return segmenter.segment_volume(volume, {OBJECT: prompts}, layers).result.mask(OBJECT)
 
-    return segment
+def _mask(segmenter: Segmenter, volume: Volume, prompts: Prompts, start: Mask | None) -> Mask:
+    layers = Layers()
+    if start is not None:
+        given = NamedLabels([start.astype(np.uint16)], [{1: OBJECT}])
+        layers = Layers(existing=EXISTING[2], given=given)
+    options = segmenter.options
+    asked = SegmentRequest(
+        volume, lambda *_: {OBJECT: prompts}, options.strategy, options.device, layers=layers
+    )
+    return segmenter.segment(asked).result.mask(OBJECT)

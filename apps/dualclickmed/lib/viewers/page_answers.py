@@ -22,7 +22,7 @@ from ..imaging.mask_files import LabelledMask, Segment
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..infers.layers import EXISTING, Layers
-from ..infers.segmenter import Answer, Segmenter
+from ..infers.segmenter import Answer, Segmenter, SegmentRequest
 from . import page_frames
 from .page_frames import Voxels
 from .page_requests import Asked
@@ -65,14 +65,9 @@ def segmented(
     if asked.held is not None and held is not None:
         given = NamedLabels(*_held(volume, asked, held))
         layers = Layers(labels=LabelMap(asked.labels), existing=EXISTING[2], given=given)
-    answer = segmenter.segment_found(
-        image,
-        lambda *_: prompts,
-        asked.strategy,
-        asked.window,
-        segmenter.options.device,
-        modality,
-        layers,
+    device = segmenter.options.device
+    answer = segmenter.segment(
+        SegmentRequest(volume, lambda *_: prompts, asked.strategy, device, asked.window, layers=layers)
     )
     return _answered(answer, asked, prompts)
 

@@ -239,7 +239,7 @@ class Page:
             "login": settings.MONAI_LABEL_AUTH_ENABLE,
             "user": user.username if settings.MONAI_LABEL_AUTH_ENABLE else None,
             "admin": settings.MONAI_LABEL_AUTH_ROLE_ADMIN in user.roles,
-            "problem": None if options.review else self.app.segmenter.waiting_for(),
+            "problem": None if options.review else self.app.segmenter.experts.waiting_for(),
             "labels": list(options.labels.names),
             "strategies": options.strategies(),
             "windows": page_answers.windows(),
