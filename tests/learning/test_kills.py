@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,9 @@ def one_more(place: Place, labels: list[FinalLabel], number: int, numbers: rando
     how = numbers.choice(["SIGKILL", "SIGTERM", "cancel"])
     time.sleep(numbers.uniform(0, LONGEST))
     if how == "cancel":
-        training.send_signal(signal.SIGKILL)
+        # It may have gone all the way in the meantime.
+        with suppress(psutil.NoSuchProcess):
+            training.send_signal(signal.SIGKILL)
         deadline = time.monotonic() + GONE_SECONDS
         while holder(place.folder) is not None and time.monotonic() < deadline:
             time.sleep(0.01)

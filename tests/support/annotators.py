@@ -84,6 +84,26 @@ def together(urls: Sequence[str], plans: Sequence[Sequence[Request]]) -> list[li
         return list(annotators.map(work, range(len(plans))))
 
 
+def differences(
+    plans: Sequence[Sequence[Request]], found: Sequence[Sequence[bytes]], expected: Sequence[Sequence[bytes]]
+) -> list[str]:
+    """A line for each answer of `found` that is not the one of `expected`, to be read by people."""
+    return [
+        f"annotator {number}, {request.params}: {_told(one)}, expected {_told(other)}"
+        for number, (requests_, ones, others) in enumerate(zip(plans, found, expected, strict=True))
+        for request, one, other in zip(requests_, ones, others, strict=True)
+        if one != other
+    ]
+
+
+def _told(content: bytes) -> str:
+    return (
+        f"{len(content)} bytes of a mask"
+        if content[:4] == b"NRRD"
+        else content[:200].decode(errors="replace")
+    )
+
+
 class Watch:
     """Calls something again and again, beside everything else, and keeps how long each call took.
 
