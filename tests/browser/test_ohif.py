@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
-from dualclickmed.demo.sample import ORGANS
+from dualclickmed.demo.trunk import ORGANS
 from dualclickmed.evaluation.metrics import dice
 from scipy import ndimage
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dualclickmed.demo.sample import ORGANS, make_trunk, write_sample
+from dualclickmed.demo.sample import make_trunk, write_sample
+from dualclickmed.demo.trunk import ORGANS
 from dualclickmed.evaluation.metrics import dice
 from PIL import Image
 from scipy import ndimage

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dualclickmed.demo import sample
+from dualclickmed.demo.trunk import ORGANS
 from dualclickmed.imaging.volume import load_volume
 from scipy import ndimage
 
@@ -45,7 +46,7 @@ def trunk() -> Trunk:
 def centre(trunk: Trunk, organ: str) -> npt.NDArray[np.float64]:
     """Of an organ, in RAS millimetres."""
     _, labels, affine = trunk
-    voxel = np.argwhere(labels == sample.ORGANS.index(organ) + 1).mean(axis=0)
+    voxel = np.argwhere(labels == ORGANS.index(organ) + 1).mean(axis=0)
     return affine[:3, :3] @ voxel + affine[:3, 3]
 
 
@@ -59,16 +60,16 @@ def test_grid(trunk: Trunk) -> None:
 
 def test_every_organ_is_there_in_one_piece(trunk: Trunk) -> None:
     labels = trunk[1]
-    assert set(EXPECTED) == set(sample.ORGANS)
-    assert np.unique(labels).tolist() == list(range(len(sample.ORGANS) + 1))
-    for value in range(1, len(sample.ORGANS) + 1):
+    assert set(EXPECTED) == set(ORGANS)
+    assert np.unique(labels).tolist() == list(range(len(ORGANS) + 1))
+    for value in range(1, len(ORGANS) + 1):
         assert ndimage.label(labels == value)[1] == 1
 
 
-@pytest.mark.parametrize("organ", sample.ORGANS)
+@pytest.mark.parametrize("organ", ORGANS)
 def test_attenuation_and_size(trunk: Trunk, organ: str) -> None:
     volume, labels, _ = trunk
-    voxels = volume[labels == sample.ORGANS.index(organ) + 1]
+    voxels = volume[labels == ORGANS.index(organ) + 1]
     darkest, brightest, smallest, largest = EXPECTED[organ]
     assert darkest <= np.median(voxels) <= brightest
     assert smallest <= voxels.size * VOXEL_ML <= largest
@@ -99,9 +100,9 @@ def test_organs_lie_where_they_belong(trunk: Trunk) -> None:
 
 def test_neighbours_touch(trunk: Trunk) -> None:
     labels = trunk[1]
-    liver = ndimage.binary_dilation(labels == sample.ORGANS.index("liver") + 1)
+    liver = ndimage.binary_dilation(labels == ORGANS.index("liver") + 1)
     for organ in ("stomach", "gallbladder", "pancreas", "inferior vena cava"):
-        assert (liver & (labels == sample.ORGANS.index(organ) + 1)).sum() > 100
+        assert (liver & (labels == ORGANS.index(organ) + 1)).sum() > 100
 
 
 def test_files(trunk: Trunk, tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_files(trunk: Trunk, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(truth.dataobj), trunk[1])
     np.testing.assert_array_equal(truth.affine, trunk[2])
     names = json.loads(files.names.read_text())
-    assert names == {organ: value for value, organ in enumerate(sample.ORGANS, 1)}
+    assert names == {organ: value for value, organ in enumerate(ORGANS, 1)}
 
 
 def test_files_do_not_depend_on_the_time(
@@ -138,8 +139,8 @@ def test_files_do_not_depend_on_the_time(
 
 def test_another_seed_is_another_patient(trunk: Trunk) -> None:
     volume, labels, _ = sample.make_trunk(1)
-    assert set(np.unique(labels)) == set(range(len(sample.ORGANS) + 1))
-    liver = sample.ORGANS.index("liver") + 1
+    assert set(np.unique(labels)) == set(range(len(ORGANS) + 1))
+    liver = ORGANS.index("liver") + 1
     both = ((labels == liver) & (trunk[1] == liver)).sum()
     dice = 2 * both / ((labels == liver).sum() + (trunk[1] == liver).sum())
     assert 0.5 < dice < 0.95

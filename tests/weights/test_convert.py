@@ -21,7 +21,8 @@ from dualclickmed.networks.build import build_global
 from dualclickmed.networks.configs import GlobalConfig
 from dualclickmed.weights import convert as checkpoints
 from dualclickmed.weights import files as weights
-from dualclickmed.weights.convert import convert, export_expert, import_checkpoint, read_tensors
+from dualclickmed.weights.checkpoints import read_tensors
+from dualclickmed.weights.convert import convert, export_expert, import_checkpoint
 from torch import Tensor
 
 from tests.support import published

@@ -113,7 +113,8 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another patient.")] = 0,
 ) -> None:
     """Generate a CT of a trunk with known organs to click in."""
-    from ..demo.sample import ORGANS, write_sample
+    from ..demo.sample import write_sample
+    from ..demo.trunk import ORGANS
 
     files = write_sample(out, seed)
     say(Console(), f"Wrote {files.image} and the true labels of {len(ORGANS)} organs, {files.truth}.")

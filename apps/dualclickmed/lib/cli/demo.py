@@ -23,7 +23,8 @@ def demo(
     """Start an archive with a generated DICOM study and the server for it, so that OHIF shows something."""
     from ..demo.archive import orthanc
     from ..demo.dicoms import write_series
-    from ..demo.sample import SPACING, make_trunk
+    from ..demo.sample import make_trunk
+    from ..demo.trunk import SPACING
 
     with orthanc(out, archive_port) as archive:
         if not archive.studies():

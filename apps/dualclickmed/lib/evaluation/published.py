@@ -29,7 +29,8 @@ from ..imaging.volume import Volume
 from ..networks.build import build_global
 from ..networks.configs import GlobalConfig
 from ..networks.global_network import GlobalNetwork
-from ..weights.convert import PUBLISHED, read_tensors
+from ..weights.checkpoints import read_tensors
+from ..weights.convert import PUBLISHED
 from ..weights.files import differences
 from .metrics import Mask
 

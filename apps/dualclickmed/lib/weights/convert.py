@@ -1,22 +1,17 @@
-"""Checkpoints of the published networks: reading them without running anything in them, and writing them.
+"""Checkpoints of the published networks as weights of the `paper` preset, and the way back.
 
-A checkpoint comes from somewhere else, usually as a pickle, which can hold code. Of such a file only tensors
-and plain values are read; anything else in it is refused by name. What was recognised is converted to the
-tensors of the `paper` networks and saved with a card that says what became of every name.
+What `checkpoints.read_tensors` finds is recognised, converted to the tensors of our networks and saved with a
+card that says what became of every name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
-import pickletools
 import re
 import shlex
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +19,13 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..atomic_files import replacing
 from ..errors import WeightsError
 from ..networks.configs import PRESETS, GlobalConfig, LocalConfig
 from . import files as weights
+from .checkpoints import file_hash, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +37,6 @@ PUBLISHED: dict[weights.Kind, GlobalConfig | LocalConfig] = {
 PICKLE_ENDINGS = (".pth", ".pt")
 INITIAL_SEED = 0
 """Of a patch embedding that is drawn anew."""
-
-_CONTAINERS = ("model_state_dict", "state_dict", "model")
-"""Where the published trainers put the tensors; a bare dictionary of them is accepted as well."""
-_PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
 
 _PATCH = "image_encoder.patch_embed.proj.weight"
 _MASK_TOKENS = "mask_decoder.mask_tokens.weight"
@@ -70,31 +60,6 @@ _LOCAL_UNUSED = (
 """Built by the published point head, and without effect on a mask made from clicks."""
 # The MONAI 1.3 bundle has its own transformer, whose names are those of Segment Anything.
 _OLD_MLP = re.compile(r"(point_head\.transformer\.layers\.\d+\.mlp\.)lin([12])\.")
-
-_READ_BYTES = 1 << 20
-_SHOWN = 3
-
-
-class _Inert:
-    """Stands for training settings and NumPy numbers in a checkpoint: takes anything, does nothing."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-_INERT: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (_Inert, name)
-    for name in (
-        "argparse.Namespace",
-        "numpy.dtype",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-    )
-]
-"""What trainers leave in their checkpoints beside tensors."""
 
 
 @dataclass
@@ -226,61 +191,6 @@ def export_expert(path: str | os.PathLike[str], to: str | os.PathLike[str]) -> P
     return to
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dictionary in a checkpoint, names without wrappers' prefixes; nothing of it is executed.
-
-    Args:
-        path: a file of torch.save (either format) or safetensors. Large files are mapped, not read.
-
-    Raises:
-        WeightsError: the file is missing, empty, truncated or of another format, or its pickle refers to
-            anything but tensors and plain values.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(16)
-    except OSError as error:
-        raise WeightsError(f"'{path}' can't be read ({error.strerror}); check the path.") from error
-    if not head:
-        raise WeightsError(f"'{path}' is empty; fetch it again.")
-    if head[8:9] == b"{":
-        found: Any = _read_safetensors(path)
-    elif head.startswith((b"PK\x03\x04", b"\x80")):
-        found = _read_pickle(path, zipped=head.startswith(b"PK"))
-    else:
-        raise WeightsError(
-            f"'{path}' is not a checkpoint: it begins with {head[:8]!r}, and neither PyTorch nor safetensors "
-            "writes such files. Was it renamed, or is it a web page?"
-        )
-    found = _unwrapped(found)
-    if not isinstance(found, Mapping):
-        raise WeightsError(f"'{path}' holds a {type(found).__name__} and not a dictionary of tensors.")
-    tensors: dict[str, Tensor] = {}
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            continue
-        while prefix := next((p for p in _PREFIXES if name.startswith(p)), None):
-            name = name.removeprefix(prefix)
-        if name in tensors:
-            raise WeightsError(f"'{path}' holds '{name}' twice, once with a wrapper's prefix.")
-        tensors[name] = value
-    if not tensors:
-        shown = ", ".join(repr(key) for key in list(found)[:_SHOWN]) or "nothing"
-        raise WeightsError(f"'{path}' holds no tensors by name; it holds {shown}.")
-    return tensors
-
-
-def _unwrapped(found: Any) -> Any:
-    """The innermost of the dictionaries that trainers put around a state dictionary."""
-    while isinstance(found, Mapping):
-        inner = next((found[name] for name in _CONTAINERS if isinstance(found.get(name), Mapping)), None)
-        if inner is None:
-            break
-        found = inner
-    return found
-
-
 def convert(
     kind: weights.Kind, tensors: Mapping[str, Tensor], source: str, drop_patch_embedding: bool = False
 ) -> Conversion:
@@ -331,15 +241,6 @@ def resampled_patch_embedding(weight: Tensor, patch: int) -> Tensor:
     """
     factor = weight.shape[-1] // patch
     return F.avg_pool3d(weight.float(), factor) * factor**3
-
-
-def file_hash(path: Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal hash of a file, read in pieces."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as stream:
-        while piece := stream.read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _kind_of(tensors: Mapping[str, Tensor]) -> weights.Kind | None:
@@ -450,62 +351,3 @@ def _halve(done: Conversion) -> None:
 
 def _without_iou_head(config: object) -> object:
     return dataclasses.replace(config, iou_head=0) if isinstance(config, GlobalConfig) else config
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"'{path}' begins like a safetensors file but can't be read as one ({error}): it is truncated or "
-            "damaged, fetch it again."
-        ) from error
-
-
-def _read_pickle(path: Path, zipped: bool) -> Any:
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_INERT):
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # PyTorch lets a damaged file end in errors of a dozen types.
-        if refused := _refused(path, error, zipped):
-            raise WeightsError(
-                f"'{path}' is refused, because it holds more than tensors: {refused}. Nothing of it was "
-                "executed. Have its tensors saved alone, as state_dict() gives them."
-            ) from error
-        raise WeightsError(
-            f"'{path}' can't be read as a PyTorch checkpoint: it is truncated, damaged or of another format "
-            f"({_first_sentence(str(error))}). Fetch it again."
-        ) from error
-
-
-def _refused(path: Path, error: Exception, zipped: bool) -> str | None:
-    """What the file refers to beyond tensors and plain values; None if that is not why it can't be read."""
-    text = str(error)
-    if "TorchScript" in text:
-        return "it is a TorchScript program"
-    if named := re.search(r"GLOBAL (\S+)", text):
-        return f"it refers to {named[1]}"
-    if not zipped:
-        with suppress(Exception):  # a pickle that is damaged, too
-            names = [name for name in _globals_of(path) if not name.startswith(("torch.", "collections."))]
-            if names:
-                return f"it refers to {', '.join(names[:_SHOWN])}"
-    return None
-
-
-def _globals_of(path: Path) -> Iterator[str]:
-    """What a plain pickle refers to; it is looked at, not executed."""
-    strings: list[str] = []
-    with path.open("rb") as stream:
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name in ("GLOBAL", "INST"):
-                yield str(argument).replace(" ", ".")
-            elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:
-                yield ".".join(strings[-2:])
-            elif isinstance(argument, str):
-                strings.append(argument)
-
-
-def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=[a-z])\. |\n", text.strip(), maxsplit=1)[0].rstrip(".")[:200]

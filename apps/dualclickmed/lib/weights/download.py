@@ -23,7 +23,8 @@ from .. import __version__
 from ..atomic_files import replacing
 from ..errors import WeightsError
 from . import files as weights
-from .convert import Conversion, file_hash, import_checkpoint, import_target
+from .checkpoints import file_hash
+from .convert import Conversion, import_checkpoint, import_target
 
 logger = logging.getLogger(__name__)
 
