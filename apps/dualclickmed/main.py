@@ -243,8 +243,8 @@ class DualClickMed(MONAILabelApp):
         try:
             if reader is not None:
                 reader.start()
-        except OSError:
-            logger.exception("Files cannot be read in processes of their own")
+        except OSError as error:
+            logger.error("Files cannot be read in processes of their own: %s", error)
         try:
             self.segmenter.experts.warm_up()
             port = settings.MONAI_LABEL_SERVER_PORT

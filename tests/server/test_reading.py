@@ -154,13 +154,10 @@ def test_files_wait_for_one_another(misbehaving: Reader, image: Path) -> None:
     assert max(done) - min(done) > 2
 
 
-def test_a_killed_server_leaves_no_process_and_no_folder(tmp_path: Path, image: Path) -> None:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    (folder / "upload").write_bytes(b"private")
+def test_a_killed_server_leaves_no_process(tmp_path: Path, image: Path) -> None:
     process = os.fork()
     if not process:
-        own = Reader(64 << 20, 60, folder)
+        own = Reader(64 << 20, 60)
         own("load_volume", (image, None))
         assert own._process is not None
         (tmp_path / "pid").write_text(str(own._process.pid))
@@ -171,7 +168,33 @@ def test_a_killed_server_leaves_no_process_and_no_folder(tmp_path: Path, image: 
     os.kill(process, 9)
     os.waitpid(process, 0)
     forking.wait(SOON)
-    assert not folder.exists()
+
+
+def test_an_end_while_readers_are_being_imported_waits_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(600)\n")
+    made = Reader(64 << 20, 60, modules=["slow_to_import"])
+    failed: list[OSError] = []
+
+    def start() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(tmp_path))
+            try:
+                made.start()
+            except OSError as error:
+                failed.append(error)
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    while made._process is None:
+        time.sleep(0.01)
+    process = psutil.Process(made._process.pid)
+    begun = time.monotonic()
+    made.stop()
+    starting.join()
+    assert time.monotonic() - begun < SOON
+    assert failed and not process.is_running()
+    with pytest.raises(OSError, match="ending"):
+        made.start()
 
 
 def test_a_reader_that_crashes_leaves_nothing(image: Path, tmp_path: Path) -> None:

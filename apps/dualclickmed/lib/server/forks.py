@@ -32,34 +32,30 @@ from . import transport
 
 logger = logging.getLogger(__name__)
 
-READY, READ, FOLDER = b"!", b"r", b"f"
-"""What is said once everything is imported, and what may be asked for then, each with a socket: to read a
-file, and to remove a folder in the end."""
+READY, READ = b"!", b"r"
+"""What is said once everything is imported, and what may be asked for then, each with a socket."""
 FAILED = "failed"
 OUT_OF_MEMORY = "memory"
 CPU_FACTOR = 2
 """Seconds of processor time for each second that a reader may take: a limit where nobody counts any more."""
 
 
-def serve(control: socket.socket) -> None:
+def serve(control: socket.socket, folder: Path | None) -> None:
     """Fork a reader for every socket that comes; end when nobody is there any more who could send one.
 
     A reader takes its request from the socket that came, and answers on it. Once the other end of that socket
     is shut down, the reader is killed. What ends the server, however it is ended, ends this process and all
-    readers, and removes the server's temporary folder.
+    readers.
 
     Args:
         control: a Unix stream socket; each byte that comes brings a socket with it.
+        folder: the server's temporary folder, in which each reader has one of its own.
     """
-    # A terminal's Ctrl+C and a service manager's SIGTERM reach the whole group: the server says when to end.
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)
     ended, notice = os.pipe()
     os.set_blocking(notice, False)
     signal.set_wakeup_fd(notice, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     readers: dict[int, socket.socket] = {}
-    folders: list[str] = []
     try:
         while True:
             waited = select.poll()
@@ -75,34 +71,32 @@ def serve(control: socket.socket) -> None:
                 if connection.fileno() in happened:
                     with suppress(ProcessLookupError):
                         os.kill(process, signal.SIGKILL)
-            _reap(readers, folders)
-            if control.fileno() in happened and not _take(control, ended, notice, readers, folders):
+            _reap(readers, folder)
+            if control.fileno() in happened and not _take(control, ended, notice, readers, folder):
                 return
     finally:
         for process in readers:
             os.kill(process, signal.SIGKILL)
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reap(readers: dict[int, socket.socket], folders: Sequence[str]) -> None:
+def _reap(readers: dict[int, socket.socket], folder: Path | None) -> None:
     while readers:
         process, _ = os.waitpid(-1, os.WNOHANG)
         if not process:
             return
         # Before the other end sees that it is closed. A reader that was killed has removed nothing itself.
-        for folder in folders:
+        if folder is not None:
             shutil.rmtree(_own(folder, process), ignore_errors=True)
         readers.pop(process).close()
 
 
-def _own(folder: str, process: int) -> Path:
+def _own(folder: Path, process: int) -> Path:
     """Where a reader puts its temporary files."""
-    return Path(folder) / f"reader-{process}"
+    return folder / f"reader-{process}"
 
 
 def _take(
-    control: socket.socket, ended: int, notice: int, readers: dict[int, socket.socket], folders: list[str]
+    control: socket.socket, ended: int, notice: int, readers: dict[int, socket.socket], folder: Path | None
 ) -> bool:
     """Do what is asked for next; False if nobody asks any more."""
     try:
@@ -112,10 +106,6 @@ def _take(
     if not asked:
         return False
     connection = socket.socket(fileno=handles[0])
-    if asked == FOLDER:
-        with connection, suppress(transport.ClosedError, ValueError):
-            folders.append(transport.receive(connection))
-        return True
     try:
         process = os.fork()
     except OSError:
@@ -133,7 +123,7 @@ def _take(
         other.close()
     os.close(ended)
     os.close(notice)
-    for folder in folders:
+    if folder is not None:
         own = _own(folder, os.getpid())
         with suppress(OSError):
             own.mkdir()
@@ -187,8 +177,11 @@ def _limit(memory: int, seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(handle: int, modules: Sequence[str]) -> None:
+def main(handle: int, modules: Sequence[str], folder: str | None) -> None:
     """Import the readers, then `serve` on a socket that this process was started with."""
+    # A terminal's Ctrl+C and a service manager's SIGTERM reach the whole group: the server says when to end.
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
     from ..imaging import label_parts, volume  # noqa: F401
 
     for module in modules:
@@ -197,5 +190,6 @@ def main(handle: int, modules: Sequence[str]) -> None:
     # So that a fork does not copy what only the collector has touched.
     gc.freeze()
     control = socket.socket(fileno=handle)
-    control.sendall(READY)
-    serve(control)
+    with suppress(BrokenPipeError):
+        control.sendall(READY)
+        serve(control, None if folder is None else Path(folder))

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +22,18 @@ OLD_SECONDS = 3600.0
 """Nothing that this package writes takes so long."""
 _LOCK = ".lock"
 
+# Signals of the server's group do not end it. Processes that are ending may still write: it tries again.
+_REMOVING = """
+trap "" HUP INT TERM
+read -r nothing
+for attempt in 1 2 3 4 5 6 7 8 9 10; do
+    rm -rf -- "$0" && exit
+    sleep 0.5
+done
+"""
+
 _held: list[FileLock] = []
+_removing: list[subprocess.Popen[bytes]] = []
 
 
 def private_temporary_folder() -> Path:
@@ -44,8 +56,29 @@ def private_temporary_folder() -> Path:
     lock.acquire()
     _held.append(lock)
     tempfile.tempdir = str(folder)
-    atexit.register(shutil.rmtree, folder, True)
+    _remove_in_the_end(folder)
     return folder
+
+
+def _remove_in_the_end(folder: Path) -> None:
+    """Remove a folder once this process is gone, in whatever way.
+
+    A signal ends a server without its ``atexit``, and a thread that still runs would write anew what was
+    removed before the end. So a shell waits for the end of this process, which closes a pipe.
+    """
+    if os.name != "posix":
+        atexit.register(shutil.rmtree, folder, True)
+        return
+    _removing.append(
+        subprocess.Popen(
+            ["/bin/sh", "-c", _REMOVING, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+    )
 
 
 def clear_half_written(folder: Path) -> None:

@@ -50,7 +50,7 @@ class Reader:
     Args:
         most_bytes: memory of an image's voxels as its file stores them.
         most_seconds: that it may take, whatever the file's size.
-        folder: the server's temporary folder, removed once the server is gone.
+        folder: the server's temporary folder, where each reader puts its own.
         modules: further modules with readers.
     """
 
@@ -65,6 +65,7 @@ class Reader:
         self._modules = list(modules)
         self._slots = threading.Semaphore(AT_ONCE)
         self._starting = threading.Lock()
+        self._over = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._running: dict[int, tuple[float, float]] = {}
@@ -111,15 +112,18 @@ class Reader:
         """Start the process that forks, so that the first file need not wait for it.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: it cannot be started, or `stop` was called.
         """
         with self._starting:
+            if self._over.is_set():
+                raise OSError("The server is ending.")
             if self._control is None or (self._process is not None and self._process.poll() is not None):
                 self._stop()
                 self._start()
 
     def stop(self) -> None:
-        """End every reader."""
+        """End every reader, for good; also while the process that forks is being started."""
+        self._over.set()
         with self._starting:
             self._stop()
 
@@ -162,8 +166,9 @@ class Reader:
         for attempt in (1, 2):
             self.start()
             with self._starting:
-                assert self._control is not None
                 try:
+                    if self._control is None:
+                        raise ConnectionAbortedError("The server is ending.")
                     socket.send_fds(self._control, [what], [connection.fileno()])
                     return
                 except OSError:
@@ -177,9 +182,11 @@ class Reader:
         package = (__package__ or "").rpartition(".")[0]
         # MONAI Label imports the app's ``lib`` from a folder that is in the path for that moment alone.
         found = [str(Path(__file__).parents[2]), *sys.path]
+        folder = None if self.folder is None else str(self.folder)
         code = (
             f"import sys; sys.path[:] = {found!r}; "
-            f"from {package}.server.forks import main; main({other.fileno()}, {self._modules!r})"
+            f"from {package}.server.forks import main; "
+            f"main({other.fileno()}, {self._modules!r}, {folder!r})"
         )
         # One thread each: several would take address space, which is counted, and gain nothing.
         threads = dict.fromkeys(
@@ -194,15 +201,21 @@ class Reader:
                 [sys.executable, "-c", code], pass_fds=[other.fileno()], env=os.environ | threads
             )
         self._control = own
-        own.settimeout(START_SECONDS)
-        if not own.recv(1):
+        if not self._is_ready(own):
+            # It reads nothing yet.
+            self._process.kill()
+            self._stop()
             raise OSError("The process that reads files did not start.")
-        own.settimeout(None)
-        if self.folder is not None:
-            here, there = socket.socketpair()
-            with here, there:
-                socket.send_fds(own, [forks.FOLDER], [there.fileno()])
-                transport.send(here, str(self.folder))
+
+    def _is_ready(self, control: socket.socket) -> bool:
+        """Wait until the process that forks has imported the readers."""
+        until = time.monotonic() + START_SECONDS
+        waiting = select.poll()
+        waiting.register(control, select.POLLIN)
+        while not waiting.poll(1000 * _LOOK_SECONDS):
+            if self._over.is_set() or time.monotonic() > until:
+                return False
+        return bool(control.recv(1))
 
     def _stop(self) -> None:
         if self._control is not None:
