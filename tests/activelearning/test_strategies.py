@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from dualclickmed.activelearning.scoring import ImageScores
 from dualclickmed.activelearning.strategies import strategies
+from dualclickmed.byte_cache import ByteCache
 from dualclickmed.configs.options import ServerOptions
-from dualclickmed.experts import ByteCache
 from dualclickmed.experts.loading import load_experts
 from dualclickmed.experts.prediction import Prediction
 from dualclickmed.experts.scope import Example

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dualclickmed.byte_cache import ByteCache
 from dualclickmed.errors import PromptError, UserError, WeightsError
-from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from dualclickmed.experts import DualExpert, GlobalExpert, LocalExpert
 from dualclickmed.experts.prediction import Prediction
 from dualclickmed.imaging.geometry import Box, Index
 from dualclickmed.imaging.prompts import Click, Prompts

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from dualclickmed.byte_cache import ByteCache
 from dualclickmed.errors import PromptError, UserError
-from dualclickmed.experts import ByteCache, GlobalExpert, Prediction
+from dualclickmed.experts import GlobalExpert, Prediction
 from dualclickmed.experts.timing import StageTimer
 from dualclickmed.imaging.geometry import Box, global_roi
 from dualclickmed.imaging.prompts import Click, Prompts

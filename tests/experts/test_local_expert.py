@@ -6,8 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from dualclickmed.byte_cache import ByteCache
 from dualclickmed.errors import PromptError
-from dualclickmed.experts import ByteCache, LocalExpert, Prediction
+from dualclickmed.experts import LocalExpert, Prediction
 from dualclickmed.experts.inputs import MAX_CLICKS
 from dualclickmed.experts.local_expert import (
     LOGIT_LIMIT,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dualclickmed.learning.curve import draw, measured
+from dualclickmed.learning.curve import Exam, draw, measured
 from dualclickmed.training.sources import LabelledCase, folder_cases
 from dualclickmed.weights.files import default_path, model_dir
 
@@ -58,6 +58,7 @@ def test_ten_corrected_cases_help_the_next_twenty(tmp_path: Path, real_data: Pat
     own = {case.image for case in cases}
     others: Sequence[LabelledCase] = [c for c in folder_cases(real_data) if c.image not in own]
     taught, test = cases[:LABELLED], cases[-TESTED:]
+    exam = Exam(test, others, CLICKS)
     folder = tmp_path / "server"
     folder.mkdir()
     shutil.copytree(model_dir(), folder / "weights")
@@ -67,7 +68,7 @@ def test_ten_corrected_cases_help_the_next_twenty(tmp_path: Path, real_data: Pat
         for number, case in enumerate(taught):
             shutil.copyfile(case.image, studies / f"case_{number:02d}.nii.gz")
 
-    before = measured("global", folder / "weights", test, others, CLICKS, images=0)
+    before = measured("global", folder / "weights", exam, images=0)
     with serving(folder, make_studies) as server:
         for number, case in enumerate(taught):
             submit(server, case, f"case_{number:02d}")
@@ -75,7 +76,7 @@ def test_ten_corrected_cases_help_the_next_twenty(tmp_path: Path, real_data: Pat
         state = server.get("/info/").json()["train_stats"]["dualclickmed_global"]
     assert state["state"] == "published", state
     facts = {"images": LABELLED, "seconds": seconds, "outcome": state["state"]}
-    after = measured("global", folder / "weights", test, others, CLICKS, **facts)
+    after = measured("global", folder / "weights", exam, **facts)
     points = [before.to_dict(), after.to_dict()]
     report = os.environ.get("DUALCLICKMED_REPORT")
     if report:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dualclickmed.experts import ByteCache
+from dualclickmed.byte_cache import ByteCache
 from dualclickmed.experts.loading import load_experts
 from dualclickmed.experts.scope import Example, TrainingScope, alike, patient_box
 from dualclickmed.imaging.geometry import Box

@@ -7,16 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from dualclickmed.networks.prompt_encoder import FourierPositions, PromptEncoder
+from dualclickmed.networks.prompt_encoder import FourierPositions, GridSizes, PromptEncoder
 
 
 def encoder(**changes: object) -> PromptEncoder:
     torch.manual_seed(0)
     options: dict[str, object] = {
         "dim": 12,
-        "embedding_size": (4, 4, 4),
-        "image_size": (32, 32, 32),
-        "mask_size": (16, 16, 16),
+        "sizes": GridSizes((32, 32, 32), (4, 4, 4), (16, 16, 16)),
         "mask_in_channels": 8,
         "published_positions": True,
         "point_kinds": 2,

@@ -35,8 +35,6 @@ def test_an_image_that_loads_does_not_hold_up_others(
         return from_array(np.zeros((8, 8, 8), dtype=np.int16))
 
     monkeypatch.setattr(volume_module, "load_volume", load)
-    # One lock for each: which names share one is left to chance otherwise.
-    monkeypatch.setattr(volume_module, "_LOADING_LOCKS", 1009)
     cache = VolumeCache(1 << 20)
     with ThreadPoolExecutor(3) as several:
         first = several.submit(cache.get, large)

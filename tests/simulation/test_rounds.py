@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dualclickmed.simulation.clicks import Draws
-from dualclickmed.simulation.rounds import GlobalRounds, global_rounds, local_rounds
+from dualclickmed.simulation.rounds import GlobalRounds, LocalRounds, Targets, global_rounds, local_rounds
 
 GRID = 16
 
@@ -54,7 +54,7 @@ class Repeated:
 
 def run(network: GlobalRecorder, rounds: GlobalRounds, seed: int = 0, **more) -> list[torch.Tensor]:
     _, truth, valid = task()
-    return list(global_rounds(network, Repeated(), truth, valid, rounds, seeded(seed), **more))
+    return list(global_rounds(network, Repeated(), Targets(truth, valid), rounds, seeded(seed), **more))
 
 
 def test_thirty_masks_of_at_most_six_prompts_on_one_embedding() -> None:
@@ -162,7 +162,8 @@ def test_the_local_prediction_is_updated_between_clicks() -> None:
     _, truth, valid = task()
     network, windows = LocalRecorder(), Windows()
     first = torch.tensor([[[8, 8, 8]], [[5, 9, 8]]])
-    outputs = list(local_rounds(network, windows, truth, valid, torch.tensor([0, 0]), first, 5, seeded(3)))
+    owner, rounds = torch.tensor([0, 0]), LocalRounds(5)
+    outputs = list(local_rounds(network, windows, Targets(truth, valid), owner, first, rounds, seeded(3)))
     assert windows.owner.tolist() == [0, 0]
     assert [p.shape[1] for p, _ in network.shown] == [1, 2, 3, 4, 5]
     assert (network.shown[0][1] == 1).all()

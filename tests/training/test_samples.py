@@ -19,7 +19,7 @@ from dualclickmed.training.first_prompts import extreme_points, first_box, simul
 from dualclickmed.training.generated import SyntheticVolume
 from dualclickmed.training.opened import OpenedCase, OpenedCases, find_objects, open_case
 from dualclickmed.training.recipes import COMPACT, Recipe
-from dualclickmed.training.samples import Samples
+from dualclickmed.training.samples import Samples, Share
 from dualclickmed.training.scene_samples import global_samples, part_of
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
 
@@ -342,7 +342,7 @@ def test_two_processes_fill_the_slots_of_one_and_read_their_own_cases(tmp_path: 
     recipe = dataclasses.replace(GLOBAL, scenes=4, targets=1)
     whole = Samples(recipe, data, seed=1)
     half = dataclasses.replace(recipe, scenes=2)
-    parts = [Samples(half, data, seed=1, rank=rank, world=2) for rank in (0, 1)]
+    parts = [Samples(half, data, seed=1, share=Share(rank, 2)) for rank in (0, 1)]
     read = [set(), set()]
     for number in range(6):
         expected = whole[number].batch
@@ -350,7 +350,7 @@ def test_two_processes_fill_the_slots_of_one_and_read_their_own_cases(tmp_path: 
         for mine, together in zip(zip(*got, strict=True), expected, strict=True):
             assert torch.equal(torch.cat(mine), together)
     for rank, part in enumerate(parts):
-        read[rank] = set(part.opened._kept)
+        read[rank] = set(part.opened._cache._entries)
     assert not read[0] & read[1] and len(read[0] | read[1]) == 8
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .byte_cache import ByteCache
 from .errors import PromptError
-from .experts import DEFAULT_STRATEGY, ByteCache, DualExpert, Result
+from .experts import DEFAULT_STRATEGY, DualExpert, Result
 from .experts.devices import resolved_device
 from .experts.loading import load_experts
 from .imaging.geometry import Box, Index

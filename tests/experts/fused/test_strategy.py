@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dualclickmed.experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from dualclickmed.byte_cache import ByteCache
+from dualclickmed.experts import DualExpert, GlobalExpert, LocalExpert
 from dualclickmed.experts.fused.refinement import RegionFeatures
 from dualclickmed.experts.fused.strategy import Refined, calibrated, proposed_box, resampled, widened
 from dualclickmed.imaging.geometry import Box, Roi, paste_from_grid

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from ..byte_cache import ByteCache
+from ..experts import DualExpert, GlobalExpert, LocalExpert
 from ..imaging.geometry import Box, Index
 from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import from_array, load_volume

@@ -128,7 +128,7 @@ def evaluate(
         run(_part(found, shard), plan, workers, progress.done)
     measured = cost.our_costs(settings, torch.get_num_threads()) if costs else []
     summaries = report.write(
-        out, names, found, _command(), _machine(settings.device), start, measured, pictures,
+        out, names, found, report.Origin(_command(), _machine(settings.device)), start, measured, pictures,
         lambda case: case.task(wanted, smallest, most),
     )  # fmt: skip
     Console(width=WIDTH).print(_table(summaries, start))

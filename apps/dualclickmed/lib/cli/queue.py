@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..imaging.label_map import LabelMap
 from ..imaging.volume import load_volume
 from ..learning.agreement import compare
-from ..learning.curve import CURVE, PLOT, TARGETS, Point, simulate
+from ..learning.curve import CURVE, PLOT, TARGETS, Exam, Point, simulate
 from ..learning.final import versions_of
 from ..learning.following import STORE, follow, held_in, image_in
 from ..learning.record import FOLDER, Record
@@ -141,5 +141,6 @@ def learn_curve(
                 highlight=False,
             )
 
-    simulate(kind, pool, found[-test:], rest, out, every, clicks, Settings(minutes, steps), model_dir, tell)
+    exam = Exam(found[-test:], rest, clicks)
+    simulate(kind, pool, exam, out, every, Settings(minutes, steps), model_dir, tell)
     console.print(f"Wrote {out / CURVE} and {out / PLOT}", highlight=False)

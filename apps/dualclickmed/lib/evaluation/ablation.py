@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
+from ..byte_cache import ByteCache
 from ..errors import UserError
-from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from ..experts import DualExpert, GlobalExpert, LocalExpert
 from ..experts.devices import resolved_device
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume, from_array

@@ -7,10 +7,8 @@ hurt.
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,7 @@ from monai.apps.vista3d.inferer import point_based_window_inferer
 from monai.networks.nets.vista3d import VISTA3D, vista3d132
 from torch import Tensor, nn
 
+from ..byte_cache import ByteCache
 from ..errors import UserError, WeightsError
 from ..experts.devices import resolved_device
 from ..experts.inputs import map_at_points, map_in_box
@@ -42,7 +41,7 @@ SAM_CUBE = 10
 SAM_QUALITY = 256
 """Width of the quality head of the published checkpoint."""
 VISTA_WINDOW = (128, 128, 128)
-_REMEMBERED = 64
+_REMEMBERED_BYTES = 1 << 28
 
 
 class SamMed3d:
@@ -67,7 +66,7 @@ class SamMed3d:
         self.device = torch.device(resolved_device(device))
         self.network = sam_med3d(read_tensors(weights), weights).to(self.device).eval()
         self.seed = seed
-        self._masks: OrderedDict[Any, Mask] = OrderedDict()
+        self._masks = ByteCache(_REMEMBERED_BYTES)
 
     def __call__(self, volume: Volume, prompts: Prompts) -> Mask:
         """The mask of one object: every prompt is replayed in its order, or taken from the last call."""
@@ -75,25 +74,21 @@ class SamMed3d:
 
     def _after(self, volume: Volume, box: Box | None, clicks: Sequence[Click]) -> Mask:
         key = (volume.key, box, tuple(clicks))
-        if key not in self._masks:
-            last = (
-                self._after(volume, box, clicks[:-1])
-                if clicks and (box is not None or len(clicks) > 1)
-                else np.zeros(volume.shape, dtype=np.bool_)
-            )
-            if not all(click.positive for click in clicks):
-                found = last
-            elif clicks:
-                found = last | self._predict(volume, clicks[-1].index, last, box)
-            elif box is not None:
-                centre = [min(int(p), n - 1) for p, n in zip(box.centre, volume.shape, strict=True)]
-                found = last | self._predict(volume, (centre[0], centre[1], centre[2]), last, box)
-            else:
-                found = last
-            self._masks[key] = found
-            while len(self._masks) > _REMEMBERED:
-                self._masks.popitem(last=False)
-        return self._masks[key]
+        return self._masks.get(key, lambda: self._made(volume, box, clicks))
+
+    def _made(self, volume: Volume, box: Box | None, clicks: Sequence[Click]) -> Mask:
+        if clicks and (box is not None or len(clicks) > 1):
+            last = self._after(volume, box, clicks[:-1])
+        else:
+            last = np.zeros(volume.shape, dtype=np.bool_)
+        if not all(click.positive for click in clicks):
+            return last
+        if clicks:
+            return last | self._predict(volume, clicks[-1].index, last, box)
+        if box is None:
+            return last
+        centre = [min(int(p), n - 1) for p, n in zip(box.centre, volume.shape, strict=True)]
+        return last | self._predict(volume, (centre[0], centre[1], centre[2]), last, box)
 
     @torch.inference_mode()
     def _predict(self, volume: Volume, index: Index, last: Mask, box: Box | None) -> Mask:

@@ -52,6 +52,23 @@ _STARTS = {"box": "Box", "box2d": "Rectangle in one slice"}
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where the numbers come from: the command that was called, and the machine."""
+
+    command: str
+    machine: str
+
+
+@dataclass(frozen=True)
+class _Coverage:
+    """How many cases were asked for, how many each method has done, and why others were left out."""
+
+    asked: int
+    done: dict[str, int]
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading with paragraphs, a table and pictures.
 
@@ -73,8 +90,7 @@ def write(
     out: Path,
     methods: Sequence[str],
     cases: Sequence[Case],
-    command: str,
-    machine: str,
+    origin: Origin,
     start: str,
     costs: Sequence[NetworkRow] = (),
     pictures: int = 0,
@@ -86,7 +102,7 @@ def write(
         out: the folder of an evaluation.
         methods: which, in the order of the tables.
         cases: all that were asked for; those without scores are counted.
-        command, machine: as the report states them.
+        origin: as the report states it.
         start: what the steps begin with.
         costs: of networks.
         pictures: best and worst cases of each group that are drawn; they show the images.
@@ -107,9 +123,10 @@ def write(
     figures.curves(out / FIGURES / CURVES, [_titled(s) for s in summaries], start)
     rowed = _pictures(out, rows, methods, cases, pictures, load) if pictures and load else ()
     complete = {m: len({r.case for r in rows if r.method == m}) for m in methods}
-    _write_json(out / SUMMARY, facts, command, machine, summaries, costs, skipped, complete, len(wanted))
+    coverage = _Coverage(len(wanted), complete, skipped)
+    _write_json(out / SUMMARY, facts, origin, coverage, summaries, costs)
     sections = [
-        _facts_section(facts, command, machine, complete, len(wanted), skipped),
+        _facts_section(facts, origin, coverage),
         _main_section(summaries),
         _steps_section(summaries, start),
         *([_cost_section(costs)] if costs else []),
@@ -129,11 +146,8 @@ _PICTURE_NOTE = (
 
 def _facts_section(
     facts: dict[str, Any],
-    command: str,
-    machine: str,
-    complete: dict[str, int],
-    total: int,
-    skipped: dict[str, str],
+    origin: Origin,
+    coverage: _Coverage,
 ) -> Section:
     protocol = facts["protocol"]
     asked = (
@@ -144,12 +158,17 @@ def _facts_section(
         + (f", only {', '.join(protocol['labels'])}" if protocol["labels"] else "")
         + (f"; limit {protocol['limit']:g} s for each class." if protocol["limit"] else "; no time limit.")
     )
-    rows = [("Command", f"`{command}`"), ("Version", __version__), ("Machine", machine), ("Protocol", asked)]
-    for name, count in complete.items():
+    rows = [
+        ("Command", f"`{origin.command}`"),
+        ("Version", __version__),
+        ("Machine", origin.machine),
+        ("Protocol", asked),
+    ]
+    for name, count in coverage.done.items():
         described = _described(facts["methods"][name])
-        rows.append((f"Method {name}", f"{described}; {count} of {total} cases"))
-    if skipped:
-        rows.append(("Skipped", f"{len(skipped)} cases, see below"))
+        rows.append((f"Method {name}", f"{described}; {count} of {coverage.asked} cases"))
+    if coverage.skipped:
+        rows.append(("Skipped", f"{len(coverage.skipped)} cases, see below"))
     return Section("Evaluation", columns=("", ""), rows=tuple(rows))
 
 
@@ -295,20 +314,16 @@ def _pictures(
 def _write_json(
     path: Path,
     facts: dict[str, Any],
-    command: str,
-    machine: str,
+    origin: Origin,
+    coverage: _Coverage,
     summaries: Sequence[Summary],
     costs: Sequence[NetworkRow],
-    skipped: dict[str, str],
-    complete: dict[str, int],
-    total: int,
 ) -> None:
     summary = {
         **facts,
         "version": __version__,
-        "command": command,
-        "machine": machine,
-        "cases": {"asked": total, "done": complete, "skipped": skipped},
+        **asdict(origin),
+        "cases": asdict(coverage),
         "rows": [asdict(s) for s in summaries],
         "cost": [c.to_dict() for c in costs],
     }

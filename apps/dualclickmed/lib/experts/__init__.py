@@ -1,6 +1,5 @@
 """The two experts and what joins them; they know volumes and prompts, and nothing of HTTP or files."""
 
-from .cache import ByteCache
 from .dual import DEFAULT_STRATEGY, STRATEGIES, DualExpert, Result
 from .global_expert import GlobalExpert
 from .local_expert import LocalExpert
@@ -9,7 +8,6 @@ from .prediction import Prediction
 __all__ = [
     "DEFAULT_STRATEGY",
     "STRATEGIES",
-    "ByteCache",
     "DualExpert",
     "GlobalExpert",
     "LocalExpert",

@@ -85,6 +85,15 @@ class Result:
         return filled_region(self.labels != 0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One object that is asked for: its checked prompts, "global" or "local", and the expert that answers."""
+
+    given: Prompts
+    route: str
+    expert: GlobalExpert | LocalExpert
+
+
 class DualExpert:
     """Routes each object to an expert and joins the answers (section 2.1).
 
@@ -135,39 +144,25 @@ class DualExpert:
             raise PromptError(f"Between 1 and {MAX_LABELS} labels can be segmented, but {len(prompts)} came.")
         stages = StageTimer()
         values = {label: at + 1 for at, label in enumerate(prompts)}
-        strategies: dict[str, str] = {}
-        experts: dict[str, GlobalExpert | LocalExpert] = {}
-        checked: dict[str, Prompts] = {}
-        # By name, so that even equal probabilities are settled alike however the labels are ordered.
-        for label in sorted(prompts):
-            with _naming(label, prompts):
-                given = prompts[label].checked(volume.shape)
-                strategies[label] = _route(given, strategy)
-                if strategies[label] == "global" and given.mask is None:
-                    given = given.with_corner_box()
-                checked[label] = given
-                experts[label] = self._expert(strategies[label]).expert_for(volume, given)
-        _reject_shared_clicks(checked)
-
+        asked = self._routed(volume, prompts, strategy)
         refined: dict[str, Refined] = {}
         found: dict[int, list[Prediction]] = {}
-        for label, given in checked.items():
-            expert = experts[label]
+        for label, its in asked.items():
             with _naming(label, prompts):
                 if strategy == "fused" and volume.modality not in UNREFINED:
-                    other = self.global_expert if strategies[label] == "local" else None
-                    theirs = [i for name, its in checked.items() if name != label for i in its.foreground]
+                    other = self.global_expert if its.route == "local" else None
+                    theirs = [i for name, one in asked.items() if name != label for i in one.given.foreground]
                     refined[label] = self._fusion.predict(
-                        expert, volume, given, intensity, stages, other, theirs
+                        its.expert, volume, its.given, intensity, stages, other, theirs
                     )
                     parts = _handicapped(refined[label].predictions)
-                elif isinstance(expert, LocalExpert):
-                    last = strategy == "paper" and given.ordered and bool(given.clicks)
-                    parts = expert.predict(volume, given, intensity, stages, last=last)
+                elif isinstance(its.expert, LocalExpert):
+                    last = strategy == "paper" and its.given.ordered and bool(its.given.clicks)
+                    parts = its.expert.predict(volume, its.given, intensity, stages, last=last)
                 else:
-                    parts = expert.predict(volume, given, intensity, stages)
+                    parts = its.expert.predict(volume, its.given, intensity, stages)
             found[values[label]] = parts
-        boxes = {values[label]: given.box for label, given in checked.items() if given.box is not None}
+        boxes = {values[label]: its.given.box for label, its in asked.items() if its.given.box is not None}
         wholes = parts_of(found, boxes) if strategy == "fused" else {}
         predictions = [
             (value, replace(part, part_of=wholes.get(value, frozenset())))
@@ -178,17 +173,32 @@ class DualExpert:
         with stages.timed("merge"):
             labels = merge(volume.shape, predictions)
         with stages.timed("enforce"):
-            by_value = {values[label]: given for label, given in checked.items()}
+            by_value = {values[label]: its.given for label, its in asked.items()}
             enforced = enforce_clicks(labels, volume, by_value, predictions)
         if enforced:
             logger.info("The networks had to be overruled at %d clicks", len(enforced))
-        return Result(
-            labels, values, {label: strategies[label] for label in prompts}, enforced, dict(stages), refined
-        )
+        strategies = {label: asked[label].route for label in prompts}
+        return Result(labels, values, strategies, enforced, dict(stages), refined)
 
     def forget(self, volume: Volume) -> None:
         """Drop what `fused` has found out about an image."""
         self._fusion.cache.drop(volume.key)
+
+    def _routed(self, volume: Volume, prompts: Mapping[str, Prompts], strategy: str) -> dict[str, _Asked]:
+        """Checked prompts with the expert of each label.
+
+        By name, so that even equal probabilities are settled alike however the labels are ordered.
+        """
+        asked: dict[str, _Asked] = {}
+        for label in sorted(prompts):
+            with _naming(label, prompts):
+                given = prompts[label].checked(volume.shape)
+                route = _route(given, strategy)
+                if route == "global" and given.mask is None:
+                    given = given.with_corner_box()
+                asked[label] = _Asked(given, route, self._expert(route).expert_for(volume, given))
+        _reject_shared_clicks({label: its.given for label, its in asked.items()})
+        return asked
 
     def _expert(self, name: str) -> GlobalExpert | LocalExpert:
         expert = self.global_expert if name == "global" else self.local_expert

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..byte_cache import ByteCache
 from ..errors import PromptError
 from ..imaging.geometry import Box, Roi, crop_to_grid, global_roi
 from ..imaging.intensity import IntensityMap
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..networks.global_network import GlobalFeatures, RegionNetwork, box_centre_prompt
-from .cache import ByteCache
 from .inputs import global_input, map_in_box, point_prompts
 from .precision import chosen_precision
 from .prediction import NOWHERE, Prediction, filled_region, paste_object

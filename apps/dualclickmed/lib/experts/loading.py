@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import torch
 
+from ..byte_cache import ByteCache
 from ..errors import WeightsError
 from ..networks.global_network import RegionNetwork
 from ..networks.local_network import LocalNetwork
 from ..weights.files import load_expert
 from ..weights.lineage import origin_of
-from .cache import ByteCache
 from .dual import DualExpert
 from .global_expert import GlobalExpert
 from .local_expert import LocalExpert

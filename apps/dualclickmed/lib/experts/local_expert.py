@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..byte_cache import ByteCache
 from ..errors import PromptError
 from ..imaging.geometry import LOCAL_WINDOW, Box, Index, Roi, local_windows, paste_from_grid, window_at
 from ..imaging.intensity import IntensityMap
@@ -17,7 +18,6 @@ from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume
 from ..networks.local_network import LocalFeatures, LocalNetwork
 from ..networks.segresnet import LAYOUT
-from .cache import ByteCache
 from .inputs import MAX_CLICKS, local_input, map_at_points, point_prompts, thinned
 from .precision import chosen_precision
 from .prediction import Prediction, enclosing_region, filled_region, intersection, within

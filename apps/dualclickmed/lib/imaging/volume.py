@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..byte_cache import ByteCache
 from ..errors import UserError, VolumeError
 from . import native
 from .facts import ReadLimits
@@ -194,27 +193,20 @@ class Volume:
         return _orientation(self.affine)
 
 
-_LOADING_LOCKS = 16
-
-
 class VolumeCache:
     """The volumes used last, at most `max_bytes` of them; safe to share between threads.
 
-    A file that has changed since it was loaded is loaded again. A volume larger than the whole cache is
-    loaded but not kept.
+    A file that has changed since it was loaded is loaded again. Threads that ask for the same image share one
+    loading; others need not wait for it.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self._kept: OrderedDict[tuple[str, str | None], tuple[str, Volume]] = OrderedDict()
-        self._lock = threading.Lock()
-        # Held while loading: two requests for one image then load it once, and others need not wait for it.
-        self._loading = [threading.Lock() for _ in range(_LOADING_LOCKS)]
+        self._cache = ByteCache(max_bytes)
 
     @property
     def nbytes(self) -> int:
         """Memory of the voxels that are kept."""
-        return sum(volume.nbytes for _, volume in self._kept.values())
+        return self._cache.nbytes
 
     def get(self, path: str | Path, modality: str | None = None) -> Volume:
         """`load_volume`, or the volume that it gave before for the same unchanged file and modality.
@@ -225,18 +217,10 @@ class VolumeCache:
         """
         path = Path(path)
         name = (str(path.absolute()), modality)
-        with self._loading[hash(name) % _LOADING_LOCKS]:
-            identity = _identity(path)
-            with self._lock:
-                known, volume = self._kept.pop(name, ("", None))
-            if volume is None or known != identity:
-                volume = load_volume(path, modality)
-            with self._lock:
-                if volume.nbytes <= self.max_bytes:
-                    self._kept[name] = identity, volume
-                while self.nbytes > self.max_bytes:
-                    self._kept.popitem(last=False)
-            return volume
+        key = (name, _identity(path))
+        if key not in self._cache:
+            self._cache.drop(name)
+        return self._cache.get(key, lambda: load_volume(path, modality))
 
 
 @native.reader

@@ -15,9 +15,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from ..byte_cache import ByteCache
 from ..configs.options import ServerOptions
 from ..errors import WeightsError
-from ..experts import ByteCache, DualExpert
+from ..experts import DualExpert
 from ..experts.loading import load_experts
 from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume, from_array

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ..byte_cache import ByteCache
 from ..errors import UserError
 from ..evaluation.protocol import expert_method, run_object
-from ..experts import ByteCache, DualExpert
+from ..experts import DualExpert
 from ..experts.loading import load_experts
 from ..training.sources import LabelledCase, load_case
 from ..weights.files import KINDS, Kind, card_path, default_path, select, shipped_name
@@ -131,26 +132,32 @@ def served(kind: Kind, directory: Path | None) -> DualExpert:
     return load_experts(box, click, "cpu", ByteCache(CACHE_BYTES))
 
 
-def measured(
-    kind: Kind,
-    directory: Path | None,
-    test: Sequence[LabelledCase],
-    others: Sequence[LabelledCase],
-    clicks: int,
-    **facts: Any,
-) -> Point:
+@dataclass(frozen=True)
+class Exam:
+    """What weights are measured on.
+
+    Attributes:
+        test: images that nobody labels.
+        others: other data, where nothing should be lost; grouped by the first part of their ids.
+        clicks: corrections after the start.
+    """
+
+    test: Sequence[LabelledCase]
+    others: Sequence[LabelledCase]
+    clicks: int
+
+
+def measured(kind: Kind, directory: Path | None, exam: Exam, **facts: Any) -> Point:
     """The state of the weights in a folder.
 
     Args:
         kind, directory: which weights.
-        test: images that nobody labels.
-        others: other data, where nothing should be lost; grouped by the first part of their ids.
-        clicks: corrections after the start.
+        exam: what they are measured on.
         facts: further attributes of the point.
     """
     expert = served(kind, directory)
     groups: dict[str, list[list[float]]] = {}
-    for case in others:
+    for case in exam.others:
         for rows in score(expert, kind, [case], OTHER_CLICKS, OTHER_OBJECTS).rows.values():
             groups.setdefault(case.id.split("/")[0], []).extend(rows)
     means = {name: [float(d) for d in np.mean(rows, axis=0)] for name, rows in sorted(groups.items())}
@@ -158,17 +165,15 @@ def measured(
         every = [row for rows in groups.values() for row in rows]
         means["all objects"] = [float(d) for d in np.mean(every, axis=0)]
     weights = default_path(kind, directory=directory).stem
-    return Point(weights=weights, test=score(expert, kind, test, clicks), others=means, **facts)
+    return Point(weights=weights, test=score(expert, kind, exam.test, exam.clicks), others=means, **facts)
 
 
 def simulate(
     kind: Kind,
     pool: Sequence[LabelledCase],
-    test: Sequence[LabelledCase],
-    others: Sequence[LabelledCase],
+    exam: Exam,
     out: Path,
     every: int,
-    clicks: int,
     settings: Settings,
     model_dir: Path | None = None,
     tell: Callable[[Point], None] | None = None,
@@ -178,7 +183,7 @@ def simulate(
     Args:
         kind: which expert.
         pool: cases in the order in which they are labelled.
-        test, others, clicks: as for `measured`.
+        exam: what each point is measured on.
         out: a new folder for a copy of the weights, the record, and the result after each point.
         every: images between retrainings.
         settings: of each retraining.
@@ -190,12 +195,12 @@ def simulate(
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"The folder '{out}' is not empty; name a new one.")
-    if len(pool) < every or not test:
+    if len(pool) < every or not exam.test:
         raise UserError(f"A curve needs at least {every} cases to label and one to measure on.")
     models = out / "model"
     copy_served(model_dir, models)
     place = Place(Record(out / "record"), models)
-    points = [measured(kind, models, test, others, clicks, images=0)]
+    points = [measured(kind, models, exam, images=0)]
     labels: list[FinalLabel] = []
     while True:
         _write(out, kind, points)
@@ -204,7 +209,7 @@ def simulate(
         new = pool[len(labels) : len(labels) + every]
         if len(new) < every:
             return points
-        spent = score(served(kind, models), kind, new, clicks).clicks(TARGETS[0])
+        spent = score(served(kind, models), kind, new, exam.clicks).clicks(TARGETS[0])
         for case in new:
             label = as_final(case)
             place.record.submit(label.image, label.label, {**label.info, "client_id": "simulated"})
@@ -214,9 +219,7 @@ def simulate(
             measured(
                 kind,
                 models,
-                test,
-                others,
-                clicks,
+                exam,
                 images=len(labels),
                 spent=spent,
                 seconds=outcome.seconds,

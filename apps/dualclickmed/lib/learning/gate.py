@@ -18,8 +18,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..byte_cache import ByteCache
 from ..evaluation.protocol import expert_method, run_object
-from ..experts import ByteCache, DualExpert, GlobalExpert, LocalExpert
+from ..experts import DualExpert, GlobalExpert, LocalExpert
 from ..imaging.volume import Volume, from_array
 from ..networks.global_network import RegionNetwork
 from ..networks.local_network import LocalNetwork

@@ -13,7 +13,7 @@ from .influence import MAPS
 from .layers import with_fast_convolutions
 from .local_network import ClickHead, LocalNetwork, PointHead
 from .mask_decoder import MaskDecoder, PlainUpscaling, SkipUpscaling, TwoWayTransformer
-from .prompt_encoder import PromptEncoder
+from .prompt_encoder import GridSizes, PromptEncoder
 
 
 def build_global(preset: str | GlobalConfig) -> RegionNetwork:
@@ -31,9 +31,7 @@ def build_global(preset: str | GlobalConfig) -> RegionNetwork:
     image_encoder = ImageEncoder(patch_embed, blocks, c.grid, c.embed_dim, c.prompt_dim)
     prompt_encoder = PromptEncoder(
         dim=c.prompt_dim,
-        embedding_size=(c.grid,) * 3,
-        image_size=cube,
-        mask_size=(c.mask_prompt_size,) * 3,
+        sizes=GridSizes(cube, (c.grid,) * 3, (c.mask_prompt_size,) * 3),
         mask_in_channels=c.mask_in_channels,
         published_positions=c.published_positions,
         point_kinds=c.point_kinds,

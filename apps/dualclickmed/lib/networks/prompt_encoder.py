@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,14 +75,23 @@ class FourierPositions(nn.Module):
         return self.forward(unit).permute(3, 0, 1, 2)[None]
 
 
+class GridSizes(NamedTuple):
+    """(D, H, W) of the grids that a prompt encoder knows.
+
+    image: that the points refer to. embedding: of the image embedding. mask: of the previous mask.
+    """
+
+    image: tuple[int, int, int]
+    embedding: tuple[int, int, int]
+    mask: tuple[int, int, int]
+
+
 class PromptEncoder(nn.Module):
     """Clicks and a previous mask to tokens, a dense embedding and, optionally, maps.
 
     Args:
         dim: of the tokens.
-        embedding_size: (D, H, W) of the image embedding.
-        image_size: (D, H, W) of the grid that the points refer to.
-        mask_size: (D, H, W) of the previous mask.
+        sizes: of the grids.
         mask_in_channels: hidden channels of the mask's two strided convolutions.
         published_positions: see `FourierPositions`.
         point_kinds: number of learned point embeddings: labels 0, 1 and further ones.
@@ -92,9 +102,7 @@ class PromptEncoder(nn.Module):
     def __init__(
         self,
         dim: int,
-        embedding_size: tuple[int, int, int],
-        image_size: tuple[int, int, int],
-        mask_size: tuple[int, int, int],
+        sizes: GridSizes,
         mask_in_channels: int,
         published_positions: bool,
         point_kinds: int,
@@ -102,9 +110,7 @@ class PromptEncoder(nn.Module):
         point_features: tuple[int, ...],
     ) -> None:
         super().__init__()
-        self.embedding_size = embedding_size
-        self.image_size = image_size
-        self.mask_size = mask_size
+        self.sizes = sizes
         self.dense_clicks = dense_clicks
         self.pe_layer = FourierPositions(dim, published_positions)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(point_kinds))
@@ -123,8 +129,8 @@ class PromptEncoder(nn.Module):
         self.point_projection = nn.Linear(sum(point_features), dim) if point_features else None
 
     def dense_positions(self) -> Tensor:
-        """(1, dim, *embedding_size): the position encoding of the image embedding."""
-        return self.pe_layer.grid(self.embedding_size)
+        """(1, dim, *sizes.embedding): the position encoding of the image embedding."""
+        return self.pe_layer.grid(self.sizes.embedding)
 
     def forward(
         self,
@@ -139,12 +145,12 @@ class PromptEncoder(nn.Module):
         Args:
             points: (B, N, 3) voxel coordinates (z, y, x) of the image grid; a voxel's centre is an integer.
             labels: (B, N) 0 background, 1 foreground, 2 box centre where learned, -1 padding.
-            mask: (B, 1, *mask_size) logits of a previous mask, or None.
+            mask: (B, 1, *sizes.mask) logits of a previous mask, or None.
             features: feature maps (B, C, ...) of the whole RoI to sample at the points, as many as
                 `point_features` has channels; ignored without them.
-            image: (B, 1, *mask_size) smoothed image for the clicks' influence, None where it is not wanted.
+            image: (B, 1, *sizes.mask) smoothed image for the clicks' influence, None where it is not wanted.
         """
-        unit = (points.float() + 0.5) / points.new_tensor(self.image_size, dtype=torch.float32)
+        unit = (points.float() + 0.5) / points.new_tensor(self.sizes.image, dtype=torch.float32)
         kinds = torch.cat([*self.point_embeddings.parameters()])
         real = labels >= 0
         tokens = self.pe_layer(unit) + kinds[labels.clamp(min=0)]
@@ -171,11 +177,11 @@ class PromptEncoder(nn.Module):
         return EncodedPrompts(tokens, padding, dense, maps, influence)
 
     def _maps(self, unit: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        at = unit * unit.new_tensor(self.mask_size) - 0.5
+        at = unit * unit.new_tensor(self.sizes.mask) - 0.5
         weights = torch.stack([labels == FOREGROUND, labels == BACKGROUND], dim=1).float()
-        clicks = click_maps(at, weights, self.mask_size, CLICK_SIGMA)
+        clicks = click_maps(at, weights, self.sizes.mask, CLICK_SIGMA)
         if mask is None:
-            previous = clicks.new_zeros(clicks.shape[0], 1, *self.mask_size)
+            previous = clicks.new_zeros(clicks.shape[0], 1, *self.sizes.mask)
         else:
             previous = torch.tanh(mask.float() / MASK_LOGIT_SCALE)
         return torch.cat([previous, clicks], dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -46,11 +46,33 @@ class GlobalRounds:
         return 1 + self.interactions * (1 if self.mode == "together" else self.points)
 
 
+@dataclass(frozen=True)
+class LocalRounds:
+    """The predictions of one training step of the local expert.
+
+    Attributes:
+        masks: predictions for each object, the first one after its first click.
+        last_only: show the network the newest click instead of all.
+    """
+
+    masks: int
+    last_only: bool = False
+
+
+class Targets(NamedTuple):
+    """What a batch asks for, both (B, D, H, W) bool on the grid of the images.
+
+    truth: the objects. valid: voxels that lie in the image; clicks are drawn there.
+    """
+
+    truth: Tensor
+    valid: Tensor
+
+
 def global_rounds(
     network: RegionNetwork,
     features: GlobalFeatures,
-    truth: Tensor,
-    valid: Tensor,
+    targets: Targets,
     rounds: GlobalRounds,
     draws: Draws,
     strategy: Strategy = boundary_attenuated,
@@ -69,7 +91,7 @@ def global_rounds(
 
     Args:
         features: of B encoded images.
-        truth, valid: (B, G, G, G) bool on the grid of the images.
+        targets: of the grid (G, G, G).
         rounds: how many clicks, and how they are shown.
         draws: random numbers of the batch.
         strategy: how clicks are drawn.
@@ -80,6 +102,7 @@ def global_rounds(
         Logits (B, K, G, G, G), resampled when the network's mask is smaller: K masks of each image that are
         alternatives to each other, one but for interactions of the mode "alternatives".
     """
+    truth, valid = targets
     grid = truth.shape[-1]
     points, labels = box_centre_prompt(network, len(truth), grid, truth.device)
     if boxed is not None:
@@ -129,39 +152,36 @@ def _repeated(values: Tensor, times: int) -> Tensor:
 def local_rounds(
     network: LocalNetwork,
     features: LocalFeatures,
-    truth: Tensor,
-    valid: Tensor,
+    targets: Targets,
     owner: Tensor,
     first_points: Tensor,
-    rounds: int,
+    rounds: LocalRounds,
     draws: Draws,
     strategy: Strategy = balanced,
-    last_only: bool = False,
 ) -> Iterator[Tensor]:
     """Predict after the first click and after every correction of the mask so far, one mask at a time.
 
     Args:
         features: of W encoded windows.
-        truth, valid: (B, D, H, W) bool, the objects asked for; several may share a window.
+        targets: the objects asked for; several may share a window.
         owner: (B,) int64, the window of each object.
         first_points: (B, 1, 3) the first, positive click of each object.
-        rounds: predictions for each object.
+        rounds: how many predictions, and the clicks that each sees.
         draws: random numbers of the batch.
         strategy: how clicks are drawn.
-        last_only: show the network the newest click instead of all.
 
     Yields:
-        `rounds` logits, each (B, 1, D, H, W): one mask of each object.
+        `rounds.masks` logits, each (B, 1, D, H, W): one mask of each object.
     """
     points = first_points.to(torch.float32)
     labels = torch.ones(points.shape[:2], dtype=torch.long, device=points.device)
-    for turn in range(rounds):
-        start = points.shape[1] - 1 if last_only else 0
+    for turn in range(rounds.masks):
+        start = points.shape[1] - 1 if rounds.last_only else 0
         logits = network.decode(features.index(owner), points[:, start:], labels[:, start:])
         shown = logits.detach()[:, 0].float()
         yield logits
-        if turn + 1 < rounds:
-            clicks = strategy(shown, truth, valid, 1, draws)
+        if turn + 1 < rounds.masks:
+            clicks = strategy(shown, *targets, 1, draws)
             points = torch.cat([points, clicks.points.to(points.dtype)], dim=1)
             labels = torch.cat([labels, clicks.labels], dim=1)
 

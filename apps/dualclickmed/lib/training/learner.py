@@ -20,7 +20,7 @@ from ..networks.features import Features
 from ..networks.global_network import GlobalFeatures, RegionNetwork
 from ..networks.local_network import LocalFeatures, LocalNetwork
 from ..simulation.clicks import STRATEGIES, Clicks, Draws, Strategy
-from ..simulation.rounds import global_rounds, local_rounds
+from ..simulation.rounds import LocalRounds, Targets, global_rounds, local_rounds
 from ..weights.files import load_expert
 from .batches import GlobalBatch, LocalBatch
 from .losses import dice_focal, hard_dice
@@ -117,8 +117,7 @@ class Learner:
             return global_rounds(
                 cast(RegionNetwork, network),
                 cast(GlobalFeatures, features),
-                batch.truth,
-                batch.valid,
+                Targets(batch.truth, batch.valid),
                 global_plan(recipe),
                 draws,
                 strategy=strategy,
@@ -128,14 +127,12 @@ class Learner:
         return local_rounds(
             cast(LocalNetwork, network),
             cast(LocalFeatures, features),
-            batch.truth,
-            batch.valid,
+            Targets(batch.truth, batch.valid),
             batch.owner,
             batch.first,
-            recipe.interactions,
+            LocalRounds(recipe.interactions, recipe.last_only),
             draws,
             strategy=strategy,
-            last_only=recipe.last_only,
         )
 
     def gradients(self, batch: GlobalBatch | LocalBatch, number: int) -> Outcome:

@@ -31,7 +31,7 @@ from .parallel import Team
 from .plan import labelled_cases, steps_of, with_replay
 from .prepare import PreparedCrops
 from .recipes import Recipe
-from .samples import Samples
+from .samples import Samples, Share
 from .schedules import rate_factor
 from .sources import LabelledCase, WeightedSource, summary
 from .validation import validate
@@ -327,8 +327,7 @@ class _Run:
             self.recipe,
             self.data,
             self.recipe.seed,
-            self.team.rank,
-            self.team.world,
+            Share(self.team.rank, self.team.world),
             OpenedCases(self.recipe, self.options.cache_bytes),
             self.prepared,
             self.counts,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from ..byte_cache import ByteCache
 from ..errors import UserError
 from ..imaging.geometry import Region
 from ..imaging.volume import Volume
@@ -107,8 +107,8 @@ class OpenedCases:
     """
 
     def __init__(self, recipe: Recipe, max_bytes: int = CACHE_BYTES) -> None:
-        self.recipe, self.max_bytes = recipe, max_bytes
-        self._kept: OrderedDict[str, OpenedCase] = OrderedDict()
+        self.recipe = recipe
+        self._cache = ByteCache(max_bytes)
 
     def get(self, case: LabelledCase) -> OpenedCase:
         """The opened case.
@@ -116,8 +116,4 @@ class OpenedCases:
         Raises:
             UserError: as `open_case` does.
         """
-        opened = self._kept.pop(case.id, None) or open_case(case, self.recipe)
-        self._kept[case.id] = opened
-        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self.max_bytes:
-            self._kept.popitem(last=False)
-        return opened
+        return self._cache.get(case.id, lambda: open_case(case, self.recipe))

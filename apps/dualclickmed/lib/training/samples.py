@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,16 @@ DRESSED_TRIES = 20
 GENERATED = (WeightedSource("generated"),)
 
 
+class Share(NamedTuple):
+    """Which of the processes of a run this one is, from 0 on, and how many there are."""
+
+    rank: int = 0
+    world: int = 1
+
+
+ALONE = Share()
+
+
 class Samples(Dataset[Loaded]):
     """Batches of a recipe from mixed sources.
 
@@ -44,7 +54,7 @@ class Samples(Dataset[Loaded]):
         recipe: its kind decides whether the batches are `GlobalBatch` or `LocalBatch`.
         data: the sources; every slot of a batch draws one by their weights.
         seed: of the whole sequence.
-        rank, world: number of this process and of all; each fills its own slots.
+        share: the slots that this process fills.
         opened: how cases are opened, and their memory.
         prepared: crops made beforehand, which spare the global expert opening the volumes.
         counts: objects of each labelled case by id. A case then comes as often as it has objects (for each
@@ -58,15 +68,14 @@ class Samples(Dataset[Loaded]):
         recipe: Recipe,
         data: Sequence[WeightedSource] = GENERATED,
         seed: int = 1,
-        rank: int = 0,
-        world: int = 1,
+        share: Share = ALONE,
         opened: OpenedCases | None = None,
         prepared: PreparedCrops | None = None,
         counts: Mapping[str, int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.recipe, self.data, self.seed = recipe, tuple(data), seed
-        self.rank, self.world = rank, world
+        self.share = share
         self.device = torch.device(device)
         self.opened = OpenedCases(recipe) if opened is None else opened
         self.prepared = prepared
@@ -79,7 +88,7 @@ class Samples(Dataset[Loaded]):
     def __getitem__(self, number: int) -> Loaded:
         troubles: dict[str, str] = {}
         fill = self._global_slot if self.recipe.kind == "global" else self._local_slot
-        slots = range(self.rank * self.recipe.scenes, (self.rank + 1) * self.recipe.scenes)
+        slots = range(self.share.rank * self.recipe.scenes, (self.share.rank + 1) * self.recipe.scenes)
         try:
             filled = [fill(number, slot, troubles) for slot in slots]
         except _NothingUsable:
@@ -176,7 +185,7 @@ class Samples(Dataset[Loaded]):
         known = self._visits.get((id(cases), slot))
         if known is not None:
             return known
-        slots = self.recipe.scenes * self.world
+        slots = self.recipe.scenes * self.share.world
         own = cases[slot::slots] if len(cases) >= slots else cases
         each = self.recipe.targets if self.recipe.kind == "global" else 1
         # One that can't be used comes once, to be named.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
@@ -20,6 +19,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.utils.async_tasks.utils import processes
 from starlette.concurrency import run_in_threadpool
 
+from ..byte_cache import ByteCache
 from ..configs import wire
 from ..configs.options import ServerOptions
 from ..errors import UserError
@@ -58,7 +58,7 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 """The page runs its own scripts, talks to its own server, and is shown in no other page's frame."""
-MAX_THUMBNAILS = 512
+THUMBNAIL_BYTES = 1 << 24
 """Thumbnails that are remembered, about 8 kB each."""
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Page:
         self._told = told
         self._submitting = submitting
         self._files = {path.name: path for path in FOLDER.iterdir() if path.suffix in TYPES}
-        self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
+        self._thumbnails = ByteCache(THUMBNAIL_BYTES)
         self._drawing = threading.Lock()
 
     def router(self) -> APIRouter:
@@ -298,11 +298,10 @@ class Page:
             raise HTTPException(404, "Series of an archive have no thumbnail.")
         # One at a time: a list of hundreds of images must not load as many volumes at once.
         with self._drawing:
-            if key not in self._thumbnails:
-                self._thumbnails[key] = page_answers.thumbnail(load_volume(path, modality))
-                while len(self._thumbnails) > MAX_THUMBNAILS:
-                    self._thumbnails.popitem(last=False)
-            return self._thumbnails[key]
+            drawn = self._thumbnails.get(
+                key, lambda: memoryview(page_answers.thumbnail(load_volume(path, modality)))
+            )
+        return bytes(drawn)
 
     def _labels(self, image: str, version: str | None) -> bytes:
         request = self._request(image)

@@ -28,10 +28,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from ...byte_cache import ByteCache
 from ...imaging.geometry import Box, Index, Region, Roi, axis_weights, crop_to_grid, paste_from_grid
 from ...imaging.prompts import Click, Prompts
 from ...imaging.volume import Volume
-from ..cache import ByteCache
 from ..global_expert import GlobalExpert
 from ..inputs import MAX_CLICKS
 from ..local_expert import OUTSIDE_LOGIT, LocalExpert

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from collections import OrderedDict
@@ -8,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from dualclickmed.experts.cache import ByteCache
+from dualclickmed.byte_cache import ByteCache
+from dualclickmed.cancellation import Stopped
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -157,3 +159,29 @@ def test_what_was_computed_from_one_image_is_dropped_alone() -> None:
         cache.get(key, lambda: np.zeros(10, dtype=np.uint8))
     cache.drop("a")
     assert len(cache) == 2 and cache.nbytes == 20
+
+
+def test_an_entry_whose_making_was_stopped_is_made_by_whoever_waited_for_it() -> None:
+    cache = ByteCache(10)
+    begun, go = threading.Event(), threading.Event()
+
+    def stopped() -> Block:
+        begun.set()
+        assert go.wait(20)
+        raise Stopped("its user left")
+
+    with ThreadPoolExecutor(2) as several:
+        first = several.submit(cache.get, "a", stopped)
+        assert begun.wait(20)
+        second = several.submit(cache.get, "a", lambda: Block(4, "whole"))
+        go.set()
+        with pytest.raises(Stopped):
+            first.result(20)
+        assert second.result(20) == Block(4, "whole")
+
+
+def test_a_copy_in_another_process_begins_empty() -> None:
+    cache = ByteCache(10)
+    cache.get("a", lambda: Block(4))
+    copy = pickle.loads(pickle.dumps(cache))
+    assert (copy.max_bytes, copy.nbytes) == (10, 0)

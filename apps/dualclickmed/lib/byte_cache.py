@@ -9,6 +9,9 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
+from . import cancellation
+from .cancellation import Stopped
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,6 +30,7 @@ class ByteCache:
 
     Thread-safe. Threads that ask for the same missing key at the same time wait for the one that makes it.
     An entry larger than `max_bytes` is handed to whoever waits for it and not kept, so 0 keeps nothing.
+    A copy in another process begins empty.
 
     Args:
         max_bytes: most bytes held at any time.
@@ -39,6 +43,9 @@ class ByteCache:
         self._making: dict[Hashable, Future[Any]] = {}
         self._nbytes = 0
 
+    def __reduce__(self) -> tuple[type[ByteCache], tuple[int]]:
+        return ByteCache, (self.max_bytes,)
+
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
@@ -47,11 +54,15 @@ class ByteCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._entries
+
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The entry of `key`, made by `make` if it is not held.
 
         `make` runs outside the lock and must not ask for the same key. What it raises reaches every thread
-        that waits for it; the next one to ask tries again.
+        that waits for it; the next one to ask tries again. Only that the computation was `Stopped` concerns
+        nobody else: whoever waits then makes the entry.
         """
         with self._lock:
             if key in self._entries:
@@ -61,7 +72,11 @@ class ByteCache:
             if pending is None:
                 mine = self._making[key] = Future()
         if pending is not None:
-            return pending.result()
+            try:
+                return pending.result()
+            except Stopped:
+                cancellation.check()
+                return self.get(key, make)
         try:
             value = make()
         except BaseException as error:
