@@ -18,12 +18,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import requests
+from dualclickmed.demo.archive import end_group
 from dualclickmed.server.archive import LIST_SECONDS
 from dualclickmed.weights.files import model_dir
 
 from tests.support.annotators import Request, Watch, answer, differences, in_turn, plan, together
 from tests.support.dicoms import LAYOUTS, Archive, Series, orthanc, write_series
-from tests.support.live import START_SECONDS, Server, an_image, free_port, make_weights, serving, stop
+from tests.support.live import START_SECONDS, Server, an_image, free_port, make_weights, serving
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def nginx(folder: Path, replicas: tuple[Server, Server]) -> Iterator[str]:
                     time.sleep(0.1)
             yield url
         finally:
-            stop(process)
+            end_group(process)
 
 
 @contextmanager

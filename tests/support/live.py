@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 import requests
 import torch
+from dualclickmed.demo.archive import end_group
 from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.networks.configs import PRESETS
 from dualclickmed.weights.files import default_path, save_expert
@@ -216,14 +216,4 @@ def running(
             wait_until_up(server, process, up)
             yield server
         finally:
-            stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and every process that it started: they share its process group."""
-    for end in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, end)
-            process.wait(timeout=15)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+            end_group(process)

@@ -100,7 +100,7 @@ def orthanc(folder: Path, port: int) -> Iterator[Archive]:
             _wait_until_up(archive, process, log)
             yield archive
         finally:
-            _end(process)
+            end_group(process)
 
 
 def _wait_until_up(archive: Archive, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -116,7 +116,8 @@ def _wait_until_up(archive: Archive, process: subprocess.Popen[bytes], log: Path
             time.sleep(0.2)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a program that was started in a session of its own, and every process that it started."""
     for end in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, end)

@@ -47,6 +47,18 @@ _CHUNK_VOXELS = 1 << 20
 """Voxels that `crop_to_grid` converts to float at once: 4 MB, which stays in a core's cache."""
 
 
+def voxels_around(points: Sequence[Index]) -> tuple[Index, Index]:
+    """The half-open edges, lowest and highest, of the voxels that hold all `points`, such as two corners.
+
+    Raises:
+        ValueError: if there are no points.
+    """
+    if len(points) == 0:
+        raise ValueError("a box around points needs at least one point, got none")
+    array = np.asarray(points, dtype=np.int64).reshape(-1, 3)
+    return _three_ints(array.min(axis=0)), _three_ints(array.max(axis=0) + 1)
+
+
 @dataclass(frozen=True)
 class Box:
     """A half-open box ``[lo, hi)`` in voxel edges, (z, y, x).
@@ -72,10 +84,8 @@ class Box:
         Raises:
             ValueError: if there are no points.
         """
-        if len(points) == 0:
-            raise ValueError("a box around points needs at least one point, got none")
-        array = np.asarray(points, dtype=np.float64).reshape(-1, 3)
-        return cls(_three_floats(array.min(axis=0)), _three_floats(array.max(axis=0) + 1))
+        lo, hi = voxels_around(points)
+        return cls(_three_floats(lo), _three_floats(hi))
 
     @classmethod
     def of_mask(cls, mask: npt.NDArray[np.generic]) -> Box:

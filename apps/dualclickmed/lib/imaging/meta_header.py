@@ -24,6 +24,7 @@ from .facts import (
     text_lines,
     whole,
 )
+from .placing import RAS_FROM_LPS
 
 _TYPES = {
     **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2"},
@@ -129,7 +130,7 @@ def _affine(fields: dict[str, str], count: int, name: str) -> npt.NDArray[np.flo
     lps = np.eye(4)
     lps[:3, :3] = matrix.reshape(count, count)[:3, :3].T * np.asarray(step[:3])
     lps[:3, 3] = origin[:3]
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+    return RAS_FROM_LPS @ lps
 
 
 def _numbers(fields: dict[str, str], keys: tuple[str, ...], count: int, name: str) -> list[float]:

@@ -26,6 +26,7 @@ from .facts import (
     text_lines,
     whole,
 )
+from .placing import RAS_FROM_LPS
 
 _TYPES = {
     **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
@@ -226,7 +227,7 @@ def _affine(
             node = fields.get("centers", "").split()[axis : axis + 1] == ["node"]
             lps[row, row] = 1.0 if step is None else step
             lps[row, 3] = 0.0 if low is None else low + (0.0 if node else abs(lps[row, row]) / 2)
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+    return RAS_FROM_LPS @ lps
 
 
 def _directions(text: str, count: int, name: str) -> list[list[float]]:

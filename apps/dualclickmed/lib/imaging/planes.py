@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import VolumeError
+from .placing import RAS_FROM_LPS
 
 SAME_DIRECTION = 1e-3
 """How far the components of two unit vectors may differ: 0.06 degrees."""
@@ -26,7 +27,6 @@ MOST_OFF = 0.1
 """Millimetres that a plane may lie off its place whatever the step is."""
 STRAIGHT = 2e-3
 """Part of a step by which the next plane may be moved sideways before the stack counts as slanted."""
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NAMED = 5
 
 Vector = npt.NDArray[np.float64]
@@ -113,7 +113,7 @@ def stacked(planes: Sequence[Plane], name: str, keep_order: bool = False) -> Sta
     lps = np.eye(4)
     lps[:3, 0], lps[:3, 1] = directions[0] * spacing[1], directions[1] * spacing[0]
     lps[:3, 2], lps[:3, 3] = step, positions[order[0]]
-    return Stack(order.tolist(), _LPS_TO_RAS @ lps, notes, True)
+    return Stack(order.tolist(), RAS_FROM_LPS @ lps, notes, True)
 
 
 def _unplaced(planes: Sequence[Plane], name: str, keep_order: bool) -> Stack:
@@ -140,7 +140,7 @@ def _unplaced(planes: Sequence[Plane], name: str, keep_order: bool) -> Stack:
         f"numbers, {shown}."
     )
     lps = np.diag([spacing[1], spacing[0], 1.0 if step is None else step, 1.0])
-    return Stack(order, _LPS_TO_RAS @ lps, notes, False)
+    return Stack(order, RAS_FROM_LPS @ lps, notes, False)
 
 
 def _one_orientation(planes: Sequence[Plane], name: str) -> Vector:

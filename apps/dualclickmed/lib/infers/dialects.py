@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ..configs import wire
 from ..errors import PromptError, UserError
-from ..imaging.geometry import Index
+from ..imaging.geometry import Index, voxels_around
 from ..imaging.label_map import LabelMap, listed
 from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume
@@ -242,12 +242,9 @@ class _Reader:
                 f"{wire.ROI!r} must be six whole numbers [i0, i1, j0, j1, k0, k1], "
                 f"but it is {_shown.repr(values)}."
             )
-        numbers = [_whole(wire.ROI, value, values) for value in values]
-        pairs = [sorted(numbers[axis : axis + 2]) for axis in (0, 2, 4)]
-        lo = (pairs[0][0], pairs[1][0], pairs[2][0])
+        i0, i1, j0, j1, k0, k1 = (_whole(wire.ROI, value, values) for value in values)
         # Both ends are voxels of the box, so that a box drawn on a single slice is one voxel thick.
-        hi = (pairs[0][1] + 1, pairs[1][1] + 1, pairs[2][1] + 1)
-        self._of(self._target(wire.ROI)).box = (lo, hi)
+        self._of(self._target(wire.ROI)).box = voxels_around([(i0, j0, k0), (i1, j1, k1)])
 
     def take_corners(self) -> None:
         """The first two foreground clicks of each label become a box that holds both; the others stay."""
@@ -259,12 +256,8 @@ class _Reader:
                     f"The box of {label!r} needs two clicks at opposite corners, but there is only one: "
                     f"{list(raw.foreground[0])}."
                 )
-            (i0, j0, k0), (i1, j1, k1) = raw.foreground[:2]
+            raw.box = voxels_around(raw.foreground[:2])
             raw.foreground = raw.foreground[2:]
-            raw.box = (
-                (min(i0, i1), min(j0, j1), min(k0, k1)),
-                (max(i0, i1) + 1, max(j0, j1) + 1, max(k0, k1) + 1),
-            )
 
     def _of(self, label: str) -> RawPrompts:
         return self.prompts.setdefault(label, RawPrompts())

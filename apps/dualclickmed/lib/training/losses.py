@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from monai.losses import DiceFocalLoss
 from torch import Tensor
 
 FOCAL_GAMMA = 2.0
@@ -15,21 +16,20 @@ def dice_focal(logits: Tensor, truth: Tensor, focal_weight: float = 1.0) -> Tens
 
     Args:
         logits: (B, D, H, W).
-        truth: (B, D, H, W) bool or float in [0, 1].
+        truth: (B, D, H, W) bool.
         focal_weight: factor of the focal term.
 
     Returns:
         A scalar, computed in float32.
     """
-    x = logits.float().flatten(1)
-    y = truth.to(x.dtype).flatten(1)
-    p = torch.sigmoid(x)
-    overlap = (p * y).sum(dim=1)
-    dice = 1 - (2 * overlap + DICE_SMOOTH) / (p.sum(dim=1) + y.sum(dim=1) + DICE_SMOOTH)
-    entropy = torch.nn.functional.binary_cross_entropy_with_logits(x, y, reduction="none")
-    missed = (p + y - 2 * p * y).clamp(0, 1)
-    focal = (missed**FOCAL_GAMMA * entropy).mean(dim=1)
-    return (dice + focal_weight * focal).mean()
+    loss = DiceFocalLoss(
+        sigmoid=True,
+        gamma=FOCAL_GAMMA,
+        smooth_nr=DICE_SMOOTH,
+        smooth_dr=DICE_SMOOTH,
+        lambda_focal=focal_weight,
+    )
+    return loss(logits.float()[:, None], truth[:, None].float())
 
 
 def hard_dice(logits: Tensor, truth: Tensor) -> Tensor:

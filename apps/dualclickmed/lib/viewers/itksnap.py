@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..errors import UserError
+from ..imaging.placing import RAS_FROM_LPS
 from ..imaging.volume import from_grid
 from ..server import checks
 from ..server.turns import Turns
@@ -228,9 +229,7 @@ def _affine(meta: dict[str, Any]) -> npt.NDArray[np.float64]:
     found = np.eye(4)
     found[:3, :3] = np.reshape(direction, (3, 3)) * numbers(meta.get("spacing", [1, 1, 1]), 3, "'spacing'")
     found[:3, 3] = numbers(meta.get("origin", [0, 0, 0]), 3, "'origin'")
-    # ITK's world is LPS.
-    found[:2] *= -1
-    return found
+    return RAS_FROM_LPS @ found
 
 
 def _foreground(request: Request) -> bool:
