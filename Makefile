@@ -55,6 +55,7 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd apps/dualclickmed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml main.py
 	PYTHONPATH=apps $(BIN)/lint-imports
 	@PATH=$(CURDIR)/$(BIN):$$PATH; if [[ -x node_modules/.bin/eslint ]]; then npm run --silent lint; \
 	    else echo "lint: no eslint, so the page's scripts were not looked at (scripts/page.sh --dev)"; fi

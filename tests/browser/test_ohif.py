@@ -26,7 +26,7 @@ TASK, OBJECT = "dualclickmed", "dualclickmed_object"
 
 @pytest.fixture
 def viewer(context: object, server: Server) -> Viewer:
-    return Viewer(context, server.url, PICTURES)
+    return Viewer(context, server.url, PICTURES)  # type: ignore[arg-type]
 
 
 def in_patient(index: npt.NDArray[np.integer], shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
@@ -38,7 +38,7 @@ def inside(trunk: Trunk, organ: str) -> npt.NDArray[np.float64]:
     """The place (LPS millimetres) that is farthest from an organ's surface."""
     mask = trunk[1] == ORGANS.index(organ) + 1
     depth = ndimage.distance_transform_edt(mask, SPACING)
-    return in_patient(np.unravel_index(depth.argmax(), depth.shape), mask.shape)
+    return in_patient(np.unravel_index(depth.argmax(), depth.shape), mask.shape)  # type: ignore[arg-type]
 
 
 def index_of(world: npt.NDArray[np.float64], shown: Shown) -> tuple[int, ...]:

@@ -224,12 +224,12 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no case file"):
         read_case(tmp_path / "absent.npz")
     with pytest.raises(UserError, match="no folder"):
-        list(predict_folder(tmp_path / "absent", tmp_path / "out", None))  # type: ignore[arg-type]
+        list(predict_folder(tmp_path / "absent", tmp_path / "out", None))
     with pytest.raises(UserError, match="holds no case file"):
-        list(predict_folder(tmp_path, tmp_path / "out", None))  # type: ignore[arg-type]
+        list(predict_folder(tmp_path, tmp_path / "out", None))
     save(tmp_path / "a.npz", boxes=[BOX])
     with pytest.raises(UserError, match="input and as output"):
-        list(predict_folder(tmp_path, tmp_path, None))  # type: ignore[arg-type]
+        list(predict_folder(tmp_path, tmp_path, None))
 
 
 # Answering ----------------------------------------------------------------------------------------------

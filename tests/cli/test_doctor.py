@@ -33,7 +33,7 @@ def test_versions_weights_and_ports_are_shown() -> None:
 
 def test_a_taken_port_and_damaged_weights_are_named(tmp_path: Path) -> None:
     for kind in ("global", "local"):
-        path = default_path(kind)  # type: ignore[arg-type]
+        path = default_path(kind)
         for file in (path, path.with_suffix(".json")):
             shutil.copy(file, tmp_path)
     damaged = tmp_path / "local-compact.safetensors"

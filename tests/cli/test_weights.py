@@ -54,7 +54,7 @@ def test_import_use_list_probe_and_export(source: Path, tmp_path: Path) -> None:
     assert [line.split()[1] for line in listed.splitlines() if "mine" in line] == ["*"]
 
     arrays = {"image": np.zeros((1, 1, 64, 64, 64)), "points": np.zeros((1, 1, 3)), "labels": np.ones((1, 1))}
-    np.savez(tmp_path / "in.npz", **arrays)
+    np.savez(tmp_path / "in.npz", **arrays)  # type: ignore[arg-type]
     probed = run("probe", "mine", "--input", tmp_path / "in.npz", "--output", tmp_path / "out.npz", *options)
     assert "embedding (1, 48, 8, 8, 8), logits (1, 1, 32, 32, 32)" in probed.stdout
     assert np.load(tmp_path / "out.npz")["logits"].shape == (1, 1, 32, 32, 32)

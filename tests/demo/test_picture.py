@@ -93,8 +93,8 @@ def test_clicks_and_box_lie_where_they_were_given(volume: Volume, labels: np.nda
     axial = views(draw(volume, labels, [BLUE], [given]))["axial"]
     box, *clicks = axial.lines
     xs, ys = box.get_xdata(), box.get_ydata()
-    assert (min(xs), max(xs), min(ys), max(ys)) == (12, 36, 10, 22)
-    assert [(c.get_xdata()[0], c.get_ydata()[0], c.get_marker(), c.get_alpha()) for c in clicks] == [
+    assert (min(xs), max(xs), min(ys), max(ys)) == (12, 36, 10, 22)  # type: ignore[arg-type, type-var]
+    assert [(c.get_xdata()[0], c.get_ydata()[0], c.get_marker(), c.get_alpha()) for c in clicks] == [  # type: ignore[index]
         (17.0, 12.5, "P", 1.0),
         (61.0, 2.5, "X", 1.0),
         # In another slice, and so drawn faintly.
@@ -153,7 +153,7 @@ def test_dim_images_are_shown_in_their_own_range() -> None:
     dim = from_array(np.linspace(0, 12, 4000, dtype=np.float32).reshape(10, 20, 20), modality="pt")
     axial = views(draw(dim, np.zeros(dim.shape, dtype=np.uint8), []))["axial"]
     shown = axial.images[0].get_array()
-    np.testing.assert_allclose([shown.min(), shown.max()], [127.6, 153.3], atol=3)
+    np.testing.assert_allclose([shown.min(), shown.max()], [127.6, 153.3], atol=3)  # type: ignore[arg-type, union-attr]
 
 
 def test_ct_is_shown_in_the_window_asked_for() -> None:
@@ -162,7 +162,7 @@ def test_ct_is_shown_in_the_window_asked_for() -> None:
     nothing = np.zeros(volume.shape, dtype=np.uint8)
     shown = views(draw(volume, nothing, [], intensity="bone"))["axial"].images[0].get_array()
     # Window 1800, level 400.
-    np.testing.assert_allclose(shown, np.clip((values[5] + 500) / 1800 * 255, 0, 255), atol=0.01)
+    np.testing.assert_allclose(shown, np.clip((values[5] + 500) / 1800 * 255, 0, 255), atol=0.01)  # type: ignore[arg-type]
 
 
 def test_labels_of_another_shape_are_refused(volume: Volume) -> None:

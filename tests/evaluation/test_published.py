@@ -42,12 +42,12 @@ def test_sam_med3d_sees_its_window_one_click_and_the_last_mask(sam: published.Sa
         seen.append((points.clone(), labels.clone(), mask.clone()))
         return decode(features, points, labels, mask)
 
-    sam.network.decode = record  # type: ignore[method-assign]
+    sam.network.decode = record
     try:
         first = sam(VOLUME, Prompts(box=BOX))
         both = sam(VOLUME, Prompts((Click((5, 8, 50)),), BOX))
     finally:
-        sam.network.decode = decode  # type: ignore[method-assign]
+        sam.network.decode = decode
     assert [points.shape for points, _, _ in seen] == [(1, 1, 3)] * 2
     # A cell is 1.5 mm; the window of 128 is centred on the newest prompt, the click is near it.
     for points, labels, _ in seen:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def mask_of(prediction: Prediction, shape: tuple[int, ...] = SHAPE) -> np.ndarra
     return mask
 
 
-def clicks(fg: list[tuple[int, int, int]], bg: list[tuple[int, int, int]] = ()) -> tuple[Click, ...]:
+def clicks(fg: list[tuple[int, int, int]], bg: Sequence[tuple[int, int, int]] = ()) -> tuple[Click, ...]:
     return tuple(Click(p, True) for p in fg) + tuple(Click(p, False) for p in bg)
 
 
@@ -46,7 +48,7 @@ def test_coordinates_survive_the_way_to_the_network_and_back(volume, fakes, box)
     """The network answers a ramp that is zero at the click: at each voxel the logit tells its grid index."""
     click = tuple(int(p) for p in box.centre)
     expert = expert_of(fakes.Network(fakes.slope))
-    (prediction,) = expert.predict(volume, Prompts(clicks([click]), box))
+    (prediction,) = expert.predict(volume, Prompts(clicks([click]), box))  # type: ignore[list-item]
 
     voxels = np.argwhere(np.ones(SHAPE, bool))
     grid = global_roi(box).to_grid(voxels)

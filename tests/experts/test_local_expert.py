@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def expert_of(network: torch.nn.Module, window: Index = WINDOW) -> LocalExpert:
     return LocalExpert(network, "cpu", ByteCache(1 << 30), window=window)
 
 
-def clicks(fg: list[Index], bg: list[Index] = ()) -> tuple[Click, ...]:
+def clicks(fg: list[Index], bg: Sequence[Index] = ()) -> tuple[Click, ...]:
     return tuple(Click(p, True) for p in fg) + tuple(Click(p, False) for p in bg)
 
 

@@ -16,6 +16,7 @@ from dualclickmed.imaging.label_files import NamedLabels
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.mask_files import LabelledMask, Segment, write
 from dualclickmed.imaging.volume import Volume, load_volume
+from nibabel.eulerangles import euler2mat
 
 from tests.support.dicom_files import read_segments
 from tests.support.dicoms import CLASSES, LAYOUTS, Series, write_series
@@ -23,7 +24,7 @@ from tests.support.dicoms import CLASSES, LAYOUTS, Series, write_series
 KNOWN = LabelMap(("liver", "spleen", "kidney"))
 # 7 x 5 pixels are no whole number of bytes: frames follow one another bit by bit.
 SHAPE, SPACING = (7, 5, 9), (0.8, 1.1, 2.5)
-TURN = nib.eulerangles.euler2mat(0.05, 0.1, 0.2)
+TURN = euler2mat(0.05, 0.1, 0.2)
 
 
 def a_series(folder: Path, layout: str = "axial", modality: str = "CT") -> Series:

@@ -56,7 +56,7 @@ BAD = {
     "rgb.nii": nifti(type=(70, "<2h", (128, 24))),
     "bits.nii": nifti(type=(70, "<2h", (2, 64))),
     "short.nii": nifti()[:-1],
-    "pair.nii": nifti(magic=(344, "<4s", (b"ni1\0",))),
+    "pair.nii": nifti(magic=(344, "<4s", (b"ni1\0",))),  # type: ignore[arg-type]
     "empty.nii": b"",
     "no_gzip.nii.gz": nifti(),
     "axes16.nrrd": nrrd(dimension=16, sizes=" ".join(["1"] * 16)) + bytes(60),

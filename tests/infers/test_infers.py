@@ -689,7 +689,7 @@ def test_a_drawn_box_needs_no_corners() -> None:
 @pytest.mark.parametrize("strategy", ["global", "local", "fused"])
 def test_the_global_expert_alone_needs_corners(strategy: str) -> None:
     segmenter = OneVoxelSegmenter(a_volume(), ServerOptions(labels=LABELS))
-    answered(LabelsTask(segmenter), {"strategy": strategy, "liver": [[1, 2, 3], [0, 1, 2]]})  # type: ignore[arg-type]
+    answered(LabelsTask(segmenter), {"strategy": strategy, "liver": [[1, 2, 3], [0, 1, 2]]})
     assert segmenter.asked is not None
     assert segmenter.asked.layers.corners == (strategy == "global")
 

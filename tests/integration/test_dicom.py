@@ -20,6 +20,7 @@ import SimpleITK as sitk
 from dualclickmed.imaging.label_files import read_labels
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.volume import load_volume
+from nibabel.eulerangles import euler2mat
 
 from tests.integration.test_server import affine_of, read_nrrd
 from tests.support.dicom_files import read_segments
@@ -29,7 +30,7 @@ from tests.support.live import LABELS, Server, serving
 SHAPE = (36, 33, 26)
 """Along (x, y, z); no two sides are equal."""
 SPACING = (0.8, 1.1, 2.5)
-TURN = nib.eulerangles.euler2mat(0.05, 0.1, 0.2)
+TURN = euler2mat(0.05, 0.1, 0.2)
 # A patient's image of each modality, each in another layout, one of them oblique.
 MADE = {
     "CT": ("axial", 1.0, np.eye(3)),
@@ -145,7 +146,7 @@ def test_dcmqi_reads_it_as_well(server: Server, series: dict[str, Series], tmp_p
     )
     program = Path(sys.executable).with_name("segimage2itkimage")
     command = [program, "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "-t", "nrrd"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=60)  # type: ignore[arg-type]
     meta = json.loads((tmp_path / "meta.json").read_text())
     names = [segment["SegmentLabel"] for group in meta["segmentAttributes"] for segment in group]
     assert names == list(prompts)
@@ -169,7 +170,7 @@ def submit(server: Server, made: Series, array: npt.NDArray[Any], path: Path) ->
     response = server.http.put(
         f"{server.url}/datastore/label",
         params={"image": made.uid, "tag": "final"},
-        files={"params": (None, json.dumps({"label_info": info})), "label": (path.name, path.read_bytes())},
+        files={"params": (None, json.dumps({"label_info": info})), "label": (path.name, path.read_bytes())},  # type: ignore[arg-type]
         timeout=60,
     )
     assert response.status_code == 200, response.text

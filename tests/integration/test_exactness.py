@@ -23,6 +23,7 @@ from dualclickmed.infers.segmenter import Answer, SegmentRequest
 from dualclickmed.infers.tasks import LabelsTask, ObjectTask
 from monai.transforms import LoadImage
 from monailabel.datastore.utils.convert import dicom_to_nifti
+from nibabel.eulerangles import euler2mat
 
 from tests.support.dicoms import Layout, write_series
 
@@ -34,7 +35,7 @@ ORDERS = [
 SHAPE, BRIGHT = (4, 5, 6), (1, 3, 4)
 """Along Left, Posterior and Superior, before the axes are ordered; the voxel is in no symmetric place."""
 SPACING = (0.7, 1.3, 4.0)
-TURN = nib.eulerangles.euler2mat(0.1, 0.2, 0.3)
+TURN = euler2mat(0.1, 0.2, 0.3)
 """Oblique: every axis leaves its direction by several degrees."""
 LABELS = LabelMap(("liver", "spleen"))
 

@@ -204,7 +204,7 @@ def forms(draw: st.DrawFn, text_field: str, file_field: str | None) -> tuple[byt
         parts.append((text_field, None, draw(json_texts)))
     if file_field is not None:
         for _ in range(draw(st.integers(0, 2))):
-            parts.append((file_field, draw(file_names), draw(contents)))
+            parts.append((file_field, draw(file_names), draw(contents)))  # type: ignore[arg-type]
     lines = []
     for name, file_name, data in parts:
         disposition = f'form-data; name="{name}"'

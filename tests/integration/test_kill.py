@@ -130,7 +130,7 @@ def submit(server: Server, sent: dict[str, Sent], numbers: random.Random, stop: 
         try:
             response = server.http.put(
                 f"{server.url}/datastore/label?image={image}&tag=final",
-                files={"params": (None, json.dumps(info)), "label": ("label.nii", data)},
+                files={"params": (None, json.dumps(info)), "label": ("label.nii", data)},  # type: ignore[arg-type]
                 timeout=30,
             )
         except requests.RequestException:
@@ -221,7 +221,7 @@ def hold(folder: Path, kills: int) -> None:
             publisher = FORKS.Process(target=publish_for_ever, args=(server.weights, noted))
             before = noted.stat().st_size
             for work in (*working, publisher):
-                work.start()
+                work.start()  # type: ignore[attr-defined]
             deadline = time.monotonic() + START_SECONDS
             while noted.stat().st_size == before and publisher.is_alive() and time.monotonic() < deadline:
                 time.sleep(0.01)

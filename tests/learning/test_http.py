@@ -65,7 +65,7 @@ def submit(server: Server, image: str, client: str, names: tuple[str, str], grow
         answer = server.http.put(
             f"{server.url}/datastore/label",
             params={"image": image, "tag": "final"},
-            files={"params": (None, json.dumps(info)), "label": ("label.nii.gz", stream)},
+            files={"params": (None, json.dumps(info)), "label": ("label.nii.gz", stream)},  # type: ignore[arg-type]
             timeout=60,
         )
     assert answer.status_code == 200, answer.text
@@ -73,7 +73,7 @@ def submit(server: Server, image: str, client: str, names: tuple[str, str], grow
 
 
 def start_training(server: Server, trainer: str = TRAINER, **settings: Any) -> Any:
-    return server.http.post(f"{server.url}/train/{trainer}", json={**QUICK, **settings}, timeout=60)
+    return server.http.post(f"{server.url}/train/{trainer}", json={**QUICK, **settings}, timeout=60)  # type: ignore[dict-item]
 
 
 def status(server: Server) -> dict[str, Any]:

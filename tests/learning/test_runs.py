@@ -31,9 +31,9 @@ def record(tmp_path: Path) -> Record:
 
 def begun(record: Record, kind: str = "global") -> Telling:
     """A training whose process has ended in the middle."""
-    run = new_run(record.folder, kind)  # type: ignore[arg-type]
-    record.training(run.name, kind, STARTED, ["v1"])  # type: ignore[arg-type]
-    telling = Telling(run, kind)  # type: ignore[arg-type]
+    run = new_run(record.folder, kind)
+    record.training(run.name, kind, STARTED, ["v1"])
+    telling = Telling(run, kind)
     telling.say("training", epoch=2, total_epochs=8)
     (run / "checkpoint.pt").write_text("large")
     (run / "labels").mkdir()

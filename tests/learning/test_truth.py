@@ -253,7 +253,7 @@ def test_an_archive_is_believed_but_not_taken_for_complete(
 
     record = Record(tmp_path)
     record.submit("a", label_files / "1.nii.gz", {"client_id": "ann"})
-    found = follow(record, held(Archive(), fetch=False), archive=True)  # type: ignore[arg-type]
+    found = follow(record, held(Archive(), fetch=False), archive=True)
     expected = {"a": "ann", "b": "unknown"} if expected is None else expected
     assert {image: s.who for image, s in found.items()} == expected
     assert list(record.final()) == ["a"]

@@ -33,8 +33,8 @@ def test_unknown_presets_are_named(build: object) -> None:
 
 def test_a_network_built_from_a_card_has_the_same_weights() -> None:
     for build, config in ((build_global, PRESETS["compact"][0]), (build_local, PRESETS["compact"][1])):
-        network = build(config)  # type: ignore[operator]
-        again = build(type(config).from_dict(json.loads(json.dumps(network.config.to_dict()))))  # type: ignore[operator]
+        network = build(config)
+        again = build(type(config).from_dict(json.loads(json.dumps(network.config.to_dict()))))
         again.load_state_dict(network.state_dict())
         assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
 

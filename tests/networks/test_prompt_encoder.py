@@ -21,7 +21,7 @@ def encoder(**changes: object) -> PromptEncoder:
         "dense_clicks": False,
         "point_features": (),
     }
-    return PromptEncoder(**{**options, **changes})  # type: ignore[arg-type]
+    return PromptEncoder(**{**options, **changes})
 
 
 def test_published_encoding_is_sin_cos_sin_of_scaled_positions() -> None:
@@ -89,7 +89,7 @@ def test_dense_embedding_without_and_with_a_mask() -> None:
     def normalised(x: torch.Tensor, norm: torch.nn.Module) -> torch.Tensor:
         mean, var = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
         shape = (1, -1, 1, 1, 1)
-        return (x - mean) / (var + 1e-6).sqrt() * norm.weight.view(shape) + norm.bias.view(shape)
+        return (x - mean) / (var + 1e-6).sqrt() * norm.weight.view(shape) + norm.bias.view(shape)  # type: ignore[operator]
 
     x = F.conv3d(mask, conv[0].weight, conv[0].bias, stride=2)
     x = F.gelu(normalised(x, conv[1]))

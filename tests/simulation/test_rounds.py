@@ -112,7 +112,7 @@ def test_one_point_is_the_same_chain_or_alternative() -> None:
 def test_clicks_of_one_interaction_share_its_mask_prompt() -> None:
     network = GlobalRecorder()
     run(network, GlobalRounds(3, 4, "chain"), seed=1)
-    prompts = [float(mask.mean()) for _, _, mask in network.shown[1:]]
+    prompts = [float(mask.mean()) for _, _, mask in network.shown[1:]]  # type: ignore[union-attr]
     for turn in range(3):
         # The recorder's k-th output is -k: the prompt is the first mask or the one before the interaction.
         assert len(set(prompts[4 * turn : 4 * turn + 4])) == 1

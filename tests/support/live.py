@@ -25,6 +25,7 @@ from dualclickmed.demo.archive import end_group
 from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.networks.configs import PRESETS
 from dualclickmed.weights.files import default_path, save_expert
+from nibabel.eulerangles import euler2mat
 
 APP = Path(__file__).parents[2] / "apps" / "dualclickmed"
 START_SECONDS = 400
@@ -95,7 +96,7 @@ def an_image(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 def an_affine(axes: tuple[int, ...], signs: tuple[int, ...]) -> np.ndarray:
     """Raw axis n runs along the world's axis ``axes[n]``, anisotropic and slightly oblique."""
     affine = np.eye(4)
-    turned = nib.eulerangles.euler2mat(0.05, 0.03, 0.02)
+    turned = euler2mat(0.05, 0.03, 0.02)
     oriented = np.zeros((3, 3))
     oriented[axes, range(3)] = np.asarray(signs)
     affine[:3, :3] = turned @ oriented @ np.diag([0.8, 1.1, 2.5])

@@ -47,7 +47,7 @@ class Mutable:
         return str(self.value)
 
 
-class StringArray(list):  # type: ignore[type-arg]
+class StringArray(list):
     """vtkStringArray."""
 
     InsertNextValue = list.append
@@ -70,7 +70,7 @@ class VolumeNode:
         return self.name
 
     def GetRASToIJKMatrix(self, matrix: Matrix) -> None:
-        matrix.array = np.linalg.inv(self.affine)
+        matrix.array = np.linalg.inv(self.affine)  # type: ignore[assignment]
 
     def GetIJKToRASMatrix(self, matrix: Matrix) -> None:
         matrix.array = self.affine
@@ -220,7 +220,7 @@ def extension() -> Iterator[tuple[ModuleType, SegmentationsLogic]]:
     for base in ("", "Widget", "Logic", "Test"):
         name = f"ScriptedLoadableModule{base}"
         setattr(bases, name, type(name, (), {"__init__": lambda self, *a: None}))
-    stand_ins["slicer.ScriptedLoadableModule"] = bases
+    stand_ins["slicer.ScriptedLoadableModule"] = bases  # type: ignore[assignment]
     stand_ins["slicer.i18n"].tr = str
     stand_ins["qt"].QDialog = stand_ins["qt"].QWidget = object
     stand_ins["ctk"].ctkSettingsPanel = object
@@ -243,7 +243,7 @@ def _fail(message: str, detailedText: str = "", **more: object) -> None:
 
 
 def _save(node: VolumeNode | Labelmap, path: str, logic: SegmentationsLogic) -> None:
-    image = node.image if isinstance(node, VolumeNode) else sitk.GetImageFromArray(node.array.T)
+    image = node.image if isinstance(node, VolumeNode) else sitk.GetImageFromArray(node.array.T)  # type: ignore[union-attr]
     if isinstance(node, Labelmap):
         image.CopyInformation(logic.grid)
     sitk.WriteImage(image, path)

@@ -87,7 +87,7 @@ def test_the_panel_shows_the_training_that_runs(
     telling.measured(0.81, 40, better=True)
     telling.say("measuring", blend=1.0)
     assert panel.look() == (100, "40/40 epoch is completed", 81)
-    panel.learning.record.training(telling.run.name, kind, PUBLISHED)  # type: ignore[arg-type]
+    panel.learning.record.training(telling.run.name, kind, PUBLISHED)
     telling.say(PUBLISHED)
     panel.status = "DONE"
     assert panel.look()[:2] == (100, "Training: DONE")

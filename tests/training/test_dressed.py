@@ -17,7 +17,7 @@ SPACING = (2.0, 1.0, 0.5)
 def balls() -> np.ndarray:
     """A label map (30, 60, 120) of 2 x 1 x 0.5 mm with two balls of 12 and 6 mm radius, in millimetres."""
     z, y, x = (np.arange(n).reshape(s) for n, s in ((30, (-1, 1, 1)), (60, (-1, 1)), (120, (-1,))))
-    z, y, x = ((v + 0.5) * s for v, s in zip((z, y, x), SPACING, strict=True))
+    z, y, x = ((v + 0.5) * s for v, s in zip((z, y, x), SPACING, strict=True))  # type: ignore[assignment]
     labels = np.zeros((30, 60, 120), dtype=np.uint16)
     labels[(z - 30) ** 2 + (y - 30) ** 2 + (x - 20) ** 2 < 12**2] = 7
     labels[(z - 30) ** 2 + (y - 30) ** 2 + (x - 42) ** 2 < 6**2] = 300

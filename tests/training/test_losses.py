@@ -37,7 +37,7 @@ def test_a_sure_right_mask_costs_nothing_and_extreme_logits_stay_finite() -> Non
     loss = dice_focal(logits, truth)
     loss.backward()
     assert float(loss) == pytest.approx(0, abs=1e-6)
-    assert bool(torch.isfinite(logits.grad).all())
+    assert bool(torch.isfinite(logits.grad).all())  # type: ignore[arg-type]
     assert float(dice_focal(-logits.detach(), truth)) > 50
 
 

@@ -67,7 +67,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(kind: str, tmp_path: Pat
 
 
 if __name__ == "__main__":
-    trained(sys.argv[1], *map(Path, sys.argv[2:]), 1)
+    trained(sys.argv[1], *map(Path, sys.argv[2:]), 1)  # type: ignore[arg-type, call-arg]
     # Gloo's threads now and then abort an interpreter that is going down, long after everything is written.
     sys.stdout.flush()
     sys.stderr.flush()

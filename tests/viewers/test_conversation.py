@@ -105,7 +105,7 @@ def test_a_viewer_with_a_new_buffer_gets_all_of_the_mask(conversation: Conversat
     assert np.array_equal(shown(np.zeros(SHAPE, dtype=np.bool_), change), conversation.mask)
 
 
-def box_around(lo: int, hi: int):  # type: ignore[no-untyped-def]
+def box_around(lo: int, hi: int):
     from dualclickmed.imaging.geometry import Box
 
     return box(Box((lo, lo, lo), (hi, hi, hi)), True, SHAPE)

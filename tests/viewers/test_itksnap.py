@@ -94,13 +94,13 @@ def test_voxels_are_the_images_own_however_it_lies(http: httpx.Client, direction
 
 def test_the_place_and_size_of_voxels_are_known(http: httpx.Client, kept: Kept) -> None:
     session = http.get("/start_session").json()["session_id"]
-    http.post(f"/upload_raw/{session}", **form(image(), FLIPPED))
+    http.post(f"/upload_raw/{session}", **form(image(), FLIPPED))  # type: ignore[arg-type]
     http.get(f"/process_point_interaction/{session}?x=5&y=20&z=9&foreground=true")
     http.get(f"/end_session/{session}")
     ((volume, _),) = kept.finished
     assert volume.spacing == (2.0, 0.5, 0.5)
     expected = [[0.5, 0, 0, -10], [0, 0.5, 0, 20], [0, 0, 2, 30], [0, 0, 0, 1]]
-    assert np.allclose(volume.affine, expected)
+    assert np.allclose(volume.affine, expected)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["scribble", "lasso"])

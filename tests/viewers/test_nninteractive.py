@@ -29,7 +29,7 @@ def image(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-100, 100, (1, *SHAPE)).astype(np.float32)
 
 
-def connected(url: str, key: str | None = None):  # type: ignore[no-untyped-def]
+def connected(url: str, key: str | None = None):
     """A client with an image and a buffer."""
     client = remote.nnInteractiveRemoteInferenceSession(url, api_key=key)
     client.set_image(image(), {"spacing": [2.0, 1.0, 1.0]})
@@ -61,7 +61,7 @@ def lease(http: httpx.Client, with_image: bool = True) -> dict[str, str]:
     return header
 
 
-def test_the_client_learns_what_it_may_do(client) -> None:  # type: ignore[no-untyped-def]
+def test_the_client_learns_what_it_may_do(client) -> None:
     assert client.ping()
     assert client.supported_interactions == dict.fromkeys(
         ("points", "bbox2d", "bbox3d", "scribble", "lasso"), True
@@ -72,14 +72,14 @@ def test_the_client_learns_what_it_may_do(client) -> None:  # type: ignore[no-un
     assert client.heartbeat() == pytest.approx(ViewerOptions().idle_seconds, abs=5)
 
 
-def test_a_point_is_answered_with_what_changed(client) -> None:  # type: ignore[no-untyped-def]
+def test_a_point_is_answered_with_what_changed(client) -> None:
     assert client.add_point_interaction([8.2, 10, 19.6], True) == [[6, 11], [8, 13], [18, 23]]
     assert client.target_buffer.sum() == 125
     assert client.add_point_interaction([8, 10, 23], False) == [[6, 11], [8, 13], [21, 23]]
     assert client.target_buffer[8, 10].nonzero()[0].tolist() == [18, 19, 20]
 
 
-def test_a_rectangle_gets_a_third_side_and_another_one_tells_it(client) -> None:  # type: ignore[no-untyped-def]
+def test_a_rectangle_gets_a_third_side_and_another_one_tells_it(client) -> None:
     client.add_bbox_interaction([[8, 9], [10, 18], [12, 20]], True)
     # 8 x 8 mm need 10 mm, which are 5 slices; 6, so that the edges are whole.
     assert np.flatnonzero(client.target_buffer.any(axis=(1, 2))).tolist() == [6, 7, 8, 9, 10]
@@ -87,12 +87,12 @@ def test_a_rectangle_gets_a_third_side_and_another_one_tells_it(client) -> None:
     assert np.flatnonzero(client.target_buffer.any(axis=(1, 2))).tolist() == list(range(2, 12))
 
 
-def test_a_box_is_taken_as_it_is(client) -> None:  # type: ignore[no-untyped-def]
+def test_a_box_is_taken_as_it_is(client) -> None:
     assert client.add_bbox_interaction([[2, 6], [3, 9], [4, 12]], True) == [[2, 6], [3, 9], [4, 12]]
     assert client.target_buffer[2:6, 3:9, 4:12].all()
 
 
-def test_scribbles_and_lassos_come_as_parts_of_the_image(client) -> None:  # type: ignore[no-untyped-def]
+def test_scribbles_and_lassos_come_as_parts_of_the_image(client) -> None:
     stroke = np.zeros((1, 3, 20), dtype=np.uint8)
     stroke[0, 1, 5:15] = 1
     client.add_scribble_interaction(stroke, True, interaction_bbox=[[8, 9], [4, 7], [10, 30]])
@@ -103,7 +103,7 @@ def test_scribbles_and_lassos_come_as_parts_of_the_image(client) -> None:  # typ
     assert client.target_buffer[8, 15:25, 15:25].all()
 
 
-def test_undo_goes_back_five_times_and_then_says_that_there_is_no_more(client) -> None:  # type: ignore[no-untyped-def]
+def test_undo_goes_back_five_times_and_then_says_that_there_is_no_more(client) -> None:
     before = []
     for at in range(5):
         before.append(client.target_buffer.copy())
@@ -114,7 +114,7 @@ def test_undo_goes_back_five_times_and_then_says_that_there_is_no_more(client) -
     assert not client.undo()
 
 
-def test_prompts_may_wait_for_an_answer(client) -> None:  # type: ignore[no-untyped-def]
+def test_prompts_may_wait_for_an_answer(client) -> None:
     client.add_point_interaction([8, 10, 10], True, run_prediction=False)
     client.add_point_interaction([8, 10, 20], True, run_prediction=False)
     assert not client.target_buffer.any()
@@ -122,7 +122,7 @@ def test_prompts_may_wait_for_an_answer(client) -> None:  # type: ignore[no-unty
     assert client.target_buffer.sum() == 250
 
 
-def test_a_segmentation_to_begin_with_is_corrected(client) -> None:  # type: ignore[no-untyped-def]
+def test_a_segmentation_to_begin_with_is_corrected(client) -> None:
     start = np.zeros(SHAPE, dtype=np.uint8)
     start[4:12, 5:25, 5:35] = 1
     client.add_initial_seg_interaction(start)
@@ -133,7 +133,7 @@ def test_a_segmentation_to_begin_with_is_corrected(client) -> None:  # type: ign
     assert np.array_equal(client.target_buffer, start)
 
 
-def test_the_next_object_begins_with_nothing(client) -> None:  # type: ignore[no-untyped-def]
+def test_the_next_object_begins_with_nothing(client) -> None:
     client.add_point_interaction([8, 10, 10], True)
     client.reset_interactions()
     assert not client.undo()
@@ -325,13 +325,15 @@ def test_malformed_requests_are_refused_and_the_next_click_is_answered(
         token = header if rng.random() < 0.9 else {"X-Lease-Token": rng.choice(["", "x", "\xff" * 50])}
         headers = {name: value.encode("latin-1") for name, value in token.items()}
         if rng.random() < 0.5:
-            answer = http.post(rng.choice(JSON_PATHS), content=_bad_body(rng), headers=headers)
+            answer = http.post(rng.choice(JSON_PATHS), content=_bad_body(rng), headers=headers)  # type: ignore[arg-type]
         else:
             meta = _bad_body(rng).replace(b"\n", b"").replace(b"\r", b"").replace(b"\0", b"")
             meta = rng.choice([json.dumps(META).encode(), bytes(byte for byte in meta if 32 < byte < 127)])
             octets = {"Content-Type": b"application/octet-stream", "X-Meta": meta}
             answer = http.post(
-                rng.choice(ARRAY_PATHS), content=_bad_array(rng), headers={**headers, **octets}
+                rng.choice(ARRAY_PATHS),
+                content=_bad_array(rng),
+                headers={**headers, **octets},  # type: ignore[arg-type]
             )
         statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
     assert set(statuses) <= {200, 400, 410, 413, 431}, statuses

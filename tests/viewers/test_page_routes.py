@@ -101,7 +101,7 @@ def client(app: App) -> Iterator[TestClient]:
         return work()
 
     web = FastAPI()
-    web.include_router(Page(app, at_once, answer_to, threading.Lock()).router())  # type: ignore[arg-type]
+    web.include_router(Page(app, at_once, answer_to, threading.Lock()).router())
     guarded = Guard(web, dataclasses.replace(Limits(), upload_bytes=1 << 20))
     with TestClient(guarded, base_url="http://127.0.0.1") as found:
         yield found
@@ -307,7 +307,7 @@ def test_a_server_for_review_changes_nothing(app: App) -> None:
         raise AssertionError("nothing is segmented")
 
     web = FastAPI()
-    web.include_router(Page(app, never, answer_to, threading.Lock()).router())  # type: ignore[arg-type]
+    web.include_router(Page(app, never, answer_to, threading.Lock()).router())
     with TestClient(ReadOnly(web), base_url="http://127.0.0.1") as client:
         assert client.get("/page/state").json()["review"] is True
         assert client.get("/page/label", params={"image": IMAGE}).status_code == 200

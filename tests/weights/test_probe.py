@@ -42,7 +42,7 @@ def arrays(side: int) -> Arrays:
 
 def test_global_answers_are_the_networks_own(files: dict[str, Path], tmp_path: Path) -> None:
     given = arrays(64) | {"mask": np.random.default_rng(4).normal(size=(1, 1, 32, 32, 32)) * 5}
-    np.savez(tmp_path / "in.npz", **given)
+    np.savez(tmp_path / "in.npz", **given)  # type: ignore[arg-type]
     probe_file(files["global"], tmp_path / "in.npz", tmp_path / "new" / "out.npz")
 
     network = cast(GlobalNetwork, weights.load_expert("global", files["global"]))
@@ -68,7 +68,7 @@ def test_global_answers_are_the_networks_own(files: dict[str, Path], tmp_path: P
 
 def test_local_answers_are_the_networks_own(files: dict[str, Path], tmp_path: Path) -> None:
     given = arrays(32)
-    np.savez_compressed(tmp_path / "in.npz", **given)
+    np.savez_compressed(tmp_path / "in.npz", **given)  # type: ignore[arg-type]
     probe_file(files["local"], tmp_path / "in.npz", tmp_path / "out.npz")
     network = cast(LocalNetwork, weights.load_expert("local", files["local"]))
     with torch.inference_mode():
