@@ -17,13 +17,15 @@ from dualclickmed.cli.app import app
 from dualclickmed.cli.challenge import answer, predict_folder
 from dualclickmed.errors import UserError
 from dualclickmed.experts import DualExpert
-from dualclickmed.imaging.case_files import read_case, write_case
+from dualclickmed.imaging.case_files import read_case
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Click
 from dualclickmed.predictor import Predictor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
+
+from tests.support.case_files import write_case
 
 SHAPE = (20, 24, 28)
 BOX = {

@@ -17,9 +17,10 @@ from dualclickmed.cli.app import app
 from dualclickmed.evaluation import statistics
 from dualclickmed.evaluation.protocol import HARM
 from dualclickmed.evaluation.records import Row
-from dualclickmed.imaging.case_files import write_case
 from dualclickmed.imaging.geometry import Box
 from typer.testing import CliRunner
+
+from tests.support.case_files import write_case
 
 SHAPE = (14, 20, 24)
 FAILING = """

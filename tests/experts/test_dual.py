@@ -112,15 +112,9 @@ def test_the_result_is_a_label_map_with_one_value_for_each_label(volume, fakes):
     np.testing.assert_array_equal(result.mask("b"), distance[4, 4, 4] <= 2)
     expected = (distance[14, 14, 14] <= 2) | (distance[14, 14, 18] <= 2)
     np.testing.assert_array_equal(result.mask("a"), expected)
-    assert result.bbox() == (slice(2, 17), slice(2, 17), slice(2, 21))
     assert result.enforced == []
     assert result.labels.dtype == np.uint8
     assert {"crop", "encode", "decode", "paste", "merge", "enforce"} == set(result.stages)
-
-
-def test_a_result_without_objects_has_an_empty_bbox(volume, fakes):
-    dual = dual_of(fakes.Network(fakes.constant(-1.0)), fakes.Network(fakes.constant(-1.0)))
-    assert dual.segment(volume, {"a": Prompts((), BOX)}, "paper").bbox() == (slice(0, 0),) * 3
 
 
 @pytest.mark.parametrize(

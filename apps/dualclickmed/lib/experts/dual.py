@@ -13,14 +13,14 @@ import numpy.typing as npt
 import torch
 
 from ..errors import PromptError, WeightsError
-from ..imaging.geometry import Index, Region, paste_from_grid
+from ..imaging.geometry import Index, paste_from_grid
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from .click_constraints import enforce_clicks
 from .fused.strategy import Fusion, Refined
 from .global_expert import GlobalExpert
 from .local_expert import LocalExpert
-from .prediction import Prediction, filled_region, merge, parts_of
+from .prediction import Prediction, merge, parts_of
 from .timing import StageTimer
 
 logger = logging.getLogger(__name__)
@@ -79,10 +79,6 @@ class Result:
     def mask(self, label: str) -> npt.NDArray[np.bool_]:
         """Where one label is, bool (D, H, W)."""
         return self.labels == self.values[label]
-
-    def bbox(self) -> Region:
-        """The smallest slices (z, y, x) that hold every labelled voxel; empty ones if there is none."""
-        return filled_region(self.labels != 0)
 
 
 @dataclass(frozen=True, eq=False)

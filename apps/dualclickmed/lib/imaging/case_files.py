@@ -39,7 +39,7 @@ MAX_OBJECT_BYTES = 64 << 20
 """Most bytes of one pickled array: thousands of clicks take some hundred kilobytes."""
 MAX_CLASS = 255
 """``segs`` has 8 bits."""
-_BOX_KEYS = ("z_min", "z_max", "z_mid_x_min", "z_mid_x_max", "z_mid_y_min", "z_mid_y_max")
+BOX_KEYS = ("z_min", "z_max", "z_mid_x_min", "z_mid_x_max", "z_mid_y_min", "z_mid_y_max")
 _UNREADABLE = (
     pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError,
     TypeError, KeyError, IndexError, AttributeError, MemoryError, RecursionError, OverflowError,
@@ -157,42 +157,6 @@ def read_case(path: Path, truth: Path | None = None) -> CaseFile:
         labels,
         order is not None,
     )
-
-
-def write_case(
-    path: Path,
-    image: npt.NDArray[Any],
-    spacing: Position,
-    boxes: Sequence[Box] | None = None,
-    clicks: Sequence[Sequence[Click]] | None = None,
-    truth: npt.NDArray[np.integer] | None = None,
-) -> None:
-    """Write a case file as the challenge does.
-
-    Args:
-        path: ends in ``.npz``.
-        image: (D, H, W).
-        spacing: (x, y, z).
-        boxes: of each class in order, of whole voxels; their in-plane part stands for that of the middle
-        slice. clicks: of each class, in the order in which they were given.
-        truth: (D, H, W).
-    """
-    arrays: dict[str, Any] = {"imgs": image, "spacing": np.asarray(spacing, dtype=np.float64)}
-    if truth is not None:
-        arrays["gts"] = truth
-    if boxes is not None:
-        arrays["boxes"] = _object_array([_box_dict(box) for box in boxes])
-    if clicks is not None:
-        arrays["clicks"] = _object_array(
-            [
-                {kind: [list(c.index) for c in own if c.positive == (kind == "fg")] for kind in ("fg", "bg")}
-                for own in clicks
-            ]
-        )
-        arrays["clicks_order"] = _object_array(
-            [["fg" if c.positive else "bg" for c in own] for own in clicks]
-        )
-    save_arrays(path, arrays)
 
 
 def case_files(folder: Path) -> list[Path]:
@@ -331,10 +295,10 @@ def _spacing(array: Any, name: str) -> Position:
 
 def _box(entry: Any, shape: Index, name: str) -> Box:
     try:
-        z0, z1, x0, x1, y0, y1 = (_whole(entry[key]) for key in _BOX_KEYS)
+        z0, z1, x0, x1, y0, y1 = (_whole(entry[key]) for key in BOX_KEYS)
     except (TypeError, KeyError, ValueError, IndexError):
         raise UserError(
-            f"Each of the boxes of '{name}' must have whole numbers {', '.join(_BOX_KEYS)}, but "
+            f"Each of the boxes of '{name}' must have whole numbers {', '.join(BOX_KEYS)}, but "
             f"{_short(entry)} came."
         ) from None
     lo, hi = (z0, y0, x0), (z1 + 1, y1 + 1, x1 + 1)
@@ -343,14 +307,6 @@ def _box(entry: Any, shape: Index, name: str) -> Box:
             f"The boxes of '{name}' must lie in the image of shape {shape}, but one is {_short(entry)}."
         )
     return Box(lo, hi)
-
-
-def _box_dict(box: Box) -> dict[str, int]:
-    (z0, y0, x0), (z1, y1, x1) = (tuple(int(v) for v in edge) for edge in (box.lo, box.hi))
-    return {
-        "z_min": z0, "z_max": z1 - 1, "z_mid": (z0 + z1) // 2,
-        "z_mid_x_min": x0, "z_mid_y_min": y0, "z_mid_x_max": x1 - 1, "z_mid_y_max": y1 - 1,
-    }  # fmt: skip
 
 
 def _clicks(
@@ -424,12 +380,6 @@ def _short(value: Any) -> str:
 
 
 # Writing ------------------------------------------------------------------------------------------------
-
-
-def _object_array(entries: Sequence[Any]) -> npt.NDArray[np.object_]:
-    array = np.empty(len(entries), dtype=object)
-    array[:] = entries
-    return array
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -14,8 +14,6 @@ from .layers import LayerNorm3d, click_maps, sample_at
 
 BACKGROUND = 0
 FOREGROUND = 1
-BOX_CENTRE = 2
-PADDING = -1
 
 # The prototype's clicks at 32^3 were about as sharp as the voxels themselves.
 CLICK_SIGMA = 1.0

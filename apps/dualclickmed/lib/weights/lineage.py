@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import WeightsError
-from .files import KINDS, SUFFIX, Kind, default_path, model_dir, read_card, select, selection, shipped_name
+from .files import SUFFIX, Kind, model_dir, read_card, select, selection, shipped_name
 
 MOST_ANCESTORS = 1000
 
@@ -27,20 +27,6 @@ def roll_back(kind: Kind, directory: Path | None = None) -> tuple[str, str]:
         raise WeightsError(f"The {kind} expert is served from '{now}', which was not made from others here.")
     select(parent["name"], folder)
     return now, parent["name"]
-
-
-def learned_kinds(directory: Path | None = None) -> list[Kind]:
-    """The experts that are served from weights that were published here."""
-    folder = model_dir(directory)
-    kinds: list[Kind] = []
-    for kind in KINDS:
-        try:
-            card = read_card(default_path(kind, directory=folder))
-        except WeightsError:
-            continue
-        if "parent" in card:
-            kinds.append(kind)
-    return kinds
 
 
 def trained_images(weights: Path) -> set[str]:
