@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,23 @@ def test_frames_of_one_file_keep_their_order() -> None:
     found = stacked(planes([6, 4, 2, 0]), "file", keep_order=True)
     assert found.order == [0, 1, 2, 3]
     np.testing.assert_allclose(found.affine[:3, 2], [0, 0, -2])
+
+
+def ranked(zs: Sequence[float], ranks: Sequence[int | None]) -> list[Plane]:
+    return [replace(plane, rank=rank) for plane, rank in zip(planes(zs), ranks, strict=True)]
+
+
+@pytest.mark.parametrize("ranks", [[None] * 4, [1, 3, 2, 4], [4, 2, 3, 1]])
+def test_interleaved_frames_of_one_file_are_sorted(ranks: Sequence[int | None]) -> None:
+    found = stacked(ranked([0, 4, 2, 6], ranks), "file", keep_order=True)
+    assert found.order == [0, 2, 1, 3] and len(found.notes) == 1 and "sorted" in found.notes[0]
+    np.testing.assert_allclose(found.affine[:3, 2:].T, [[0, 0, 2], [10, 20, 0]])
+
+
+@pytest.mark.parametrize("ranks", [[1, 2, 3, 4], [1, None, 2, 4]])
+def test_frames_whose_numbers_and_positions_disagree_are_refused(ranks: Sequence[int | None]) -> None:
+    with pytest.raises(VolumeError, match="InStackPositionNumber"):
+        stacked(ranked([0, 4, 2, 6], ranks), "file", keep_order=True)
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,7 @@ def _frame_plane(k: int, groups: Sequence[Dataset | None], header: Dataset, name
         number_list(measures, "PixelSpacing", 2, name),
         _step(measures, name),
         *_rescale(values, name),
+        rank=_integer(group("FrameContentSequence"), "InStackPositionNumber", 0) or None,
     )
 
 

@@ -44,6 +44,8 @@ class Plane:
         spacing: (down a column, along a row) in millimetres; None where the file does not tell.
         step: distance to the next plane as the file has it, if it does.
         slope, intercept: ``real = stored * slope + intercept``.
+        rank: its place among the frames of its stack (InStackPositionNumber); None where the file does not
+            tell.
     """
 
     source: str
@@ -54,6 +56,7 @@ class Plane:
     step: float | None = None
     slope: float = 1.0
     intercept: float = 0.0
+    rank: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +81,8 @@ def stacked(planes: Sequence[Plane], name: str, keep_order: bool = False) -> Sta
 
     Args:
         planes: at least one. name: of the series, for messages.
-        keep_order: whether the order of the planes is that of the raw index k already, as for the frames of
-            one file; they must then run from one end to the other.
+        keep_order: whether the order of the planes is that of the raw index k where they run from one end to
+            the other, as for the frames of one file. Others are sorted like slices.
 
     Raises:
         VolumeError: they make none; the message names the planes.
@@ -97,10 +100,8 @@ def stacked(planes: Sequence[Plane], name: str, keep_order: bool = False) -> Sta
     sources = [planes[k].source for k in order]
     _require_distinct(np.abs(along[order] - along[order[0]]), sources, name)
     if keep_order and not np.array_equal(order, np.arange(len(planes))):
-        raise VolumeError(
-            f"The frames of one DICOM file must run from one end to the other, but those of {name} do not: "
-            "their numbers would not tell their places. Save them in order of their positions."
-        )
+        _require_ranks([planes[k].rank for k in order], name)
+        notes.append(f"The frames of {name} do not follow one another in space: they were sorted.")
     step = _regular_step(positions[order], normal, planes, sources, name)
     aside = step - (step @ normal) * normal
     if np.linalg.norm(aside) > STRAIGHT * np.linalg.norm(step):
@@ -195,6 +196,19 @@ def _require_distinct(depths: Vector, sources: Sequence[str], name: str) -> None
         raise VolumeError(
             f"A DICOM series must have one slice at each position, but {name} has {same.size} more: "
             f"{_some(pairs)}. It may hold several time points or echoes."
+        )
+
+
+def _require_ranks(ranks: Sequence[int | None], name: str) -> None:
+    """What a file says about the order of its frames is that of their positions, from either end."""
+    told = [rank for rank in ranks if rank is not None]
+    if not told:
+        return
+    steps = np.diff(told)
+    if len(told) < len(ranks) or not ((steps > 0).all() or (steps < 0).all()):
+        raise VolumeError(
+            f"The frames of a DICOM file must lie in the order in which it numbers them "
+            f"(InStackPositionNumber), but those of {name} do not: one of both is wrong."
         )
 
 

@@ -1,0 +1,41 @@
+"""DICOM series and multi-frame files: values and places of every slice, by what was written into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dualclickmed.imaging.volume import Volume, load_volume
+
+from tests.support.volume_files import RAS_FROM_LPS, dicom_frames, dicom_slices, save_dicom
+
+LPS = np.array([[0.9, 0, 0, -10], [0, 0.8, 0, -20], [0, 0, 2, 5], [0, 0, 0, 1.0]])
+ARRAY = np.random.default_rng(1).integers(-900, 900, (6, 5, 4)).astype(np.int16)
+
+
+def real(volume: Volume) -> np.ndarray:
+    return volume.to_raw_array(volume.array) * volume.slope + volume.intercept
+
+
+def test_interleaved_frames_take_their_values_and_slopes_along(tmp_path: Path) -> None:
+    order, slopes = [0, 2, 1, 3], [1, 2, 3, 4]
+    frames = dicom_frames(ARRAY[:, :, order], LPS, [float(k) for k in order], slopes)
+    found = load_volume(save_dicom(tmp_path / "a", frames))
+    wanted = ARRAY * np.array([1, 3, 2, 4])
+    # Values reach 3,600 in float32 and are held with 16 bits.
+    np.testing.assert_allclose(real(found), wanted, atol=0.1)
+    np.testing.assert_allclose(found.affine, RAS_FROM_LPS @ LPS, atol=1e-6)
+    assert any("sorted" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("degrees", [-12.0, 7.5, 25.0])
+def test_slices_of_a_tilted_gantry_lie_where_their_files_say(tmp_path: Path, degrees: float) -> None:
+    angle = np.radians(degrees)
+    lps = LPS.copy()
+    lps[:3, 1] = np.array([0, np.cos(angle), -np.sin(angle)]) * 0.8
+    slices = dicom_slices(ARRAY, lps)
+    found = load_volume(save_dicom(tmp_path / "a", *slices[::-1]))
+    assert np.array_equal(real(found), ARRAY)
+    np.testing.assert_allclose(found.affine, RAS_FROM_LPS @ lps, atol=1e-6)
+    assert len(found.notes) == 1 and f"{abs(degrees):.1f} degrees" in found.notes[0]
