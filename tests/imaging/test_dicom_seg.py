@@ -16,6 +16,7 @@ from dualclickmed.imaging.label_files import NamedLabels
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.mask_files import LabelledMask, Segment, write
 from dualclickmed.imaging.volume import Volume, load_volume
+from highdicom.seg import Segmentation
 from nibabel.eulerangles import euler2mat
 
 from tests.support.dicom_files import read_segments
@@ -91,6 +92,28 @@ def test_each_frame_refers_to_its_slice(tmp_path: Path) -> None:
         assert dataset[keyword].value == headers[0][keyword].value
     assert dataset.SeriesInstanceUID != series.uid
     assert len(dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == len(headers)
+
+
+def test_highdicom_reads_segments_by_their_source_slices(tmp_path: Path) -> None:
+    series = a_series(tmp_path)
+    volume = load_volume(series.folder)
+    layer = np.random.default_rng(3).integers(0, 3, volume.shape).astype(np.uint16)
+    second = (np.random.default_rng(4).random(volume.shape) < 0.3).astype(np.uint16)
+    layer[4] = second[4] = 0
+    named = NamedLabels([layer, second], [{1: "liver", 2: "spleen"}, {1: "tumor"}])
+    stream = io.BytesIO()
+    segmentation(named, volume, series.folder).save_as(stream, enforce_file_format=True)
+    stream.seek(0)
+    found = Segmentation.from_dataset(pydicom.dcmread(stream))
+    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in series.folder.iterdir()]
+    normal = volume.affine[:3, 2] * (-1, -1, 1)
+    headers.sort(key=lambda header: np.dot(header.ImagePositionPatient, normal))
+    pixels = found.get_pixels_by_source_instance(
+        [header.SOPInstanceUID for header in headers], assert_missing_frames_are_empty=True
+    )
+    for number, mask in enumerate((layer == 1, layer == 2, second == 1)):
+        raw = volume.to_raw_array(mask)
+        np.testing.assert_array_equal(pixels[..., number].transpose(2, 1, 0) != 0, raw)
 
 
 @pytest.mark.parametrize("modality", CLASSES)

@@ -174,6 +174,33 @@ def test_dicom_seg_without_empty_slices(tmp_path: Path) -> None:
     same(volume, found, nodule=mask == 1, vessel=mask == 2)
 
 
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+@pytest.mark.parametrize("omit_empty", [True, False])
+def test_kinds_of_dicom_seg_mean_the_same(tmp_path: Path, kind: str, omit_empty: bool) -> None:
+    series = make_series(tmp_path / "series")
+    volume = load_volume(series)
+    mask = np.random.default_rng(5).integers(0, 3, volume.raw_shape).astype(np.uint8)
+    mask[:, :, :2] = mask[:, :, 7] = 0
+    path = make_segmentation(series, mask, ("nodule", "vessel"), tmp_path / "seg.dcm", kind, omit_empty)
+    same(volume, read_labels(path, volume), nodule=mask == 1, vessel=mask == 2)
+
+
+def test_a_fractional_dicom_seg_counts_from_one_half(tmp_path: Path) -> None:
+    series = make_series(tmp_path / "series")
+    volume = load_volume(series)
+    shares = np.random.default_rng(6).choice([0, 0.2, 127 / 255, 128 / 255, 0.6, 1], volume.raw_shape)
+    path = make_segmentation(series, shares[..., None], ("nodule",), tmp_path / "seg.dcm", "FRACTIONAL")
+    same(volume, read_labels(path, volume), nodule=shares >= 0.5)
+
+
+def test_overlapping_segments_of_a_dicom_seg_stay_whole(tmp_path: Path) -> None:
+    series = make_series(tmp_path / "series")
+    volume = load_volume(series)
+    masks = np.random.default_rng(7).random((*volume.raw_shape, 3)) < 0.3
+    path = make_segmentation(series, masks.astype(np.uint8), ("a", "b", "c"), tmp_path / "seg.dcm")
+    same(volume, read_labels(path, volume), a=masks[..., 0], b=masks[..., 1], c=masks[..., 2])
+
+
 @pytest.mark.parametrize(
     ("array", "affine", "message"),
     [

@@ -192,6 +192,36 @@ def test_many_clicked_voxels_come_back_at_their_places(placing: Server, kind: st
     _look_for_clicks(placing, kind, 250)
 
 
+def test_files_put_into_the_studies_are_found_at_the_next_request(placing: Server) -> None:
+    array = np.random.default_rng(0).integers(0, 99, (4, 5, 6)).astype(np.int16)
+    lps = np.diag([1.0, 2.0, 3.0, 1.0])
+    files = {"one.NII.GZ": gzip.compress(volume_files.nifti(array, lps))}
+    files["two.mhd"], files["two.raw"] = volume_files.meta(array, lps, data="two.raw")
+    header, files["three.raw"] = volume_files.nrrd(array, lps, encoding="raw")
+    files["three.nhdr"] = header + b"data file: three.raw\n"
+    files["four.nii"], files["four.mha"] = (
+        volume_files.nifti(array, lps),
+        b"".join(volume_files.meta(array + np.int16(1), lps)),
+    )
+    for name, data in files.items():
+        (placing.studies / name).write_bytes(data)
+    # The first request after the files came names one of them; a stem of two files names neither.
+    for image, status in (
+        *(("four.mha", 200), ("one", 200), ("two", 200), ("three", 200), ("four.nii", 200)),
+        *(("two.raw", 400), ("three.raw", 400)),
+    ):
+        answer = placing.infer("dualclickmed", image, {"liver": [[1, 2, 3]]})
+        assert answer.status_code == status, f"{image}: {answer.text}"
+        if status == 200:
+            (placing.studies.parent / "found.nrrd").write_bytes(answer.content)
+            mask = sitk.ReadImage(str(placing.studies.parent / "found.nrrd"))
+            assert mask.GetSize() == (4, 5, 6) and mask[1, 2, 3] == 1
+            assert mask.GetSpacing() == (1.0, 2.0, 3.0)
+    for name in files:
+        (placing.studies / name).unlink()
+    assert placing.infer("dualclickmed", "one", {"liver": [[1, 2, 3]]}).status_code == 400
+
+
 def _look_for_clicks(server: Server, kind: str, count: int) -> None:
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
 

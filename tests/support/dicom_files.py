@@ -48,8 +48,24 @@ def make_series(folder: Path) -> Path:
     return folder
 
 
-def make_segmentation(series: Path, mask: np.ndarray, names: Sequence[str], path: Path) -> Path:
-    """A DICOM SEG of a label map (i, j, k) by highdicom, without empty slices."""
+def make_segmentation(
+    series: Path,
+    mask: np.ndarray,
+    names: Sequence[str],
+    path: Path,
+    kind: str = "BINARY",
+    omit_empty: bool = True,
+) -> Path:
+    """A DICOM SEG by highdicom.
+
+    Args:
+        series: folder of the source images.
+        mask: a label map (i, j, k), or (i, j, k, segments) of masks that may overlap or be fractions.
+        names: of the segments.
+        path: to write.
+        kind: BINARY, FRACTIONAL or LABELMAP.
+        omit_empty: whether slices without a voxel have no frame.
+    """
     sources = [pydicom.dcmread(p) for p in sorted(series.iterdir())]
     algorithm = AlgorithmIdentificationSequence("generated", codes.DCM.ArtificialIntelligence, "1")
     segments = [
@@ -58,8 +74,8 @@ def make_segmentation(series: Path, mask: np.ndarray, names: Sequence[str], path
     ]
     Segmentation(
         sources,
-        np.ascontiguousarray(mask.T),
-        "BINARY",
+        np.ascontiguousarray(mask.transpose(2, 1, 0, *range(3, mask.ndim))),
+        kind,
         segments,
         generate_uid(),
         300,
@@ -69,7 +85,7 @@ def make_segmentation(series: Path, mask: np.ndarray, names: Sequence[str], path
         "generated",
         "1",
         "1",
-        omit_empty_frames=True,
+        omit_empty_frames=omit_empty,
     ).save_as(path)
     return path
 
