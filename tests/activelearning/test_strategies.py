@@ -82,6 +82,18 @@ def test_without_scores_the_first(record: Record, studies: LocalDatastore) -> No
     assert ask(record, studies, "disagreement")["id"] == "a"
 
 
+def test_an_image_whose_label_was_deleted_comes_first(
+    record: Record, studies: LocalDatastore, tmp_path: Path
+) -> None:
+    label = tmp_path / "label.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), dtype=np.uint8), np.eye(4)), label)
+    studies.save_label("c", str(label), "final", {})
+    record.submit("c", label)
+    assert ask(record, studies, "first") == {"id": "a"}
+    studies.remove_label("c", "final")
+    assert ask(record, studies, "first") == {"id": "c"}
+
+
 def test_labelled_images_do_not_come_back(record: Record, studies: LocalDatastore, tmp_path: Path) -> None:
     """As the datastore says, whatever the record remembers."""
     keep(record, a=(0.9, 9.0), b=(0.8, 8.0), c=(0.1, 1.0))

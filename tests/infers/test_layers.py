@@ -269,3 +269,19 @@ def test_clicks_for_a_label_that_is_corrected_are_no_corners(stored: Path) -> No
     layered(experts, VOLUME, prompts, Layers(LABELS, "correct", stored, corners=True))
     (asked,) = experts.asked
     assert (asked["liver"].box, asked["liver"].foreground) == (None, [(3, 3, 8), (2, 2, 2)])
+
+
+def test_a_background_click_in_a_label_that_nothing_else_is_about_is_answered_with_a_note(
+    stored: Path,
+) -> None:
+    both = clicks((9, 2, 2), outside=((3, 3, 3), (0, 13, 15)))
+    done = settled({"kidney": both}, existing="correct", path=stored)
+    assert np.array_equal(done.result.mask("liver"), LIVER)
+    (note,) = done.notes
+    clicked = VOLUME.to_raw([(3, 3, 3)])[0].tolist()
+    assert note.startswith(f"The background click {clicked} lies in 'liver', which no other click is about")
+    # What is kept is not to be corrected, and alone the click means the label that it lies in.
+    assert settled({"kidney": both}, existing="keep", path=stored).notes == []
+    alone = clicks(outside=((3, 3, 3),))
+    done = settled({"liver": alone, "kidney": alone}, existing="correct", path=stored)
+    assert done.notes == [] and not done.result.mask("liver")[3, 3, 3]

@@ -77,7 +77,9 @@ def small_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trainer(tmp_path: Path, models: Path, preset: str | None = None) -> ExpertTrainer:
-    return ExpertTrainer("global", Record(tmp_path / "learning"), ServerOptions(model_dir=models, preset=preset))
+    return ExpertTrainer(
+        "global", Record(tmp_path / "learning"), ServerOptions(model_dir=models, preset=preset)
+    )
 
 
 def dice(tmp_path: Path, path: Path) -> float:

@@ -180,7 +180,8 @@ class Workflow(RuleBasedStateMachine):
             assert set(info["waiting"][kind]) == expected
             assert set(self.learning.trainers()[f"dualclickmed_{kind}"].stats()["waiting"]) == expected
         offered = strategies(self.record)["first"]({}, self.studies)
-        unlabelled = sorted(set(IMAGES) - set(self.truth))
+        once = {submission.image for submission in self.record.submissions()}
+        unlabelled = sorted(set(IMAGES) - set(self.truth), key=lambda image: (image not in once, image))
         assert offered == ({"id": unlabelled[0]} if unlabelled else None)
         # The command line, without a server, says the same.
         assert {label.image for label in held_in(self.folder)} == set(self.truth)

@@ -132,7 +132,9 @@ def test_several_gpus_that_were_asked_for_are_answered_for(
         state=PUBLISHED, name="w", reason="", before=card, after=card, skipped=[], seconds=1.2
     )
     given: list[Settings] = []
-    monkeypatch.setattr(tasks, "retrain", lambda k, ls, p, settings, c: given.append(settings) or outcome)
+    monkeypatch.setattr(
+        tasks, "retrain", lambda k, ls, p, settings, c, hooks: given.append(settings) or outcome
+    )
     studies.save_label("a", a_label(tmp_path), "final", {})
     task = trainer(Record(tmp_path / "learning"))
     result = task({"multi_gpu": asked}, studies)

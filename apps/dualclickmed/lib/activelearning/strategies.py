@@ -55,13 +55,14 @@ class NextImage(Strategy):
 
 
 class First(NextImage):
-    """In order of id."""
+    """In order of id, after those whose label was deleted: somebody wants them done again."""
 
     def __init__(self, record: Record) -> None:
-        super().__init__(record, "The first image without a final label")
+        super().__init__(record, "The first image without a final label, one whose label was deleted first")
 
     def choose(self, images: list[str]) -> dict[str, Any]:
-        return {"id": images[0]}
+        once = {submission.image for submission in self.record.submissions()}
+        return {"id": min(images, key=lambda image: (image not in once, image))}
 
 
 class Random(NextImage):

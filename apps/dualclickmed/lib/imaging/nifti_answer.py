@@ -27,7 +27,7 @@ def nifti_image(array: npt.NDArray[np.generic], placing: Placing) -> nib.Nifti1I
     """A mask as a NIfTI image.
 
     Args:
-        array: (i, j, k). placing: where the image's voxels lie.
+        array: (i, j, k), or (i, j, k, layers) where labels overlap. placing: where the image's voxels lie.
 
     Raises:
         UserError: ITK could not read it, or would put it elsewhere than the image.
@@ -37,7 +37,7 @@ def nifti_image(array: npt.NDArray[np.generic], placing: Placing) -> nib.Nifti1I
     image = _like(array, placing.header) if placing.header else _of_affine(array, placing.affine)
     found = itk_reading(image.header.binaryblock)
     wanted = placing.itk
-    if found is None or wanted is None or apart(wanted, found, array.shape) > NOTED:
+    if found is None or wanted is None or apart(wanted, found, array.shape[:3]) > NOTED:
         raise UserError(
             "A NIfTI file that ITK (3D Slicer, MITK) can read holds no sheared grid, but the image's is: "
             "ask for "

@@ -171,9 +171,26 @@ def layered(
             array[mask & (array == 0)] = values[label]
     result = _joined(results, array, values)
     stay = (known - set(wanted)) | corrected
-    return Layered(
-        result, before if known else None, existing.notes, _beneath(existing, values, before, stay)
-    )
+    notes = [*existing.notes, *(_passed_over(wanted, before, names, volume) if correct else ())]
+    return Layered(result, before if known else None, notes, _beneath(existing, values, before, stay))
+
+
+def _passed_over(
+    wanted: Mapping[str, Prompts], before: npt.NDArray[np.uint8], names: Sequence[str], volume: Volume
+) -> list[str]:
+    """Sentences on background clicks in labels that nothing else of the request is about: they may mean that
+    the voxel is that label's and not a clicked one's, so that they take nothing from it.
+    """
+    found: dict[str, list[Index]] = {}
+    for index in dict.fromkeys(index for given in wanted.values() for index in given.background):
+        owner = names[before[index] - 1] if before[index] else None
+        if owner is not None and owner not in wanted:
+            found.setdefault(owner, []).append(index)
+    return [
+        f"The background click {volume.to_raw(clicked)[0].tolist()} lies in {owner!r}, which no other click "
+        "is about: it keeps the voxel. To take it away, send background clicks and no others."
+        for owner, clicked in found.items()
+    ]
 
 
 def _started(given: Prompts, before: Mask | None) -> Prompts | None:

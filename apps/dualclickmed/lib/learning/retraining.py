@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..experts.scope import SCOPE_KEY, training_scope_of
 from ..imaging.label_map import LabelMap
 from ..training.loop import Options, Progress, train
+from ..training.pipeline import Hooks
 from ..training.recipes import Recipe, changed, fine_tune
 from ..training.sources import WeightedSource
 from ..weights.files import Kind, default_path, load_expert, read_card, save_expert
@@ -149,6 +150,7 @@ def retrain(
     settings: Settings | None = None,
     command: str = "",
     tell: Callable[[Mapping[str, Any]], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> Outcome:
     """Train an expert from the weights that are served, and publish the result if it is no worse.
 
@@ -159,6 +161,7 @@ def retrain(
         settings: of the training.
         command: for the model card.
         tell: receives the progress, as `progress.json` holds it.
+        hooks: make the transforms of samples and clicks, as for `training.loop.train`.
 
     Raises:
         UserError: another round is running, no label can be used, or the weights cannot be read or published.
@@ -167,7 +170,8 @@ def retrain(
     settings = settings or Settings()
     with alone(place.folder, f"{kind} expert"):
         settle_alone(place.record)
-        round_ = _Round(kind, place, settings, new_run(place.folder, kind, settings.name), command, tell)
+        folder = new_run(place.folder, kind, settings.name)
+        round_ = _Round(kind, place, settings, folder, command, Telling(folder, kind, tell), hooks)
         try:
             return round_.go(labels)
         except BaseException as error:
@@ -185,12 +189,13 @@ class _Round:
         settings: Settings,
         folder: Path,
         command: str,
-        tell: Callable[[Mapping[str, Any]], None] | None,
+        telling: Telling,
+        hooks: Hooks | None,
     ) -> None:
         self.kind, self.place, self.settings = kind, place, settings
         self.folder, self.command = folder, command
         self.run = folder.name
-        self.telling = Telling(folder, kind, tell)
+        self.telling, self.hooks = telling, hooks
         self.told = 0.0
         self.noted = False
         self.pass_steps = 1
@@ -300,6 +305,7 @@ class _Round:
                 self.progress,
                 self.enough,
                 self.settings.processes,
+                self.hooks,
             )
         return train(
             recipe,
@@ -309,6 +315,7 @@ class _Round:
             start=parent,
             progress=self.progress,
             stop=self.enough,
+            hooks=self.hooks,
         )
 
     def best(

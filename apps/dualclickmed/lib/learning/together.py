@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..training.loop import Options, Progress, train
+from ..training.pipeline import Hooks, hooks_named
 from ..training.recipes import Recipe, from_dict
 from ..training.sources import LabelledCase, WeightedSource
 from .lifeline import follow
@@ -35,6 +36,7 @@ def train_together(
     progress: Callable[[Progress], None],
     stop: threading.Event,
     processes: int,
+    hooks: Hooks | None = None,
 ) -> Path:
     """`training.loop.train` on labelled cases, carried out by several processes that torchrun starts.
 
@@ -44,12 +46,13 @@ def train_together(
         progress: called as often as the first process tells something new.
         stop: set it, and the processes end after their step.
         processes: how many.
+        hooks: as for `train`; each process finds them by their names.
 
     Returns:
         The weight file.
 
     Raises:
-        UserError: one of the processes failed; its own words are in the log.
+        UserError: one of the processes failed, its own words are in the log; or the hooks have no names.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -66,6 +69,7 @@ def train_together(
         "cases": [_plain(case) for case in cases],
         "start": str(start),
         "parent": os.getpid(),
+        "hooks": None if hooks is None else hooks.names(),
     }
     write_json(folder / TASK, task)
     # The package under the name that it has here: MONAI Label imports it as `lib`.
@@ -121,6 +125,7 @@ def work(folder: str) -> None:
         start=Path(task["start"]),
         progress=tell,
         stop=stop,
+        hooks=None if task["hooks"] is None else hooks_named(task["hooks"]),
     )
     if leads:
         write_json(out / DONE, {"weights": str(weights)})

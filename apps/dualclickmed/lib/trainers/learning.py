@@ -65,11 +65,10 @@ class Learning:
         self._save, self._remove = datastore.save_label, datastore.remove_label
         datastore.save_label, datastore.remove_label = self.save_label, self.remove_label
 
-    def trainers(self) -> dict[str, Any]:
-        """The trainers by name."""
+    def trainers(self, made_by: type[ExpertTrainer] = ExpertTrainer) -> dict[str, Any]:
+        """The trainers by name, of this class or of one's own that is made from it."""
         return {
-            TRAINER.format(kind=kind): ExpertTrainer(kind, self.record, self.options, self.final)
-            for kind in KINDS
+            TRAINER.format(kind=kind): made_by(kind, self.record, self.options, self.final) for kind in KINDS
         }
 
     def final(self) -> dict[str, Submission]:

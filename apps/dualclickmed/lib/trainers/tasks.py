@@ -19,6 +19,8 @@ from ..learning.following import follow
 from ..learning.record import Record, Submission
 from ..learning.retraining import Place, Settings, recipe_for, retrain
 from ..learning.runs import settle, stats_of
+from ..training.pipeline import Context, Hooks, Transforms
+from ..transforms.cases import click_transforms, sample_transforms
 from ..weights.files import Kind, default_path, read_card
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,20 @@ class ExpertTrainer(TrainTask):
         super().__init__(f"Retrain the {kind} expert, which answers {what}, on the final labels")
         self.kind, self.record, self.options = kind, record, options
         self.final = record.final if final is None else final
+
+    @classmethod
+    def train_pre_transforms(cls, context: Context) -> Transforms:
+        """The transforms from a corrected case to its samples, as MONAI Label's BasicTrainTask calls them.
+
+        A class of one's own may change the list (docs/learning.md). A class method, because several
+        processes may train, and each finds it by its name.
+        """
+        return sample_transforms(context)
+
+    @classmethod
+    def get_click_transforms(cls, context: Context) -> Transforms:
+        """The transforms from a prediction to the next clicks, as MONAI Label's DeepEdit calls them."""
+        return click_transforms(context)
 
     def config(self) -> dict[str, Any]:
         """What clients may choose; of a list the first is the default."""
@@ -117,7 +133,8 @@ class ExpertTrainer(TrainTask):
                 self.options.consensus,
             )
             command = f"POST /train/dualclickmed_{self.kind} {dict(request)}"
-            outcome = retrain(self.kind, labels, place, settings, command)
+            hooks = Hooks(self.train_pre_transforms, self.get_click_transforms)
+            outcome = retrain(self.kind, labels, place, settings, command, hooks=hooks)
         except UserError as error:
             logger.error("The training of the %s expert ended: %s", self.kind, error)
             raise HTTPException(400, str(error)) from error

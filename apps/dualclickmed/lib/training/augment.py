@@ -41,8 +41,19 @@ def global_augmentation(recipe: Recipe) -> GlobalAugmentation:
     What comes from outside the grid is 0 as outside an image, and is not valid for clicks. A transform that
     would lose the whole object is left out.
     """
+    move = global_movement(recipe)
 
     def augment(sample: GlobalSample, rng: np.random.Generator) -> GlobalSample:
+        sample = move(sample, rng)
+        return sample._replace(image=normalise_global(sample.image))
+
+    return augment
+
+
+def global_movement(recipe: Recipe) -> GlobalAugmentation:
+    """`global_augmentation` without the normalisation."""
+
+    def move(sample: GlobalSample, rng: np.random.Generator) -> GlobalSample:
         maps = torch.stack([sample.image, sample.truth.float(), sample.valid.float()])
         flips = [axis + 1 for axis in range(3) if rng.random() < recipe.flip]
         done = maps.flip(flips)
@@ -52,9 +63,9 @@ def global_augmentation(recipe: Recipe) -> GlobalAugmentation:
         image, truth, valid = done[0], done[1] > 0.5, done[2] > 0.5
         if bool((truth & valid).any()):
             sample = sample._replace(image=image, truth=truth, valid=valid)
-        return sample._replace(image=normalise_global(sample.image))
+        return sample
 
-    return augment
+    return move
 
 
 def drawn_affine(recipe: Recipe, rng: np.random.Generator) -> tuple[list[float], list[float]]:

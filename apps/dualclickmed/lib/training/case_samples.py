@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ..experts.inputs import local_input, map_at_points, map_in_box
 from ..imaging.geometry import Box, Index, Roi, crop_to_grid, global_roi, window_at
@@ -94,8 +95,16 @@ def drawn_box(opened: OpenedCase, found: Found, recipe: Recipe, rng: np.random.G
 def local_case_sample(
     opened: OpenedCase, rng: np.random.Generator, recipe: Recipe, order: Order | None = None
 ) -> LocalSample:
+    """A window of a case (`window_of`), augmented, with a first click in each of its objects."""
+    image, valid, truths = local_augmentation(recipe)(*window_of(opened, rng, recipe, order), rng)
+    return LocalSample(image, valid, [(truth, list(interior_voxel(truth, rng))) for truth in truths])
+
+
+def window_of(
+    opened: OpenedCase, rng: np.random.Generator, recipe: Recipe, order: Order | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """A window of a case about an object, each of them as likely as any other however large it is, or the
-    first of `order`.
+    first of `order`: image and valid (S, S, S), and truths (K, S, S, S).
 
     Other objects in the window are asked for on the same features, if a click in them leads to the same
     intensities. An object larger than the window is cut by it.
@@ -125,10 +134,7 @@ def local_case_sample(
         found.append(truth)
         if len(found) == recipe.targets:
             break
-    image, valid, truths = local_augmentation(recipe)(
-        image, inside(opened.volume.shape, roi), torch.stack(found), rng
-    )
-    return LocalSample(image, valid, [(truth, list(interior_voxel(truth, rng))) for truth in truths])
+    return image, inside(opened.volume.shape, roi), torch.stack(found)
 
 
 def _moved(voxel: Index, found: Found) -> Index:

@@ -64,6 +64,9 @@ class Learner:
         state: of a checkpoint to go on from (`state`), or None.
         start: weight file to begin from when there is no state.
         check: called before every mask; it may raise to end a step, of which nothing stays then.
+
+    Attributes:
+        strategy: where simulated users click; the recipe's, unless another is set.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Learner:
     ) -> None:
         self.recipe, self.team, self.dtype, self.check = recipe, team, dtype, check
         self.device = team.device
+        self.strategy: Strategy = STRATEGIES[recipe.clicks]
         torch.manual_seed(recipe.seed)
         self.network: nn.Module = _network(recipe, state, start).to(self.device)
         self.recipe = recipe = fitted(recipe, cast(Any, self.network).config)
@@ -150,7 +154,7 @@ class Learner:
         total = int(sum(counts))
         generator = self.generator(number, recipe.seed)
         draws = Draws(generator, int(sum(counts[: self.team.rank])), total)
-        recorder = _Recorder(STRATEGIES[recipe.clicks])
+        recorder = _Recorder(self.strategy)
         with self.autocast():
             encoded = cast(Any, self.network).encode(batch.image)
         ends, leaves, features = _leaves(encoded)

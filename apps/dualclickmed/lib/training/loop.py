@@ -28,6 +28,7 @@ from .learner import Learner, Outcome
 from .logs import LogEntry, Progress, RunLog
 from .opened import CACHE_BYTES, OpenedCases
 from .parallel import Team
+from .pipeline import ComposedClicks, Context, Hooks, SamplePipeline
 from .plan import labelled_cases, steps_of, with_replay
 from .prepare import PreparedCrops
 from .recipes import Recipe
@@ -87,6 +88,7 @@ def train(
     start: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
+    hooks: Hooks | None = None,
 ) -> Path:
     """Run or resume a training and write the weights with their card.
 
@@ -100,6 +102,8 @@ def train(
         progress: called after every step.
         stop: set it from another thread, and the run lets go of the step that it is in, saves its checkpoint,
             writes the weights so far without measuring them, and returns.
+        hooks: make the transforms that samples of labelled cases and clicks come by (None: the same functions
+            without MONAI's calling convention).
 
     Returns:
         The weight file, `<out>/<kind>-<preset>.safetensors`.
@@ -109,7 +113,7 @@ def train(
             can't be used; too many cases can't be used.
     """
     _keep_freed_memory()
-    run = _Run(recipe, options, data, start)
+    run = _Run(recipe, options, data, start, hooks)
     finished = run.go(progress, stop)
     path = run.export(command, measure=finished)
     run.team.leave()
@@ -158,7 +162,9 @@ class _Run:
         options: Options,
         data: Sequence[WeightedSource] | None = None,
         start: Path | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
+        self.hooks = hooks
         self.team = Team.joined(options.device)
         self.options, self.device = options, self.team.device
         self.stop = threading.Event()
@@ -171,6 +177,9 @@ class _Run:
         self.learner = Learner(recipe, self.team, dtype, state, start, self._check)
         # With samples as the network takes them.
         self.recipe = self.learner.recipe
+        self.opened = OpenedCases(self.recipe, options.cache_bytes)
+        if hooks is not None:
+            self.learner.strategy = ComposedClicks(hooks.clicks, Context(self.recipe, self.opened))
         self.data = with_replay(recipe, data)
         self.prepared = None if options.prepared is None else PreparedCrops(options.prepared, self.recipe)
         self.counts = self._counts()
@@ -323,15 +332,18 @@ class _Run:
         )
 
     def _samples(self) -> Samples:
-        return Samples(
+        samples = Samples(
             self.recipe,
             self.data,
             self.recipe.seed,
             Share(self.team.rank, self.team.world),
-            OpenedCases(self.recipe, self.options.cache_bytes),
+            self.opened,
             self.prepared,
             self.counts,
         )
+        if self.hooks is not None:
+            samples.pipeline = SamplePipeline(self.hooks.samples, Context(self.recipe, self.opened))
+        return samples
 
     def _next(self, loader: Iterator[Loaded]) -> GlobalBatch | LocalBatch:
         loaded = next(loader)

@@ -24,6 +24,7 @@ from .dressed import dressed_scene
 from .first_prompts import first_points
 from .generated import make_scene
 from .opened import OpenedCases
+from .pipeline import SamplePipeline
 from .recipes import Recipe
 from .scene_samples import global_samples, local_scene_sample
 from .sources import LabelledCase, WeightedSource
@@ -61,6 +62,9 @@ class Samples(Dataset[Loaded]):
             `targets` of them, global expert), each time with others of them, until all have been asked for.
             None: every case comes once in a round, with any of its objects.
         device: where scenes are made; the batch is returned there.
+
+    Attributes:
+        pipeline: to make the samples of labelled cases by; None: by the functions of `case_samples`.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Samples(Dataset[Loaded]):
         self.device = torch.device(device)
         self.opened = OpenedCases(recipe) if opened is None else opened
         self.prepared = prepared
+        self.pipeline: SamplePipeline | None = None
         self.counts = counts
         self._visits: dict[tuple[int, int], list[tuple[LabelledCase, int]]] = {}
         self._weights = np.array([source.weight for source in self.data])
@@ -96,6 +101,10 @@ class Samples(Dataset[Loaded]):
         batch = global_batch(filled) if self.recipe.kind == "global" else local_batch(filled)  # type: ignore[arg-type]
         return Loaded(type(batch)(*(part.to(self.device) for part in batch)), troubles)
 
+    def _own_seed(self, number: int, slot: int) -> int:
+        """For random numbers beside those of the slot, which stay as they are."""
+        return int(np.random.SeedSequence((self.seed, number, slot)).generate_state(1)[0])
+
     def _source(self, rng: np.random.Generator) -> WeightedSource:
         if len(self.data) == 1:
             return self.data[0]
@@ -108,6 +117,14 @@ class Samples(Dataset[Loaded]):
         rng = np.random.default_rng((self.seed, number, slot))
         source = self._source(rng)
         samples: list[GlobalSample] = []
+        if source.cases != "generated" and (pipeline := self.pipeline) is not None:
+            return self._from_cases(
+                source.cases,
+                number,
+                slot,
+                lambda case, order: pipeline.global_samples(case, rng, order, self._own_seed(number, slot)),
+                troubles,
+            )
         if source.cases == "generated":
             while not samples:
                 samples = global_samples(make_scene(rng, device=self.device), rng, recipe)
@@ -144,13 +161,13 @@ class Samples(Dataset[Loaded]):
         rng = np.random.default_rng((self.seed, number, slot))
         source = self._source(rng)
         if source.cases != "generated":
-            return self._from_cases(
-                source.cases,
-                number,
-                slot,
-                lambda case, order: local_case_sample(self.opened.get(case), rng, self.recipe, order),
-                troubles,
-            )
+
+            def take(case: LabelledCase, order: Order | None) -> LocalSample:
+                if self.pipeline is not None:
+                    return self.pipeline.local_sample(case, rng, order, self._own_seed(number, slot))
+                return local_case_sample(self.opened.get(case), rng, self.recipe, order)
+
+            return self._from_cases(source.cases, number, slot, take, troubles)
         while True:
             scene = make_scene(rng, size=int(self.recipe.size * rng.uniform(0.8, 1.25)), device=self.device)
             sample = local_scene_sample(scene, rng, self.recipe)

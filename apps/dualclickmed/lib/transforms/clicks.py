@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..simulation.clicks import STRATEGIES, Draws
 from ..training.augment import plain
+from ..training.pipeline import COUNT, DRAWS
 
 
 def one_channel(values: Any, key: Hashable) -> Tensor:
@@ -70,6 +71,9 @@ class AddClicksd(Randomizable, MapTransform):
         points, point_labels: keys of int64 (N, 3) voxels and (N,) labels, 1 foreground and 0 background. A
             prediction without errors adds none.
         valid: key of the voxels that can be clicked (None: all).
+        discrepancy: key of a map of errors, as `FindDiscrepancyd` makes it: where it is given, errors that it
+            leaves out get no click. In a training `draws` and `count` of the dictionary go before this
+            transform's own random state and number.
 
     Raises:
         UserError: the strategy is unknown.
@@ -84,6 +88,7 @@ class AddClicksd(Randomizable, MapTransform):
         points: str = "points",
         point_labels: str = "point_labels",
         valid: str | None = None,
+        discrepancy: str = "discrepancy",
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -91,6 +96,7 @@ class AddClicksd(Randomizable, MapTransform):
             raise UserError(f"Clicks are drawn by one of {', '.join(STRATEGIES)}, but '{strategy}' came.")
         self.pred, self.strategy, self.count = pred, strategy, count
         self.points, self.point_labels, self.valid = points, point_labels, valid
+        self.discrepancy = discrepancy
         self._seed = 0
 
     def randomize(self, data: Any = None) -> None:
@@ -99,7 +105,6 @@ class AddClicksd(Randomizable, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         done = dict(data)
         for key in self.key_iterator(done):
-            self.randomize()
             truth = one_channel(done[key], key) > 0
             logits = torch.full(truth.shape, -1.0)
             if self.pred in done:
@@ -107,9 +112,14 @@ class AddClicksd(Randomizable, MapTransform):
             valid = torch.ones_like(truth)
             if self.valid is not None:
                 valid = one_channel(done[self.valid], self.valid) > 0
-            generator = torch.Generator(device=truth.device).manual_seed(self._seed)
+            logits = logits.to(truth.device)
+            if self.discrepancy in done:
+                found = one_channel(done[self.discrepancy], self.discrepancy) > 0
+                passed_over = ((logits > 0) != truth) & ~found
+                if bool(passed_over.any()):
+                    logits = torch.where(passed_over, torch.where(truth, 1.0, -1.0), logits)
             clicks = STRATEGIES[self.strategy](
-                logits[None].to(truth.device), truth[None], valid[None], self.count, Draws(generator)
+                logits[None], truth[None], valid[None], done.get(COUNT, self.count), self._draws(done, truth)
             )
             given = clicks.labels[0] >= 0
             new = clicks.points[0][given], clicks.labels[0][given]
@@ -117,3 +127,10 @@ class AddClicksd(Randomizable, MapTransform):
                 before = plain(done[name]) if name in done else values[:0]
                 done[name] = torch.cat([before.to(values), values])
         return done
+
+    def _draws(self, data: Mapping[Hashable, Any], like: Tensor) -> Draws:
+        """The batch's random numbers in a training, else those of this transform's random state."""
+        if DRAWS in data:
+            return data[DRAWS]
+        self.randomize()
+        return Draws(torch.Generator(device=like.device).manual_seed(self._seed))
