@@ -35,7 +35,7 @@ from .prior import Prior
 from .publishing import publish
 from .record import FAILED, PUBLISHED, REFUSED, STARTED, STOPPED, Record
 from .runs import CANCELLED, Telling, epochs_of, new_run, settle_alone, tidy
-from .together import train_together
+from .together import Material, train_together
 
 logger = logging.getLogger(__name__)
 
@@ -300,12 +300,10 @@ class _Round:
                 recipe,
                 options,
                 self.command,
-                cases,
-                parent,
+                Material(cases, parent, self.hooks),
                 self.progress,
                 self.enough,
                 self.settings.processes,
-                self.hooks,
             )
         return train(
             recipe,

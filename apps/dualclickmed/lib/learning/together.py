@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,39 @@ LOOK_SECONDS = 0.5
 _PATHS = ("image", "label")
 
 
+@dataclass(frozen=True)
+class Material:
+    """What several processes read.
+
+    Attributes:
+        cases: labelled cases.
+        start: the weight file that they begin with.
+        hooks: as for `train`; each process finds them by their names.
+    """
+
+    cases: Sequence[LabelledCase]
+    start: Path
+    hooks: Hooks | None = None
+
+
 def train_together(
     recipe: Recipe,
     options: Options,
     command: str,
-    cases: Sequence[LabelledCase],
-    start: Path,
+    material: Material,
     progress: Callable[[Progress], None],
     stop: threading.Event,
     processes: int,
-    hooks: Hooks | None = None,
 ) -> Path:
     """`training.loop.train` on labelled cases, carried out by several processes that torchrun starts.
 
     Args:
-        recipe, options, command, cases, start: as for `train`; with the device "cuda" each process takes the
+        recipe, options, command: as for `train`; with the device "cuda" each process takes the
             GPU of its rank.
+        material: what is trained on, and from where.
         progress: called as often as the first process tells something new.
         stop: set it, and the processes end after their step.
         processes: how many.
-        hooks: as for `train`; each process finds them by their names.
 
     Returns:
         The weight file.
@@ -66,10 +80,10 @@ def train_together(
             "tensorboard": options.tensorboard,
         },
         "command": command,
-        "cases": [_plain(case) for case in cases],
-        "start": str(start),
+        "cases": [_plain(case) for case in material.cases],
+        "start": str(material.start),
         "parent": os.getpid(),
-        "hooks": None if hooks is None else hooks.names(),
+        "hooks": None if material.hooks is None else material.hooks.names(),
     }
     write_json(folder / TASK, task)
     # The package under the name that it has here: MONAI Label imports it as `lib`.

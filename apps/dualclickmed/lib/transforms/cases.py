@@ -97,9 +97,15 @@ class ObjectRoisd(Transform):
 
 
 def _put(data: Data, sample: GlobalSample) -> dict[Hashable, Any]:
-    maps = {IMAGE: sample.image[None], LABEL: sample.truth[None], VALID: sample.valid[None]}
     kept = {key: value for key, value in data.items() if key != OPENED}
-    return {**kept, **maps, EXTREME: sample.extreme, CLICKED: sample.clicked}
+    return {
+        **kept,
+        IMAGE: sample.image[None],
+        LABEL: sample.truth[None],
+        VALID: sample.valid[None],
+        EXTREME: sample.extreme,
+        CLICKED: sample.clicked,
+    }
 
 
 def _sample(data: Data) -> GlobalSample:
