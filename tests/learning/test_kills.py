@@ -6,6 +6,7 @@ stand-in. `make test-learning` does it fifty times, the usual tests six.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -13,7 +14,8 @@ import random
 import shutil
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,18 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from dualclickmed import atomic_files
 from dualclickmed.imaging.label_map import LabelMap
-from dualclickmed.learning import gate, retraining
+from dualclickmed.learning import gate, publishing, retraining
 from dualclickmed.learning.final import FinalLabel
 from dualclickmed.learning.lifeline import announce, follow_server
 from dualclickmed.learning.lock import holder
 from dualclickmed.learning.record import PUBLISHED, STARTED, STOPPED, Record
 from dualclickmed.learning.retraining import Place, Settings, retrain
-from dualclickmed.learning.runs import CANCELLED, ENDED, KEPT, TRAININGS, progress_of, settle
+from dualclickmed.learning.runs import CANCELLED, ENDED, KEPT, KILLED, TRAININGS, progress_of, settle
 from dualclickmed.training.loop import Options, Progress
 from dualclickmed.training.recipes import Recipe
+from dualclickmed.weights import files
 from dualclickmed.weights.files import card_path, default_path, list_weights, verify
 
 from tests.support.live import make_weights
@@ -134,6 +138,75 @@ def one_more(place: Place, labels: list[FinalLabel], number: int, numbers: rando
     verify(default_path("global", directory=place.model_dir))
     assert all(entry.problem is None for entry in list_weights(place.model_dir))
     return how
+
+
+PUBLISHING = {
+    "the weights lie beside their place": 1,
+    "the weights have no card yet": 2,
+    "the choice lies beside its place": 3,
+    "they are chosen, and nobody has noted it": 4,
+}
+"""Moments of publishing, by their number: files that are about to be renamed, then the end."""
+
+
+@contextmanager
+def halting(pipe: Any, moment: int) -> Iterator[None]:
+    """Trainings that begin meanwhile tell the pipe at a moment of publishing, and wait there."""
+    turns = itertools.count(1)
+
+    def halt() -> None:
+        if next(turns) == moment:
+            pipe.send(moment)
+            time.sleep(600)
+
+    @contextmanager
+    def replacing(path: Path) -> Iterator[Path]:
+        with atomic_files.replacing(path) as part:
+            yield part
+            halt()
+
+    def publish(*given: Any) -> str:
+        name = publishing.publish(*given)
+        halt()
+        return name
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "replacing", replacing)
+        patched.setattr(retraining, "publish", publish)
+        yield
+
+
+def train(place: Place, labels: list[FinalLabel]) -> None:
+    torch.set_num_threads(1)
+    retrain("global", labels, place, Settings(minutes=1))
+
+
+@pytest.mark.parametrize("moment", list(PUBLISHING))
+def test_a_kill_while_publishing_leaves_whole_weights(
+    place: Place, labels: list[FinalLabel], moment: str
+) -> None:
+    ours, theirs = FORK.Pipe()
+    with halting(theirs, PUBLISHING[moment]):
+        training = FORK.Process(target=train, args=(place, labels))
+        training.start()
+    try:
+        assert ours.poll(60)
+    finally:
+        training.kill()
+        training.join()
+    settle(place.record)
+    assert holder(place.folder) is None
+    (ended,) = place.record.trainings()
+    assert (ended.state, ended.detail["reason"]) == (STOPPED, KILLED)
+    chosen = PUBLISHING[moment] == 4
+    served = default_path("global", directory=place.model_dir)
+    assert served.stem == ("global-learned-0001" if chosen else "global-compact")
+    verify(served)
+    # The next training begins with what is served, and goes all the way.
+    assert retrain("global", labels, place, Settings(minutes=1)).state == PUBLISHED
+    newest = default_path("global", directory=place.model_dir)
+    assert verify(newest)["parent"]["name"] == served.stem
+    assert newest.stem > "global-learned-0001" or not chosen
 
 
 def hold(place: Place, labels: list[FinalLabel], times: int) -> None:

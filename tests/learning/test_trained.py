@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from dualclickmed.byte_cache import ByteCache
 from dualclickmed.configs.options import ServerOptions
-from dualclickmed.experts import ByteCache
 from dualclickmed.experts.loading import load_experts
 from dualclickmed.imaging.volume import from_array
 from dualclickmed.learning import gate, together
@@ -26,6 +27,7 @@ from fastapi import HTTPException
 from monailabel.datastore.local import LocalDatastore
 from safetensors.torch import load_file
 
+GUIDE = Path(__file__).parents[2] / "docs" / "learning.md"
 SIDE = 16
 UNET = GlobalConfig(
     image_size=SIDE, mask_size=SIDE, box_label=2, unet_channels=(8, 16), unet_blocks=(1, 1), hold_edges=True
@@ -111,6 +113,28 @@ def test_a_u_net_learns_from_two_corrections(
     # What is served now is the new weights, unless the server was told to keep to a preset.
     assert default_path("global", preset, models) == (parent if preset else published)
     assert parent.read_bytes() == kept
+
+
+def test_the_transforms_of_a_class_of_ones_own_train(
+    tmp_path: Path, models: Path, studies: LocalDatastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example of docs/learning.md, as it stands there."""
+    (code,) = re.findall(
+        r"```python\n(.*?class OurTrainer.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL
+    )
+    names: dict[str, Any] = {
+        "__name__": "dualclickmed.trainers.ours",
+        "__package__": "dualclickmed.trainers",
+    }
+    exec(code, names)
+    seen = []
+    contrast = names["RandAdjustContrastd"]
+    monkeypatch.setattr(contrast, "__call__", lambda self, data: seen.append(data["image"].shape) or data)
+    select(PARENT, models)
+    options = ServerOptions(model_dir=models)
+    task = names["OurTrainer"]("global", Record(tmp_path / "learning"), options)
+    task({**REQUEST, "steps": 2}, studies)
+    assert seen == [(1, SIDE, SIDE, SIDE)] * 2
 
 
 def test_two_processes_learn_what_one_does(

@@ -50,8 +50,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledCase]:
 
 def batches(recipe: Recipe, cases: list[LabelledCase], hooks: Hooks | None, count: int = 6) -> list[Any]:
     opened = OpenedCases(recipe)
-    pipeline = None if hooks is None else SamplePipeline(hooks.samples, Context(recipe, opened))
-    samples = Samples(recipe, [WeightedSource(cases)], seed=5, opened=opened, pipeline=pipeline)
+    samples = Samples(recipe, [WeightedSource(cases)], seed=5, opened=opened)
+    if hooks is not None:
+        samples.pipeline = SamplePipeline(hooks.samples, Context(recipe, opened))
     return [samples[number].batch for number in range(count)]
 
 
@@ -174,8 +175,9 @@ def test_a_case_that_cannot_be_used_is_named_as_ever(cases: list[LabelledCase], 
     recipe = RECIPES["global"]
     bad = dataclasses.replace(cases[0], id="bad", label=tmp_path / "missing.nii.gz")
     opened = OpenedCases(recipe)
-    pipeline = SamplePipeline(sample_transforms, Context(recipe, opened))
-    loaded = Samples(recipe, [WeightedSource([bad])], opened=opened, pipeline=pipeline)[0]
+    samples = Samples(recipe, [WeightedSource([bad])], opened=opened)
+    samples.pipeline = SamplePipeline(sample_transforms, Context(recipe, opened))
+    loaded = samples[0]
     assert loaded.batch is None and list(loaded.troubles) == ["bad"]
     broken = Hooks(add(sample_transforms, 1, Lambdad("image", lambda image: image / None)), click_transforms)
     with pytest.raises(RuntimeError, match="Lambdad"):

@@ -16,6 +16,8 @@ from ..simulation.clicks import STRATEGIES, Draws
 from ..training.augment import plain
 from ..training.pipeline import COUNT, DRAWS
 
+DISCREPANCY = "discrepancy"
+
 
 def one_channel(values: Any, key: Hashable) -> Tensor:
     """(1, D, H, W) -> (D, H, W).
@@ -45,7 +47,7 @@ class FindDiscrepancyd(MapTransform):
         self,
         keys: KeysCollection = "label",
         pred: str = "pred",
-        discrepancy: str = "discrepancy",
+        discrepancy: str = DISCREPANCY,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -71,9 +73,10 @@ class AddClicksd(Randomizable, MapTransform):
         points, point_labels: keys of int64 (N, 3) voxels and (N,) labels, 1 foreground and 0 background. A
             prediction without errors adds none.
         valid: key of the voxels that can be clicked (None: all).
-        discrepancy: key of a map of errors, as `FindDiscrepancyd` makes it: where it is given, errors that it
-            leaves out get no click. In a training `draws` and `count` of the dictionary go before this
-            transform's own random state and number.
+
+    Where the dictionary has a map of errors under `discrepancy`, as `FindDiscrepancyd` makes it, errors that
+    it leaves out get no click. In a training `draws` and `count` of the dictionary go before this
+    transform's own random state and number.
 
     Raises:
         UserError: the strategy is unknown.
@@ -88,7 +91,6 @@ class AddClicksd(Randomizable, MapTransform):
         points: str = "points",
         point_labels: str = "point_labels",
         valid: str | None = None,
-        discrepancy: str = "discrepancy",
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -96,7 +98,6 @@ class AddClicksd(Randomizable, MapTransform):
             raise UserError(f"Clicks are drawn by one of {', '.join(STRATEGIES)}, but '{strategy}' came.")
         self.pred, self.strategy, self.count = pred, strategy, count
         self.points, self.point_labels, self.valid = points, point_labels, valid
-        self.discrepancy = discrepancy
         self._seed = 0
 
     def randomize(self, data: Any = None) -> None:
@@ -113,8 +114,8 @@ class AddClicksd(Randomizable, MapTransform):
             if self.valid is not None:
                 valid = one_channel(done[self.valid], self.valid) > 0
             logits = logits.to(truth.device)
-            if self.discrepancy in done:
-                found = one_channel(done[self.discrepancy], self.discrepancy) > 0
+            if DISCREPANCY in done:
+                found = one_channel(done[DISCREPANCY], DISCREPANCY) > 0
                 passed_over = ((logits > 0) != truth) & ~found
                 if bool(passed_over.any()):
                     logits = torch.where(passed_over, torch.where(truth, 1.0, -1.0), logits)
