@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,21 @@ def test_learn_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     again = run(*arguments, "--model-dir", str(tmp_path / "model"))
     assert again.exit_code == 2
+
+    # At other numbers, in another order, in one picture with the first.
+    other = tmp_path / "random"
+    arguments[arguments.index(str(out))] = str(other)
+    further = ["--at", "1,4", "--order", "random", "--seed", "3", "--beside", str(out)]
+    result = run(*arguments, *further, "--model-dir", str(tmp_path / "model"))
+    assert result.exit_code == 0, result.output
+    points = json.loads((other / "curve.json").read_text())["points"]
+    assert [point["images"] for point in points] == [0, 1, 4]
+    assert (other / "together.png").read_bytes().startswith(b"\x89PNG")
+    for wrong in ("2,1", "9", "some"):
+        shutil.rmtree(other)
+        result = run(*arguments, "--at", wrong, "--model-dir", str(tmp_path / "model"))
+        assert result.exit_code == 2 and wrong.replace(",", ", ") in result.output.replace("'", "")
+        other.mkdir()
 
 
 def test_clicks_until_a_target() -> None:

@@ -14,7 +14,18 @@ from ..errors import UserError
 from ..imaging.label_map import LabelMap
 from ..imaging.volume import load_volume
 from ..learning.agreement import compare
-from ..learning.curve import CURVE, PLOT, TARGETS, Exam, Point, simulate
+from ..learning.annotator import ORDERS, Annotator
+from ..learning.curve import (
+    CURVE,
+    PLOT,
+    TARGETS,
+    TOGETHER,
+    Exam,
+    Point,
+    draw_together,
+    points_of,
+    simulate,
+)
 from ..learning.final import versions_of
 from ..learning.following import STORE, follow, held_in, image_in
 from ..learning.record import FOLDER, Record
@@ -107,6 +118,11 @@ def learn_curve(
     ] = "global",
     every: Annotated[int, typer.Option(min=1, help="Images that are labelled between retrainings.")] = 5,
     label: Annotated[int | None, typer.Option(min=1, help="Images that are labelled in all.")] = None,
+    at: Annotated[
+        str, typer.Option(help="Numbers of labelled images to retrain at, as 5,10,20, instead of --every.")
+    ] = "",
+    order: Annotated[str, typer.Option(help=f"Which image comes next: {', '.join(ORDERS)}.")] = ORDERS[0],
+    seed: Annotated[int, typer.Option(help="Of a random order.")] = 0,
     test: Annotated[int, typer.Option(min=1, help="The last cases, which are measured on only.")] = 10,
     clicks: Annotated[int, typer.Option(min=1, max=50, help="Most corrective clicks for an object.")] = 10,
     others: Annotated[
@@ -115,6 +131,10 @@ def learn_curve(
     minutes: Annotated[float, typer.Option(min=0.01, help="Of each retraining.")] = Settings().minutes,
     steps: Annotated[int, typer.Option(min=1, help="Of each retraining, at most.")] = Settings().steps,
     model_dir: Annotated[Path | None, typer.Option(help="Folder of the weights to begin with.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help=f"Folder of an earlier curve that {TOGETHER} shows, too; may be repeated."),
+    ] = None,
 ) -> None:
     """Simulate an annotator who labels, retrains and goes on, and plot the clicks that this saves.
 
@@ -141,6 +161,19 @@ def learn_curve(
                 highlight=False,
             )
 
+    annotator = Annotator(_numbers(at) or tuple(range(every, len(pool) + 1, every)), order, seed)
     exam = Exam(found[-test:], rest, clicks)
-    simulate(kind, pool, exam, out, every, Settings(minutes, steps), model_dir, tell)
+    simulate(kind, pool, exam, out, annotator, Settings(minutes, steps), model_dir, tell)
     console.print(f"Wrote {out / CURVE} and {out / PLOT}", highlight=False)
+    if beside:
+        curves = {folder.name: points_of(folder) for folder in [*beside, out]}
+        draw_together(curves, out / TOGETHER)
+        console.print(f"Wrote {out / TOGETHER}", highlight=False)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas in between."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UserError(f"--at must be whole numbers with commas in between, but it is '{text}'.") from error

@@ -20,8 +20,10 @@ from ..experts.loading import load_experts
 from ..training.sources import LabelledCase, load_case
 from ..weights.files import KINDS, Kind, card_path, default_path, select, shipped_name
 from ..weights.lineage import origin_of
+from .annotator import Annotator
 from .final import FinalLabel
 from .gate import SMALLEST, Start
+from .prior import Prior
 from .record import Record
 from .retraining import Place, Settings, retrain
 
@@ -33,6 +35,7 @@ OTHER_CLICKS, OTHER_OBJECTS = 3, 12
 """Corrective clicks, and objects of one case, for other data: many kinds matter there, not every click."""
 CURVE = "curve.json"
 PLOT = "curve.png"
+TOGETHER = "together.png"
 
 
 @dataclass(frozen=True)
@@ -173,19 +176,19 @@ def simulate(
     pool: Sequence[LabelledCase],
     exam: Exam,
     out: Path,
-    every: int,
+    annotator: Annotator,
     settings: Settings,
     model_dir: Path | None = None,
     tell: Callable[[Point], None] | None = None,
 ) -> list[Point]:
-    """Label the pool, `every` images at a time, and retrain after each time.
+    """Label the pool as an annotator does, and retrain now and then.
 
     Args:
         kind: which expert.
-        pool: cases in the order in which they are labelled.
+        pool: cases to label.
         exam: what each point is measured on.
         out: a new folder for a copy of the weights, the record, and the result after each point.
-        every: images between retrainings.
+        annotator: when weights are retrained, and which images come first.
         settings: of each retraining.
         model_dir: where learning begins; nothing in it changes.
         tell: receives each point as soon as it is measured.
@@ -195,20 +198,23 @@ def simulate(
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"The folder '{out}' is not empty; name a new one.")
-    if len(pool) < every or not exam.test:
-        raise UserError(f"A curve needs at least {every} cases to label and one to measure on.")
+    annotator.checked(len(pool))
+    if not exam.test:
+        raise UserError("A curve needs at least one case to measure on.")
     models = out / "model"
     copy_served(model_dir, models)
     place = Place(Record(out / "record"), models)
     points = [measured(kind, models, exam, images=0)]
     labels: list[FinalLabel] = []
-    while True:
+    left = annotator.arranged(pool)
+    for images in (*annotator.at, None):
         _write(out, kind, points)
         if tell is not None:
             tell(points[-1])
-        new = pool[len(labels) : len(labels) + every]
-        if len(new) < every:
-            return points
+        if images is None:
+            break
+        new = annotator.chosen(left, images - len(labels), Prior.load(place.folder), models)
+        left = [case for case in left if case not in new]
         spent = score(served(kind, models), kind, new, exam.clicks).clicks(TARGETS[0])
         for case in new:
             label = as_final(case)
@@ -226,6 +232,7 @@ def simulate(
                 outcome=outcome.state,
             )
         )
+    return points
 
 
 def copy_served(source: Path | None, target: Path) -> None:
@@ -257,6 +264,45 @@ def _write(out: Path, kind: Kind, points: Sequence[Point]) -> None:
     facts = [point.to_dict() for point in points]
     (out / CURVE).write_text(json.dumps({"expert": kind, "points": facts}, indent=1) + "\n", encoding="utf-8")
     draw(kind, facts, out / PLOT)
+
+
+def points_of(folder: Path) -> list[dict[str, Any]]:
+    """The points of a curve that `simulate` wrote.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        return list(json.loads((folder / CURVE).read_text(encoding="utf-8"))["points"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"'{folder}' holds no curve that can be read ({error}).") from error
+
+
+def draw_together(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Plot several curves in one picture: mean clicks needed by labelled images.
+
+    Args:
+        curves: points, as `draw` takes them, by the words of the legend; of the same cases.
+        path: of the picture (.png, .svg, .pdf).
+    """
+    import matplotlib.pyplot as plt
+
+    labels = list(next(iter(curves.values()))[0]["mean"])
+    figure, axes = plt.subplots(
+        1, len(labels), figsize=(4.6 * len(labels), 3.8), layout="constrained", squeeze=False, sharey=True
+    )
+    for axis, label in zip(axes[0], labels, strict=True):
+        for number, (name, points) in enumerate(curves.items()):
+            images = [point["images"] for point in points]
+            needed = [point["clicks_to"][f"{TARGETS[0]:g}"][label] for point in points]
+            axis.plot(images, needed, "os^vDP*X"[number % 8] + "-", ms=4, label=name)
+            axis.set_xticks(images)
+        axis.set(title=label, xlabel="labelled images", ylim=(0, None))
+        axis.grid(alpha=0.25)
+    axes[0][0].set_ylabel(f"mean clicks to Dice {TARGETS[0]:g}")
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def draw(kind: Kind, points: Sequence[Mapping[str, Any]], path: Path) -> None:
