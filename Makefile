@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 SAMPLE := studies/sample
 
-.PHONY: help setup setup-dev serve demo lint format test test-all test-learning test-page test-browser bench
+.PHONY: first-minute help setup setup-dev serve demo lint format test test-all test-learning test-page test-browser bench
 
 help:
 	@echo "make setup      .venv with everything that runs (repeated calls are instant)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-browser  the page and OHIF in a headless browser (installs Chromium and Orthanc)"
 	@echo "make test-server   fuzzing, kills, load, replicas and a soak of the running server (an hour or more)"
 	@echo "make bench      size, speed and memory of the networks on this machine (ARGS=--quick)"
+	@echo "make first-minute  how long a new user waits here: set-up, start, commands, page (ARGS=--reuse: this .venv)"
 	@echo "make lint       ruff, mypy, the layers of the rooms and eslint only;  make format: let ruff rewrite"
 
 setup: .venv/setup.stamp
@@ -47,6 +48,9 @@ serve: setup $(SAMPLE)/trunk_ct.nii.gz
 demo: setup
 	@scripts/browser.sh archive
 	@$(BIN)/python main.py demo --out studies/archive $(ARGS)
+
+first-minute: setup
+	@$(BIN)/python scripts/first_minute.py $(ARGS)
 
 bench: setup
 	@$(BIN)/python main.py bench $(ARGS)

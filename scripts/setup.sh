@@ -50,4 +50,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 pip=(.venv/bin/python -m pip install --quiet --progress-bar off --no-compile)
 "${pip[@]}" -c constraints.txt "${requirements[@]}"
 "${pip[@]}" --no-deps --editable .
-.venv/bin/python -c "import dualclickmed.infers.segmenter, monailabel.app, monailabel.main" >/dev/null 2>&1 || true
+imports="from dualclickmed.server.starting import import_monai, import_web; import_monai(); import_web()
+import dualclickmed.infers.segmenter, monailabel.main"
+if ! problem=$(env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "$imports" 2>&1 >/dev/null); then
+    echo "setup: what was installed can't be imported; remove .venv and try again, or report this:" >&2
+    echo "$problem" >&2
+    exit 1
+fi

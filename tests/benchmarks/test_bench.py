@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.benchmarks import measure
+from dualclickmed.benchmarks import tables as command
 from dualclickmed.benchmarks.growth import server_memory, synthetic, write_server_files
 from dualclickmed.benchmarks.measure import in_process, least_seconds, operations
 from dualclickmed.benchmarks.networks import NetworkCase, NetworkRow, cases, ratios
+from dualclickmed.benchmarks.tables import VOLUMES, BenchSection, run
 from dualclickmed.cli import app as cli
-from dualclickmed.cli import bench as command
-from dualclickmed.cli.bench import VOLUMES, BenchSection, run
 from dualclickmed.imaging.volume import from_array
 from dualclickmed.networks.configs import PRESETS, GlobalConfig, LocalConfig
 from rich.console import Console

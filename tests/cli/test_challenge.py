@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from dualclickmed.cli.app import app
-from dualclickmed.cli.challenge import answer, predict_folder
 from dualclickmed.errors import UserError
+from dualclickmed.evaluation.challenge import answer, predict_folder
 from dualclickmed.experts import DualExpert
 from dualclickmed.imaging.case_files import read_case
 from dualclickmed.imaging.geometry import Box

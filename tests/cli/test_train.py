@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from dualclickmed.cli import train as module
 from dualclickmed.cli.app import app
 from dualclickmed.cli.train import chosen_recipe, read_sources, stopped_by_signals
 from dualclickmed.networks.build import build_global
@@ -102,7 +101,7 @@ def test_too_many_bad_cases_fail_the_preparation(tmp_path: Path) -> None:
         (["--set", "rate"], "--set takes NAME=VALUE"),
         (["--recipe", "local-paper"], "trains the local expert; for the global one: global-"),
         (["--preset", "paper"], "there are none; name them with --data"),
-        (["--data", "/nowhere"], "There is no folder '/nowhere'"),
+        (["--data", "/nowhere"], "there is no '/nowhere'"),
         (["--data", "generated=often"], "the weight of 'generated=often' is no number"),
         (["--data", "generated=-1"], "must be a positive number"),
         (["--fine-tune", "--recipe", "global-paper"], "a recipe of its own"),
@@ -134,7 +133,9 @@ def test_settings_reach_the_recipe() -> None:
 
 def test_steps_and_seed_override_the_recipe(monkeypatch, tmp_path: Path) -> None:
     seen = {}
-    monkeypatch.setattr(module, "train", lambda recipe, options, **rest: seen.update(recipe=recipe, **rest))
+    monkeypatch.setattr(
+        "dualclickmed.training.loop.train", lambda recipe, options, **rest: seen.update(recipe=recipe, **rest)
+    )
     folder = decathlon(tmp_path / "set", 1)
     RUNNER.invoke(
         app, ["train", "global", "--preset", "paper", "--data", str(folder), "--steps", "9", "--seed", "4"]

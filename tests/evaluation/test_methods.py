@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dualclickmed.errors import UserError
-from dualclickmed.evaluation.methods import CLASSICAL, MethodSettings, from_file, make, name_of
+from dualclickmed.evaluation.methods import MethodSettings, from_file, make
+from dualclickmed.evaluation.names import CLASSICAL, name_of
 from dualclickmed.experts import DEFAULT_STRATEGY, STRATEGIES
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Prompts

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
+from rich.console import Console
 
-from ..errors import PromptError, UserError
-from ..experts import DEFAULT_STRATEGY, STRATEGIES, DualExpert
-from ..imaging.case_files import MAX_CLASS, SUFFIX, CaseFile, case_files, read_case, save_arrays
-from ..predictor import Predictor
-from ..weights.files import KINDS, default_path
+from ..errors import UserError
+from ..strategies import DEFAULT_STRATEGY, STRATEGIES
+from ..weights.cards import KINDS, default_path
+from .console import CaseProgress, existing, loading
 
 logger = logging.getLogger(__name__)
 
@@ -37,81 +34,23 @@ def predict(
     """
     if strategy not in STRATEGIES:
         raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, but it is '{strategy}'.")
+    existing("--input", source, "a folder of case files (.npz)")
     paths = [default_path(kind, preset, model_dir) for kind in KINDS]
+    console = Console(stderr=True)
+    with loading(console):
+        from ..evaluation.challenge import predict_folder
+        from ..imaging.case_files import case_files
+        from ..predictor import Predictor
+    files = len(case_files(source))
     expert = Predictor.from_weights(paths[0], paths[1], device).expert
     total, wrong = 0, 0
-    for name, failures in predict_folder(source, output, expert, strategy):
-        total += 1
-        wrong += bool(failures)
-        for failure in failures:
-            logger.warning("%s: %s", name, failure)
+    with CaseProgress(console, "case files", files) as progress:
+        for name, failures in predict_folder(source, output, expert, strategy):
+            total += 1
+            wrong += bool(failures)
+            for failure in failures:
+                logger.warning("%s: %s", name, failure)
+            progress.done(total, files)
     if wrong:
         raise UserError(f"{wrong} of {total} case files could not be answered in full.")
     typer.echo(f"Answered {total} case files -> {output}")
-
-
-def answer(
-    case: CaseFile, expert: DualExpert, strategy: str = DEFAULT_STRATEGY
-) -> tuple[npt.NDArray[np.uint8], list[str]]:
-    """Answer a case.
-
-    All classes are segmented together, so that overlaps are settled by probability. Where that is impossible
-    each class is tried on its own, and one that fails stays empty.
-
-    Returns:
-        ``segs`` (D, H, W), and a sentence for each class that failed.
-    """
-    prompts = case.prompts()
-    volume = case.volume
-    given = {str(value): own for value, own in prompts.items()}
-    table = np.zeros(MAX_CLASS + 1, dtype=np.uint8)
-    if not given:
-        return np.zeros(volume.shape, dtype=np.uint8), []
-    try:
-        result = expert.segment(volume, given, strategy=strategy)
-    except PromptError as error:
-        if len(given) == 1:
-            return np.zeros(volume.shape, dtype=np.uint8), [f"class {next(iter(given))}: {error}"]
-    else:
-        for label, at in result.values.items():
-            table[at] = int(label)
-        return table[result.labels], []
-    segs, failures = np.zeros(volume.shape, dtype=np.uint8), []
-    for label, own in given.items():
-        try:
-            result = expert.segment(volume, {label: own}, strategy=strategy)
-        except PromptError as error:
-            failures.append(f"class {label}: {error}")
-        else:
-            segs[(result.labels > 0) & (segs == 0)] = int(label)
-    return segs, failures
-
-
-def predict_folder(
-    source: Path, out: Path, expert: DualExpert, strategy: str = DEFAULT_STRATEGY
-) -> Iterator[tuple[str, list[str]]]:
-    """Answer every case file of a folder with a file of the same name.
-
-    A case that cannot be read or answered gets no file, as the challenge counts it, and does not keep the
-    others from theirs.
-
-    Yields:
-        The name of each case and what went wrong with it.
-
-    Raises:
-        UserError: the folder is missing or holds no case file, or `out` is the same folder.
-    """
-    files = case_files(source)
-    if not files:
-        raise UserError(f"'{source}' holds no case file ({SUFFIX}).")
-    if out.resolve() == source.resolve():
-        raise UserError(f"The answers would replace the case files: '{out}' is given as input and as output.")
-    out.mkdir(parents=True, exist_ok=True)
-    for path in files:
-        try:
-            segs, failures = answer(read_case(path), expert, strategy)
-        except UserError as error:
-            yield path.name, [str(error)]
-            continue
-        save_arrays(out / path.name, {"segs": segs})
-        yield path.name, failures

@@ -5,38 +5,26 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from ..errors import UserError
-from ..evaluation import calibration, cost, report
-from ..evaluation import nested as nested_objects
-from ..evaluation.cases import Case, find_cases
-from ..evaluation.methods import DEFAULT, MethodSettings, known, our_expert
-from ..evaluation.protocol import STARTS, TIME_LIMIT
-from ..evaluation.run import Plan, run
-from ..evaluation.statistics import Summary
-from ..experts import DEFAULT_STRATEGY, STRATEGIES, DualExpert
-from ..experts.devices import resolved_device
+from ..evaluation.names import DEFAULT, STARTS, TIME_LIMIT, known, name_of
+from ..strategies import DEFAULT_STRATEGY, STRATEGIES
+from .console import CaseProgress, existing, loading
+
+if TYPE_CHECKING:
+    from ..evaluation.calibration import Reliabilities
+    from ..evaluation.cases import Case
+    from ..evaluation.methods import MethodSettings
+    from ..evaluation.statistics import Summary
 
 logger = logging.getLogger(__name__)
 
-LOG_EVERY = 30.0
-"""Seconds between lines of progress where there is no terminal."""
 WIDTH = 150
 
 
@@ -106,25 +94,43 @@ def evaluate(
 
     Writes scores (CSV), a summary (JSON) and a report (Markdown, HTML) with tables and curves.
     """
-    settings = MethodSettings(model_dir, preset, resolved_device(device))
-    if nested:
-        _nested(nested, strategy or DEFAULT_STRATEGY, settings, out)
-        return
-    if cases is None:
-        raise UserError("Name labelled cases with --cases, or measure generated volumes with --nested.")
     if start not in STARTS:
         raise UserError(f"--start must be one of {', '.join(STARTS)}, but it is '{start}'.")
+    if strategy is not None and strategy not in STRATEGIES:
+        raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, but it is '{strategy}'.")
+    if cases is None and not nested:
+        raise UserError("Name labelled cases with --cases, or measure generated volumes with --nested.")
     methods = [*(method or ([] if strategy else DEFAULT)), *([strategy] if strategy else [])]
+    for text in methods:
+        name_of(text)
+    existing("--cases", cases, "a folder of labelled cases, or a list of them")
+    existing("--truth", truth, "the folder with the gts")
+    existing("--model-dir", model_dir, "a folder of weights")
+    console = Console(stderr=True)
+    with loading(console):
+        import torch
+
+        from ..evaluation import calibration, cost, report
+        from ..evaluation.cases import find_cases
+        from ..evaluation.methods import MethodSettings, our_expert
+        from ..evaluation.run import Plan, run
+        from ..experts import DualExpert
+        from ..experts.devices import resolved_device
+
+    settings = MethodSettings(model_dir, preset, resolved_device(device))
+    # Every click that the networks had to be overruled at would be a line.
+    logging.getLogger(DualExpert.__module__).setLevel(logging.WARNING)
+    if cases is None:
+        _nested(nested, strategy or DEFAULT_STRATEGY, settings, out)
+        return
     found = [c for c in find_cases(cases, truth) if only is None or c.name.startswith(only)]
     if not found:
         raise UserError(f"No case in '{cases}' has a name that starts with '{only}'.")
     wanted = tuple(part.strip() for part in (labels or "").split(",") if part.strip())
     plan = Plan(out, str(cases), tuple(methods), settings, start, clicks, wanted, smallest, most, limit)
     names = plan.names
-    # Every click that the networks had to be overruled at would be a line.
-    logging.getLogger(DualExpert.__module__).setLevel(logging.WARNING)
-    console = Console(stderr=True)
-    with _Progress(console, len(names)) as progress:
+    what = "cases" if len(names) == 1 else f"cases by {len(names)} methods"
+    with CaseProgress(console, what, len(_part(found, shard))) as progress:
         run(_part(found, shard), plan, workers, progress.done)
     measured = cost.our_costs(settings, torch.get_num_threads()) if costs else []
     summaries = report.write(
@@ -145,10 +151,10 @@ def evaluate(
 
 def _nested(count: int, strategy: str, settings: MethodSettings, out: Path) -> None:
     """Measure objects inside objects; writes nested.csv and prints the means."""
-    if strategy not in STRATEGIES:
-        raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, but it is '{strategy}'.")
-    logging.getLogger(DualExpert.__module__).setLevel(logging.WARNING)
-    with _Progress(Console(stderr=True), 1) as progress:
+    from ..evaluation import nested as nested_objects
+    from ..evaluation.methods import our_expert
+
+    with CaseProgress(Console(stderr=True), "volumes", count) as progress:
         scores = nested_objects.measure_nested(
             our_expert(settings),
             nested_objects.nested_volumes(count),
@@ -169,7 +175,9 @@ def _nested(count: int, strategy: str, settings: MethodSettings, out: Path) -> N
     Console(width=WIDTH).print(table)
 
 
-def _calibration_table(found: calibration.Reliabilities) -> Table:
+def _calibration_table(found: Reliabilities) -> Table:
+    from ..evaluation import calibration
+
     table = Table("group", "clicks", "calibration error", "of cells from 0.1 to 0.9", title="Calibration")
     for row in calibration.rows(found):
         table.add_row(*row)
@@ -184,35 +192,6 @@ def _part(cases: list[Case], shard: str | None) -> list[Case]:
     if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise UserError(f"--shard must be i/n with i from 1 to n, such as 2/4, but it is '{shard}'.")
     return cases[int(number) - 1 :: int(count)]
-
-
-class _Progress:
-    """How many cases are done and how long the rest will take: a bar, or lines where there is no terminal."""
-
-    def __init__(self, console: Console, methods: int) -> None:
-        self._console = console
-        self._begin = self._told = time.monotonic()
-        self._bar = Progress(
-            TextColumn("cases" if methods == 1 else f"cases by {methods} methods"),
-            BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("cases", total=None)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def done(self, number: int, total: int) -> None:
-        self._bar.update(self._task, completed=number, total=total)
-        now = time.monotonic()
-        if self._bar.disable and (now - self._told > LOG_EVERY or number == total):
-            self._told = now
-            left = (now - self._begin) / number * (total - number)
-            logger.info("%d of %d cases, about %.0f s left", number, total, left)
 
 
 def _table(summaries: list[Summary], start: str) -> Table:
@@ -241,6 +220,8 @@ def _command() -> str:
 
 
 def _machine(device: str) -> str:
-    from .bench import machine
+    import torch
+
+    from ..benchmarks.tables import machine
 
     return f"{machine(torch.get_num_threads())}, device {device}"

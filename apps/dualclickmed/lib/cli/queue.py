@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
-from ..imaging.label_map import LabelMap
-from ..imaging.volume import load_volume
-from ..learning.agreement import compare
-from ..learning.annotator import ORDERS, Annotator
-from ..learning.curve import (
-    CURVE,
-    PLOT,
-    TARGETS,
-    TOGETHER,
-    Exam,
-    Point,
-    draw_together,
-    points_of,
-    simulate,
-)
-from ..learning.final import versions_of
 from ..learning.following import STORE, follow, held_in, image_in
 from ..learning.record import FOLDER, Record
-from ..learning.retraining import Settings
 from ..learning.runs import is_training, progress_of, settle
-from ..training.sources import find_training_cases
-from ..weights.files import KINDS
+from ..learning.settings import ORDERS, Settings
+from ..weights.cards import KINDS
+from .console import existing, loading
+
+if TYPE_CHECKING:
+    from ..learning.curve import Point
 
 SHOWN_TRAININGS = 5
 SHOWN_IMAGES = 50
@@ -96,6 +83,11 @@ def queue(
 
 def _agreement(studies: Path, record: Record, images: list[str]) -> Table:
     """How far the annotators of some images agree."""
+    from ..imaging.label_map import LabelMap
+    from ..imaging.volume import load_volume
+    from ..learning.agreement import compare
+    from ..learning.final import versions_of
+
     table = Table(title="Several annotators", title_justify="left")
     for name in ("image", "label", "annotators", "Dice", "surface distance (mm)", "95th percentile (mm)"):
         table.add_column(name, overflow="fold")
@@ -133,7 +125,7 @@ def learn_curve(
     model_dir: Annotated[Path | None, typer.Option(help="Folder of the weights to begin with.")] = None,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help=f"Folder of an earlier curve that {TOGETHER} shows, too; may be repeated."),
+        typer.Option(help="Folder of an earlier curve that curves.png shows, too; may be repeated."),
     ] = None,
 ) -> None:
     """Simulate an annotator who labels, retrains and goes on, and plot the clicks that this saves.
@@ -143,6 +135,13 @@ def learn_curve(
     kind = next((kind for kind in KINDS if kind == expert), None)
     if kind is None:
         raise UserError(f"--expert must be global or local, but it is '{expert}'.")
+    existing("--cases", cases, "labelled cases")
+    existing("--others", others, "further labelled cases")
+    with loading(Console(stderr=True)):
+        from ..learning.annotator import Annotator
+        from ..learning.curve import CURVE, PLOT, TARGETS, TOGETHER, Exam, draw_together, points_of, simulate
+        from ..training.sources import find_training_cases
+
     found = find_training_cases(cases)
     if len(found) <= test:
         raise UserError(f"'{cases}' holds {len(found)} cases, too few to keep {test} of them for measuring.")

@@ -62,13 +62,16 @@ def segment(
     """
     if not image.exists():
         raise UserError(f"The image '{image}' does not exist; give a file or a folder of DICOM slices.")
-    from ..experts import DEFAULT_STRATEGY
+    from ..server.starting import import_monai
+
+    import_monai()
     from ..experts.devices import resolved_device
     from ..imaging.label_map import colour_of
     from ..imaging.mask_files import EXTENSIONS, LabelledMask, Segment, write
     from ..imaging.volume import load_volume
     from ..predictor import Predictor
-    from ..weights.files import default_path
+    from ..strategies import DEFAULT_STRATEGY
+    from ..weights.cards import default_path
 
     points = [_whole_numbers("--point", text, 3) for text in point or []]
     outside = [_whole_numbers("--background", text, 3) for text in background or []]

@@ -13,18 +13,18 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
+from rich.console import Console
 
 from ..errors import UserError
-from ..training.loop import BAD_SHARE, Options, train
-from ..training.prepare import prepare
-from ..training.recipes import Recipe, changed, fine_tune, load_recipe, recipe_names
-from ..training.sources import LabelledCase, WeightedSource, coreset, find_training_cases, summary
-from ..weights.files import Kind, default_path, named_path
-from .console import pairs
+from ..training.recipes import BAD_SHARE, Recipe, changed, fine_tune, load_recipe, recipe_names
+from ..weights.cards import Kind, default_path, named_path
+from .console import existing, loading, pairs
+
+if TYPE_CHECKING:
+    from ..training.sources import LabelledCase, WeightedSource
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +100,9 @@ def train_expert(
 ) -> None:
     """Train an expert on labelled cases, on generated volumes, or on both."""
     kind: Kind = "global" if expert is Expert.GLOBAL else "local"
-    if threads:
-        torch.set_num_threads(threads)
+    for option, path in (("--validation", validation), ("--prepared", prepared)):
+        existing(option, path, "a folder")
+    _existing_sources(data or [])
     if tune and recipe is not None:
         raise UserError(
             "--fine-tune is a recipe of its own; change its numbers with --set, without --recipe."
@@ -115,6 +116,13 @@ def train_expert(
     chosen = dataclasses.replace(chosen, **{k: v for k, v in named.items() if v is not None})  # type: ignore[arg-type]
     if steps is not None or (minutes is not None and not data):
         chosen = dataclasses.replace(chosen, epochs=0)
+    with loading(Console(stderr=True)):
+        import torch
+
+        from ..training.loop import Options, train
+        from ..training.sources import find_training_cases
+    if threads:
+        torch.set_num_threads(threads)
     sources = read_sources(data or [], coreset_share, chosen.seed)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -163,7 +171,11 @@ def prepare_crops(
     ] = BAD_SHARE,
 ) -> None:
     """Cut the global expert's crops out of labelled cases once, so that training need not open volumes."""
+    _existing_sources(data)
     chosen = chosen_recipe(recipe or f"global-{preset}", "global", settings or [])
+    with loading(Console(stderr=True)):
+        from ..training.prepare import prepare
+        from ..training.sources import summary
     cases = [
         case for source in read_sources(data, coreset_share, chosen.seed) or [] for case in _labelled(source)
     ]
@@ -198,11 +210,11 @@ def read_sources(texts: Sequence[str], share: float | None, seed: int) -> list[W
     Raises:
         UserError: a weight is no number, or a path holds no cases.
     """
+    from ..training.sources import WeightedSource, coreset, find_training_cases
+
     sources = []
     for text in texts:
-        path, equals, weight = text.rpartition("=")
-        if not equals or Path(text).exists():
-            path, weight = text, "1"
+        path, weight = _path_and_weight(text)
         try:
             number = float(weight)
         except ValueError as error:
@@ -217,6 +229,19 @@ def read_sources(texts: Sequence[str], share: float | None, seed: int) -> list[W
             cases = coreset(cases, share, seed)
         sources.append(WeightedSource(cases, number))
     return sources or None
+
+
+def _path_and_weight(text: str) -> tuple[str, str]:
+    """The parts of PATH=WEIGHT, or the text with the weight 1."""
+    path, equals, weight = text.rpartition("=")
+    return (text, "1") if not equals or Path(text).exists() else (path, weight)
+
+
+def _existing_sources(texts: Sequence[str]) -> None:
+    for text in texts:
+        path, _ = _path_and_weight(text)
+        if path != "generated":
+            existing("--data", Path(path), "labelled cases or 'generated'")
 
 
 def _labelled(source: WeightedSource) -> Sequence[LabelledCase]:

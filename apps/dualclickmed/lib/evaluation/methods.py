@@ -24,21 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..experts import DEFAULT_STRATEGY, STRATEGIES, DualExpert
+from ..experts import DualExpert
 from ..predictor import Predictor
+from ..strategies import STRATEGIES
 from ..weights.files import KINDS, card_path, default_path
 from . import classical
+from .names import CLASSICAL, PUBLISHED, name_of
 from .protocol import ExpertMethod, Method
 
-CLASSICAL: dict[str, Method] = {
-    "ellipsoid": classical.ellipsoid,
-    "graph-cut": classical.graph_cut,
-    "random-walker": classical.random_walker,
-    "region-growing": classical.region_growing,
-}
-PUBLISHED = ("sam-med3d", "vista3d", "nninteractive")
-OURS = "ours"
-DEFAULT = (OURS, *CLASSICAL)
+_CLASSICAL: dict[str, Method] = {name: getattr(classical, name.replace("-", "_")) for name in CLASSICAL}
 
 
 @dataclass(frozen=True)
@@ -73,32 +67,6 @@ class Made:
     facts: dict[str, Any]
 
 
-def known() -> str:
-    """Every name, for messages."""
-    return ", ".join(
-        [OURS, *STRATEGIES, *CLASSICAL, *(f"{name}:WEIGHTS" for name in PUBLISHED), "NAME=FILE.py"]
-    )
-
-
-def name_of(text: str) -> str:
-    """How a method is called in tables and files: without its argument.
-
-    Raises:
-        UserError: there is no such method.
-    """
-    own, equals, _ = text.partition("=")
-    if equals and own.isidentifier() and own not in (OURS, *STRATEGIES):
-        return own
-    name, colon, argument = text.partition(":")
-    if name in (OURS, *STRATEGIES, *CLASSICAL) and not colon:
-        return DEFAULT_STRATEGY if name == OURS else name
-    if name in PUBLISHED:
-        if not argument:
-            raise UserError(f"The method '{name}' needs its weights: '{name}:PATH'.")
-        return name
-    raise UserError(f"A method must be one of {known()}, but it is '{text}'.")
-
-
 def make(texts: list[str], settings: MethodSettings) -> list[Made]:
     """Methods in the order in which they were named; our strategies share one set of weights.
 
@@ -113,7 +81,7 @@ def make(texts: list[str], settings: MethodSettings) -> list[Made]:
     made, predictor = [], None
     for text, name in zip(texts, names, strict=True):
         if name in CLASSICAL:
-            made.append(Made(name, CLASSICAL[name], {"kind": "classical"}))
+            made.append(Made(name, _CLASSICAL[name], {"kind": "classical"}))
         elif name in STRATEGIES:
             if predictor is None:
                 predictor = _predictor(settings)

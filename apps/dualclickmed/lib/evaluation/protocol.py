@@ -18,6 +18,7 @@ from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume
 from .cases import Task
 from .metrics import Mask, dice, next_click, surface_dice
+from .names import TIME_LIMIT
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +27,6 @@ Method = Callable[[Volume, Prompts], npt.NDArray[Any]]
 of the volume's shape. It may have a method `together`, which takes the prompts of several objects by label
 value and returns a label map; for others overlaps are settled by the higher score."""
 
-STARTS = ("box", "point", "box2d")
-"""What a user gives first: the exact box, a voxel deep inside, or a rectangle in one slice (`drawn_box`)."""
-TIME_LIMIT = 90.0
-"""Seconds for each class of a case over all steps; beyond it every score of the case is 0."""
 LEAST_DICE = 0.2
 """Up to this mean Dice of a case the surface Dice counts as 0."""
 HARM = 0.01

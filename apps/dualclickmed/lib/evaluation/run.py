@@ -22,8 +22,9 @@ from ..atomic_files import write_text
 from ..errors import UserError
 from . import records
 from .cases import Case, Task
-from .methods import Made, MethodSettings, make, name_of
-from .protocol import TIME_LIMIT, TaskOutcome, run_task
+from .methods import Made, MethodSettings, make
+from .names import TIME_LIMIT, name_of
+from .protocol import TaskOutcome, run_task
 
 logger = logging.getLogger(__name__)
 

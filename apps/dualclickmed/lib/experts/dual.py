@@ -16,6 +16,7 @@ from ..errors import PromptError, WeightsError
 from ..imaging.geometry import Index, paste_from_grid
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
+from ..strategies import DEFAULT_STRATEGY, STRATEGIES
 from .click_constraints import enforce_clicks
 from .fused.strategy import Fusion, Refined
 from .global_expert import GlobalExpert
@@ -25,10 +26,6 @@ from .timing import StageTimer
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_STRATEGY = "fused"
-"""What every door uses where nothing is asked for: it measured better than ``paper``."""
-STRATEGIES = ("paper", "global", "local", "fused")
-"""What a user may ask for."""
 UNREFINED = ("pt",)
 """Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide. On the
 few volumes there were, the expert alone ended higher."""

@@ -15,9 +15,8 @@ from ..training.sources import LabelledCase, load_case
 from ..weights.files import default_path
 from .prior import Prior
 from .scoring import score_image
+from .settings import ORDERS
 
-ORDERS = ("first", "random", "disagreement", "expected_clicks")
-"""Strategies for the next image, as a server offers them."""
 CACHE_BYTES = 256 << 20
 
 

@@ -27,12 +27,11 @@ from ..networks.local_network import LocalNetwork
 from ..training.generated import make_scene
 from ..training.sources import LabelledCase, load_case
 from ..weights.files import Kind, load_expert
+from .settings import HELD_OUT
 
 logger = logging.getLogger(__name__)
 
 MIN_CASES = 4
-HELD_OUT = 0.2
-"""Part of the labelled images that is held out, at least two of them."""
 CLICKS = 3
 """Corrective clicks after the start."""
 MOST_OBJECTS = 24

@@ -27,7 +27,7 @@ from filelock import FileLock
 from ..atomic_files import replacing
 from ..configs.wire import RESERVED
 from ..imaging.label_map import LabelMap
-from ..weights.files import KINDS, Kind
+from ..weights.cards import KINDS, Kind
 
 logger = logging.getLogger(__name__)
 

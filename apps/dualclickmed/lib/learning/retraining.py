@@ -35,6 +35,7 @@ from .prior import Prior
 from .publishing import publish
 from .record import FAILED, PUBLISHED, REFUSED, STARTED, STOPPED, Record
 from .runs import CANCELLED, Telling, epochs_of, new_run, settle_alone, tidy
+from .settings import Settings
 from .together import Material, train_together
 
 logger = logging.getLogger(__name__)
@@ -55,46 +56,6 @@ SIZES: dict[Kind, dict[str, int]] = {
 """Of a step: many small ones learn a few cases faster than few large ones."""
 MOST_EXAMPLES = 1000
 """Taught objects that a card holds, the last ones."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a round is carried out.
-
-    Attributes:
-        minutes: the training ends after them at the latest; reading and measuring come on top.
-        steps: the training ends after as many optimiser steps at the latest.
-        epochs: or after as many passes over the labelled cases; 0 leaves it to `steps`.
-        rate: peak learning rate; 0 takes the recipe's.
-        replay: share of generated volumes, against forgetting.
-        freeze_encoder: train everything but the image encoder.
-        device: "cpu" or "cuda:N".
-        seed: of everything random.
-    name: what the client calls this training.
-    pretrained: begin with the weights that are served; otherwise with those that learning began with.
-    patience: the training ends after as many passes over the labelled cases without a lower mean loss; 0 or
-        less: never.
-    held_out: part of the labelled images that the result is measured on.
-    batch: labelled cases of a step; 0 takes the recipe's.
-    processes: that train together, one for each GPU.
-    events: write TensorBoard's events.
-    """
-
-    minutes: float = 8.0
-    steps: int = 600
-    epochs: int = 0
-    rate: float = 0.0
-    replay: float = 0.3
-    freeze_encoder: bool = False
-    device: str = "cpu"
-    seed: int = 1
-    name: str = ""
-    pretrained: bool = True
-    patience: int = 0
-    held_out: float = gate.HELD_OUT
-    batch: int = 0
-    processes: int = 1
-    events: bool = True
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..atomic_files import write_text
 from ..errors import UserError
-from ..weights.files import Kind
+from ..weights.cards import Kind
 from .lock import alone, holder
 from .record import FAILED, PUBLISHED, REFUSED, STARTED, STOPPED, Record
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,16 +12,7 @@ from torch import Tensor
 from ..networks.global_network import GlobalFeatures, RegionNetwork, box_centre_prompt
 from ..networks.local_network import LocalFeatures, LocalNetwork
 from .clicks import Clicks, Draws, Strategy, balanced, boundary_attenuated
-
-Mode = Literal["alternatives", "chain", "together"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-"""How the clicks of one interaction are shown to the global expert.
-
-alternatives: each makes a prompt and a mask of its own, the history plus this one click, all decoded in one
-batch; the next interaction goes on from the first (the paper's "batch processing", section 2.3). chain: one
-is added after the other, with a mask after each. together: between one and all of them are added at once and
-give one mask, as many clicks seen for a fraction of the cost.
-"""
+from .modes import Mode
 
 
 @dataclass(frozen=True)

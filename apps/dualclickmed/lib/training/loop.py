@@ -31,7 +31,7 @@ from .parallel import Team
 from .pipeline import ComposedClicks, Context, Hooks, SamplePipeline
 from .plan import labelled_cases, steps_of, with_replay
 from .prepare import PreparedCrops
-from .recipes import Recipe
+from .recipes import BAD_SHARE, Recipe
 from .samples import Samples, Share
 from .schedules import rate_factor
 from .sources import LabelledCase, WeightedSource, summary
@@ -40,7 +40,6 @@ from .validation import validate
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 25
-BAD_SHARE = 0.05
 
 
 @dataclass

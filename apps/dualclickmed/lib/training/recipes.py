@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from ..errors import UserError
 from ..networks.configs import GlobalConfig, LocalConfig
-from ..simulation.rounds import Mode
-from ..weights.files import Kind
+from ..simulation.modes import Mode
+from ..weights.cards import Kind
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,6 +35,9 @@ REPLAY = 0.3
 ClickRule = Literal["boundary", "balanced", "uniform", "realistic"]
 Schedule = Literal["flat", "multistep", "cosine"]
 Keep = Literal["average", "last", "best"]
+
+BAD_SHARE = 0.05
+"""A training fails when more than this part of its cases is unusable, unless told otherwise."""
 
 
 @dataclass(frozen=True)

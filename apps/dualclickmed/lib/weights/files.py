@@ -27,6 +27,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .. import __version__
 from ..atomic_files import replacing
@@ -296,8 +297,26 @@ def _config_of(card: Mapping[str, Any], card_file: Path) -> GlobalConfig | Local
 
 def outline(config: GlobalConfig | LocalConfig) -> nn.Module:
     """A network without values: on the meta device it costs no memory and no random numbers."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return _built(config)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Keeps from the meta device what it would first import PyTorch's compiler for (2 s of a core): values.
+
+    Initial ones are left out, and the few that networks compute from are made on the processor.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        if func in (torch.arange, torch.randn):
+            # No random numbers are drawn either: it would change what its caller draws next.
+            return (torch.empty if func is torch.randn else func)(*args, **{"device": "cpu", **given})
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def _built(config: GlobalConfig | LocalConfig) -> nn.Module:
