@@ -49,7 +49,22 @@ def test_a_taken_port_and_damaged_weights_are_named(tmp_path: Path) -> None:
     assert "2 things to put right" in result.output
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["weights", "list"], ["serve", "--studies", "/nowhere"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["weights", "list"],
+        ["serve", "--studies", "/nowhere"],
+        ["segment", "/nowhere.nii.gz", "--point", "1,2,3", "--out", "x.nrrd"],
+        ["evaluate", "--cases", "/nowhere"],
+        ["evaluate", "--help"],
+        ["predict", "--input", "/nowhere", "--output", "x"],
+        ["train", "global", "--data", "/nowhere"],
+        ["prepare", "--data", "/nowhere", "--out", "x"],
+        ["queue", "--studies", "/nowhere"],
+        ["bench", "--out", "/nowhere/x.json"],
+    ],
+)
 def test_quick_calls_load_no_torch(arguments: list[str], tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dualclickmed.errors import UserError
+from dualclickmed.evaluation import classical
 from dualclickmed.evaluation.methods import MethodSettings, from_file, make
-from dualclickmed.evaluation.names import CLASSICAL, name_of
+from dualclickmed.evaluation.names import name_of
 from dualclickmed.experts import DEFAULT_STRATEGY, STRATEGIES
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Prompts
@@ -54,7 +55,7 @@ def test_our_strategies_share_their_weights_and_name_them() -> None:
     for kind in ("global", "local"):
         card = json.loads(card_path(default_path(kind)).read_text())
         assert made[0].facts["weights"][kind]["sha256"] == card["sha256"]
-    assert made[2].method is CLASSICAL["ellipsoid"]
+    assert made[2].method is classical.ellipsoid
 
 
 def test_a_file_of_one_s_own(tmp_path: Path) -> None:

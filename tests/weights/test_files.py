@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -352,3 +354,17 @@ def test_a_running_segmenter_takes_up_a_selection(
     weights.select(None, folder)
     assert running.experts.problem() is None
     np.testing.assert_array_equal(mask(running), first)
+
+
+def test_the_outline_of_a_network_loads_no_compiler() -> None:
+    """Random values on the meta device would import it, which takes longer than all else of a server's start."""
+    program = (
+        "import sys; from dualclickmed.networks.configs import PRESETS;"
+        "from dualclickmed.weights.files import outline;"
+        "[outline(config) for pair in PRESETS.values() for config in pair];"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    # MONAI's optional parts bring it along as well.
+    program = "from dualclickmed.server.starting import import_monai; import_monai();" + program
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=280)
+    assert done.stdout == "False\n", done.stderr
