@@ -357,7 +357,7 @@ def test_a_running_segmenter_takes_up_a_selection(
 
 
 def test_the_outline_of_a_network_loads_no_compiler() -> None:
-    """Random values on the meta device would import it, which takes longer than all else of a server's start."""
+    """Random values on the meta device would import it, which takes longer than the rest of a start."""
     program = (
         "import sys; from dualclickmed.networks.configs import PRESETS;"
         "from dualclickmed.weights.files import outline;"

@@ -125,7 +125,7 @@ def learn_curve(
     model_dir: Annotated[Path | None, typer.Option(help="Folder of the weights to begin with.")] = None,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of an earlier curve that curves.png shows, too; may be repeated."),
+        typer.Option(help="Folder of an earlier curve that together.png shows, too; may be repeated."),
     ] = None,
 ) -> None:
     """Simulate an annotator who labels, retrains and goes on, and plot the clicks that this saves.
