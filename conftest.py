@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Threads that wait for work must not keep a core from the servers that tests start, nor from other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # The same examples on every run and no limit on a single one: two cores are often shared with other work.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
