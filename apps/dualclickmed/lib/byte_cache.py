@@ -29,7 +29,7 @@ class ByteCache:
     """Least recently used entries go first once the sum of their ``nbytes`` would exceed `max_bytes`.
 
     Thread-safe. Threads that ask for the same missing key at the same time wait for the one that makes it.
-    An entry larger than `max_bytes` is handed to whoever waits for it and not kept, so 0 keeps nothing.
+    An entry larger than `max_bytes` is returned and not kept, so 0 keeps nothing.
     A copy in another process begins empty.
 
     Args:
@@ -61,8 +61,8 @@ class ByteCache:
         """The entry of `key`, made by `make` if it is not held.
 
         `make` runs outside the lock and must not ask for the same key. What it raises reaches every thread
-        that waits for it; the next one to ask tries again. Only that the computation was `Stopped` concerns
-        nobody else: whoever waits then makes the entry.
+        that waits for it; the next one to ask tries again. If `make` was `Stopped`, a thread that waits
+        makes the entry itself.
         """
         with self._lock:
             if key in self._entries:

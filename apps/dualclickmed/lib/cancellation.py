@@ -1,4 +1,4 @@
-"""Ends a computation between two of its stages: its user has left, or it takes too long.
+"""Ending a computation between two of its stages, because its user has left or it takes too long.
 
 A computation that somebody waits for runs `within` a `Stopper`; code that takes long calls `check` where it
 can end without leaving anything half done. Outside of a stopper `check` does nothing.

@@ -1,4 +1,4 @@
-"""Interactive segmentation without learning, as strong as box and clicks make it: what a network has to beat.
+"""Interactive segmentation without learning: the baseline that a network has to beat.
 
 Graph cut, random walker and region growing share one setting: a region around the prompts, at most
 `MAX_CELLS` cells of about equal sides in millimetres, grey levels by the same intensity map as our experts,

@@ -119,7 +119,7 @@ def representative_clicks(
     limit: int = MAX_CLICKS,
     others: Sequence[Clicked] = (),
 ) -> list[tuple[ClickedT, float]]:
-    """The clicks that speak for their surroundings, and how far each is from the other kind.
+    """Clicks that represent their surroundings, and how far each is from the nearest of the other kind.
 
     All of them where they are few; of a scribble at most `limit` of each kind, spread as they are
     (`thinned`), since each one costs a look at the whole grid. The order of the clicks plays no part.

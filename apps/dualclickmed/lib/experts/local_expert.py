@@ -180,7 +180,7 @@ class LocalExpert:
         for the global expert. Windows run one at a time: a batch may change the last bits of its members,
         and which windows are new depends on the cache.
 
-        The memory that this takes is that of windows that hang together, wherever they are in the volume.
+        Memory is needed for one group of overlapping windows at a time, wherever they are in the volume.
 
         Args:
             volume: the image.
@@ -192,7 +192,7 @@ class LocalExpert:
             last: open one window, about the last click (`last_window`).
 
         Returns:
-            One prediction for each set of windows that hang together, and one for the previous mask.
+            One prediction for each group of overlapping windows, and one for the previous mask.
 
         Raises:
             PromptError: with neither a foreground click nor a box.

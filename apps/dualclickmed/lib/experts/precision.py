@@ -38,10 +38,10 @@ def chosen_precision(
 ) -> torch.dtype | None:
     """The lower precision that a network is to run in, None for float32.
 
-    ``auto`` means bfloat16 if the device computes in it, and a CPU does so faster by its own clock
-    (`bfloat16_pays`; far from a tie either way where the processor has such products, so that a restart
-    decides alike), and, on a made-up object, no more than `MOST_DIFFERENT` of the voxels change sides
-    (`mask_difference`).
+    ``auto`` means bfloat16 if the device computes in it, and, on a CPU, if a short timing shows that it is
+    faster (`bfloat16_pays`; far from a tie either way where the processor has such products, so that a
+    restart decides alike), and, on a made-up object, no more than `MOST_DIFFERENT` of the voxels change
+    sides (`mask_difference`).
 
     Args:
         network: trained, on `device`, in evaluation mode.
@@ -76,7 +76,7 @@ def chosen_precision(
 def training_precision(device: str | torch.device) -> torch.dtype | None:
     """The lower precision that a training runs in, None for float32.
 
-    A CPU trains in bfloat16 if it does so faster by its own clock: processors and builds without such
+    A CPU trains in bfloat16 if a short timing shows that it is faster: processors and builds without such
     products do the same work in single steps, which takes up to a hundred times as long. A GPU trains in
     bfloat16, an older one in float16.
     """

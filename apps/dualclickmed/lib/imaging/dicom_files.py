@@ -1,8 +1,8 @@
-"""DICOM files of strangers: read within bounds, and their pixels as the numbers that are stored.
+"""Untrusted DICOM files: read within limits, with their pixels as the stored numbers.
 
-The file's own beginning is looked at here before pydicom parses the rest of it. Packed pixels other than
-run lengths are unpacked by GDCM, which sees a file written here of nothing but the packed pixels and the tags
-that describe them.
+The beginning of a file is checked here before pydicom parses the rest. Compressed pixels other than
+run-length encoded ones are decompressed by GDCM, from a file that is written here and holds only the
+compressed pixels and the tags that describe them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the header of an image file says, and how much of a file may be believed.
+"""What the header of an image file says, and the limits within which a file is read.
 
-The look at a header (`headers.check_header`) uses nothing but this project's own Python: no library that
-parses files sees bytes of a stranger before. It opens regular files alone, reads a bounded part of them,
-and settles where the voxels lie and how many bytes they take before anything of that size is allocated.
+The look at a header (`headers.check_header`) uses nothing but this project's own Python: no parsing library
+sees a file before this check has passed. It opens regular files alone, reads a bounded part of them, and
+settles where the voxels lie and how many bytes they take before anything of that size is allocated.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _default = ReadLimits()
 
 
 def default_limits() -> ReadLimits:
-    """The limits of this process, where nobody says others."""
+    """The limits that hold in this process unless others are given."""
     return _default
 
 

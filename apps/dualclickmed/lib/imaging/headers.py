@@ -1,4 +1,4 @@
-"""The look at a file before anything else reads it: what it is, and whether it may be read."""
+"""The check of a file before anything else reads it: which format it has, and whether it may be read."""
 
 from __future__ import annotations
 

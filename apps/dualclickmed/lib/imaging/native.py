@@ -1,4 +1,4 @@
-"""Where files are read: in this process, or in another that can be ended.
+"""Where files are read: in this process, or in another one that can be killed.
 
 Readers hand bytes to native libraries, which may take for ever, take all memory, or crash. A server lets
 them run in a process of their own, see `server.reading`; the command line and trainings read where they are.

@@ -1,7 +1,7 @@
 """Rectangles drawn in planes of a viewer, joined to the box of one object.
 
-A rectangle is a box that is one voxel thick. It tells two sides; the third one is guessed from them until a
-rectangle in another plane tells it.
+A rectangle is a box that is one voxel thick. It gives two sides; the third one is estimated from them until
+a rectangle in another plane gives it.
 """
 
 from __future__ import annotations

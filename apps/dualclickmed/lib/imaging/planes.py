@@ -1,6 +1,6 @@
 """Whether the planes of a DICOM series make one regular grid, and which.
 
-A series is a heap of planes, each with a place of its own. They make an image where they lie one behind the
+A series is a set of planes, each with its own position. They form an image where they lie one behind the
 other in equal steps, straight or slanted (a tilted gantry); anything else is refused with the planes' names,
 because a voxel's index would say nothing about its place.
 """

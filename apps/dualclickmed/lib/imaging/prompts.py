@@ -1,7 +1,7 @@
 """What a user gives for one object: clicks, a box, the mask so far (section 2.1).
 
-Everything is in canonical array order (z, y, x). Prompts are made as they come and become trustworthy through
-`Prompts.checked`, which knows the volume's shape.
+Everything is in canonical array order (z, y, x). Prompts are built unchecked; `Prompts.checked` validates
+them against the volume's shape.
 """
 
 from __future__ import annotations

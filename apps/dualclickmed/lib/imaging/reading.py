@@ -1,4 +1,4 @@
-"""The one loader: every image and every label, from whatever door, is read here.
+"""The one loader: every image and every label is read here, whichever way it came in.
 
 First the header is looked at by code of this project (`headers`, `dicom_files`), within limits that hold
 before anything is allocated; then the voxels are read to their last checksum; then places, intensities and

@@ -1,5 +1,4 @@
-"""The voxels of a file, unpacked within the bounds that its header gave, and looked at to the last "
-"checksum."""
+"""The voxels of a file: unpacked within the size that its header gives, and checked to the last checksum."""
 
 from __future__ import annotations
 

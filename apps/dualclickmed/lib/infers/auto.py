@@ -1,4 +1,4 @@
-"""The task that needs no click: every label that annotators have taught, where it is expected to lie."""
+"""The task that needs no click: every label that was learned from annotators, where it is expected to lie."""
 
 from __future__ import annotations
 

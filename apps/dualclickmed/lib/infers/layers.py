@@ -1,8 +1,9 @@
-"""What is there already and what stays: an existing segmentation, finished labels, and who wins an overlap.
+"""Existing segmentations, finished labels, and which label wins where two overlap.
 
-The experts know the prompts of a request alone. Here their label map meets the labels that the image has
-already: those without clicks stay as they are (`keep`), and those with clicks may start from what they are
-(`correct`). Nothing is remembered between requests, so that to undo is to send one click less.
+The experts see only the prompts of a request. Here their label map is merged with the labels that the image
+has already: labels without clicks stay as they are (`keep`), and labels with clicks may be corrected from
+their present state (`correct`). Nothing is remembered between requests, so that to undo is to send one click
+less.
 """
 
 from __future__ import annotations
@@ -108,11 +109,11 @@ class Layered:
 def layered(
     segment: SegmentFunction, volume: Volume, prompts: Mapping[str, Prompts], layers: Layers
 ) -> Layered:
-    """Segment, and settle what is kept, corrected and locked.
+    """Segment, then decide what is kept, corrected and locked.
 
     * An existing label without prompts keeps its voxels; no click of another label changes it.
-    * With ``correct``, an existing label with prompts changes only where a click contradicts it, and there by
-      as much of the experts' answer as hangs together with the click. A box makes it anew.
+    * With ``correct``, an existing label with prompts changes only where a click contradicts it, and there
+      by the connected part of the experts' answer that holds the click. A box makes it anew.
     * Locked labels, and with ``overlap`` first all labels in the order of the request, are segmented each by
       itself; later ones get what is left. So one click more for the last label changes no other.
 

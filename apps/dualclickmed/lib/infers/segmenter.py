@@ -35,7 +35,7 @@ class SegmentRequest:
         device: "cpu" or "cuda:N".
         ct_window: one of `intensity.CHOICES`.
         modality: of the image, where it is known.
-        layers: what is there already, and what stays.
+        layers: the existing segmentation, and what of it stays.
     """
 
     image: Path | Volume

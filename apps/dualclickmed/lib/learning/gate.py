@@ -1,4 +1,4 @@
-"""Is a trained expert worse than its parent? Measured by the click protocol before it is published.
+"""The check before publishing: is a trained expert worse than its parent, measured by the click protocol?
 
 With `MIN_CASES` labelled images or more, some are held out: they are chosen once and for all by their ids,
 among those that no ancestor was trained on as far as there are any. With fewer, every label trains, and the

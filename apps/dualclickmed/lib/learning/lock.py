@@ -1,6 +1,6 @@
-"""Who trains in a studies folder: one process at a time, by name, and nobody once that process is gone.
+"""The lock on training in a studies folder: one process at a time, named in a file beside the lock.
 
-The lock is the operating system's, which lets go of it when its process ends. Where it does not, on a
+The lock is the operating system's, which releases it when its process ends. Where it does not, on a
 network file system or when a child has inherited it, the name beside it tells that its holder is gone, and
 the lock is taken over.
 """

@@ -1,4 +1,4 @@
-"""What the labels taught so far: where in the body each one lies and how large it is.
+"""What was learned from the labels so far: where in the body each one lies and how large it is.
 
 Positions are kept as fractions of the box that holds the patient, which differs less between images than the
 field of view does, and sizes in millimetres. Images whose patient boxes are of similar size count more, so

@@ -1,7 +1,7 @@
 """How far each click reaches: clicks of both kinds compete for the voxels between them.
 
 A network of few convolutions sees a click only nearby. These maps carry it across the region: every click
-pulls on every voxel with a force that falls with the distance, in the second map also with the difference of
+has an influence on every voxel that falls with the distance, in the second map also with the difference of
 intensities, and a voxel belongs to the kind that pulls harder. Between two clicks the border lies half way,
 or at the edge in the image, as with seeds of a random walker, in closed form.
 """

@@ -1,7 +1,7 @@
-"""The published networks, slow and to the letter: what the fast ones are held to, and measured against.
+"""The published networks, written out literally and slowly: the reference for the fast ones.
 
 Nothing else uses them. Every formula is written out with the tensors of the state dict, every intermediate
-result is kept in full, and what the published code computes in vain is computed in vain here as well.
+result is kept in full, and what the published code computes without using it is computed here as well.
 """
 
 from __future__ import annotations

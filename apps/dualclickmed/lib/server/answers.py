@@ -1,4 +1,4 @@
-"""What a client is told when something went wrong: a sentence, with the status that says whose turn it is.
+"""Errors as answers to clients: a sentence, and the HTTP status.
 
 400 for what the client can put right, 404 for what is not there, 409 for what cannot be done as things are,
 413 for too much, 503 for a server that is busy or cannot read its files now, 507 for a full disk. What is

@@ -1,4 +1,4 @@
-"""Images and labels in folders: which files are some, what each is called, and whether others came."""
+"""Images and labels in folders: which files count, the id of each, and whether files have come or gone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A process that has imported the readers and nothing else, and forks one for every file that is read.
 
 A fork takes milliseconds; starting Python and importing the image libraries would take seconds. It reads
-nothing itself, so that no file can harm it. `serve` says how it is talked to.
+nothing itself, so that no file can harm it. `serve` describes the protocol.
 """
 
 from __future__ import annotations

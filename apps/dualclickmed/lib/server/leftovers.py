@@ -1,4 +1,4 @@
-"""What a killed server leaves behind, and a place where nobody else can read what is uploaded."""
+"""Clearing what a killed server left behind, and a private folder for uploads."""
 
 from __future__ import annotations
 

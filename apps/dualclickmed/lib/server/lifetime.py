@@ -1,6 +1,6 @@
-"""The server ends within ten seconds, whatever runs, and keeps no connection on which nothing happens.
+"""Ending the server within ten seconds, whatever runs, and closing idle connections.
 
-uvicorn waits for answers without end when it is told to stop, and for a request that somebody began to send.
+When uvicorn is stopped it waits without limit for answers, and for requests that were only begun.
 """
 
 from __future__ import annotations

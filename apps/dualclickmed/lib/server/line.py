@@ -1,4 +1,4 @@
-"""The waiting line: a few requests compute, some wait in order, the rest is told when to come back."""
+"""The waiting line: a few requests compute, some wait in order, the others get 503."""
 
 from __future__ import annotations
 

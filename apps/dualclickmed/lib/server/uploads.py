@@ -1,4 +1,4 @@
-"""What comes with a request as a file: stored for it alone, read before it is used, gone with its answer.
+"""Files that come with a request: stored for it alone, checked before use, removed with its answer.
 
 MONAI Label's own endpoints store a label before anybody has looked at it, and leave a file behind where the
 disk is full.

@@ -77,8 +77,8 @@ def global_rounds(
     the first mask, at random: serving passes the first mask with all clicks, the challenge passes the last
     one.
 
-    Masks are made when they are asked for, so that whoever consumes them may let go of one (and of what its
-    gradient needs) before the next is made.
+    Masks are made one at a time as the iterator is advanced, so that a caller can free one, with what its
+    gradient needs, before the next is made.
 
     Args:
         features: of B encoded images.

@@ -1,4 +1,4 @@
-"""What learns: a network, its running mean and its optimiser, and one step of them."""
+"""The learner: a network, its running mean and its optimiser, and one step of them."""
 
 from __future__ import annotations
 

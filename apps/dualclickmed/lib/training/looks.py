@@ -1,4 +1,4 @@
-"""How a scene looks: intensities of its labels, textures, blur, noise and window of a kind of image."""
+"""The appearance of a scene: intensities of labels, textures, blur, noise and window of a kind of image."""
 
 from __future__ import annotations
 

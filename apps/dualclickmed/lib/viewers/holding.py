@@ -107,7 +107,7 @@ class Held:
                     raise
 
     def close(self) -> None:
-        """Put the image away and let go of all memory."""
+        """Put the image away and free all memory."""
         conversation, self._conversation = self._conversation, None
         objects, self._objects = self._objects, []
         self._budget.hold(self, 0)

@@ -1,4 +1,4 @@
-"""What the page is told about images, answers and labels. Nothing here knows of HTTP."""
+"""The page's data about images, answers and labels, without HTTP."""
 
 from __future__ import annotations
 

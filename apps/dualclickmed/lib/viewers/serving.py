@@ -76,7 +76,7 @@ class Viewers:
     def start(self) -> None:
         """Listen, in a thread of its own.
 
-        A port that is taken is told in the log, and the other protocol is served.
+        If a port is taken the log says so, and the other protocol is served.
         """
         wanted = {"nnInteractive": self.options.nninteractive, "ITK-SNAP": self.options.itksnap}
         listening = {name: self._listen(name, port) for name, port in wanted.items() if port is not None}

@@ -90,7 +90,7 @@ class Closing(Protocol):
     """What a session holds."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Free everything."""
 
 
 HeldT = TypeVar("HeldT", bound=Closing)

@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def verified(self) -> bool:
-        """Whether a hash is known, so that what arrives can be told from anything else."""
+        """Whether a hash is known by which the download can be checked."""
         return bool(self.sha256 or self.md5)
 
 
