@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -90,20 +91,20 @@ def grids(draw: st.DrawFn, shear: str) -> tuple[npt.NDArray[np.float64], str]:
 @st.composite
 def volumes(draw: st.DrawFn, kind: str) -> Sent:
     shape = tuple(draw(st.integers(2, 6)) for _ in range(3))
-    voxel = tuple(draw(st.integers(0, n - 1)) for n in shape)
+    i, j, k = (draw(st.integers(0, n - 1)) for n in shape)
     allowed = DTYPES if kind != "dicom" else DTYPES[:4]
     dtype = np.dtype(draw(st.sampled_from(allowed)))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     array = rng.integers(0, 100, shape).astype(dtype)
     lps, told = draw(grids({"nifti": "any", "dicom": "last", "nrrd": "any", "meta": "any"}[kind]))
     makers = {"nifti": _nifti, "nrrd": _nrrd, "meta": _meta, "dicom": _dicom}
-    made = makers[kind](draw, array, voxel, lps)
+    made = makers[kind](draw, array, (i, j, k), lps)
     made.told += told
     return made
 
 
 def _nifti(draw: st.DrawFn, array: np.ndarray, voxel: tuple[int, int, int], lps: np.ndarray) -> Sent:
-    options = {
+    options: dict[str, Any] = {
         "version": draw(st.sampled_from([1, 2])),
         "codes": draw(st.sampled_from([(1, 1), (2, 0), (0, 1), (1, 2), (0, 0)])),
         "unit": draw(st.sampled_from([2, 10, 0, 1, 3])),
@@ -121,7 +122,7 @@ def _nifti(draw: st.DrawFn, array: np.ndarray, voxel: tuple[int, int, int], lps:
 
 
 def _nrrd(draw: st.DrawFn, array: np.ndarray, voxel: tuple[int, int, int], lps: np.ndarray) -> Sent:
-    options = {
+    options: dict[str, Any] = {
         "encoding": draw(st.sampled_from(["raw", "gzip", "bzip2", "hex", "ascii"])),
         "big": draw(st.booleans()),
         "space": draw(st.sampled_from(["LPS", "RAS", "LAS"])),
@@ -135,7 +136,7 @@ def _nrrd(draw: st.DrawFn, array: np.ndarray, voxel: tuple[int, int, int], lps: 
 
 
 def _meta(draw: st.DrawFn, array: np.ndarray, voxel: tuple[int, int, int], lps: np.ndarray) -> Sent:
-    options = {"packed": draw(st.booleans()), "big": draw(st.booleans())}
+    options: dict[str, Any] = {"packed": draw(st.booleans()), "big": draw(st.booleans())}
     data = draw(st.sampled_from(["LOCAL", "a.raw"]))
     header, voxels = volume_files.meta(array, lps, data=data, **options)
     files = {"a.mha": header + voxels} if data == "LOCAL" else {"a.mhd": header, "a.raw": voxels}

@@ -145,7 +145,7 @@ def dicom_slices(
         tags: for all of them.
     """
     study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    made = []
+    made: list[Dataset] = []
     for k in range(array.shape[2]):
         data = _dicom(array, lps, CTImageStorage, syntax)
         data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, series, frame
@@ -209,8 +209,8 @@ def dicom_bytes(dataset: Dataset) -> bytes:
 
 def _dicom(array: Array, lps: Affine, kind: str, syntax: str) -> FileDataset:
     meta_data = FileMetaDataset()
-    meta_data.MediaStorageSOPClassUID, meta_data.MediaStorageSOPInstanceUID = kind, generate_uid()
-    meta_data.TransferSyntaxUID = syntax
+    meta_data.MediaStorageSOPClassUID, meta_data.MediaStorageSOPInstanceUID = UID(kind), generate_uid()
+    meta_data.TransferSyntaxUID = UID(syntax)
     data = FileDataset(
         "",
         {},

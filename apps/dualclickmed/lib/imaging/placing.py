@@ -111,8 +111,7 @@ def itk_reading(header: bytes) -> Affine | None:
 
 
 def _bare(header: bytes) -> bytes | None:
-    """A NIfTI file of 2 x 2 x 2 voxels at the place that a header tells; None if its numbers are no "
-    "numbers."""
+    """A NIfTI file of 2 x 2 x 2 voxels at the place that a header gives; None where that is not finite."""
     order = _order(header)
     if SIZES[len(header)] == 1:
         made = bytearray(348)

@@ -61,8 +61,7 @@ def in_raw_order(answer: Answer, labels: LabelMap) -> tuple[LabelledMask, dict[s
 
 
 def _values(found: Mapping[str, int], labels: LabelMap) -> dict[str, int]:
-    """The values of an answer's labels: the server's, and free ones for existing labels that it does not "
-    "know."""
+    """The values of an answer's labels: the server's, and free ones for existing labels unknown to it."""
     free = sorted(set(range(1, MAX_LABELS + 1)) - set(labels.values.values()))
     unknown = [label for label in found if label not in labels.values]
     if len(unknown) > len(free):

@@ -254,8 +254,7 @@ def _refuse_finished(
 def _painted(
     existing: NamedLabels, values: Mapping[str, int], volume: Volume, kept: frozenset[str]
 ) -> npt.NDArray[np.uint8]:
-    """The existing labels in one map (D, H, W); where they overlap those that are kept, then the first "
-    "layer."""
+    """The existing labels in one map (D, H, W); kept labels win overlaps, then the first layer."""
     array = np.zeros(volume.shape, dtype=np.uint8)
     for first in (True, False):
         for layer, names in zip(existing.layers, existing.names, strict=True):
