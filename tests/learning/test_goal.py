@@ -22,8 +22,8 @@ from tests.support.live import Server, serving
 
 LABELLED, TESTED = 10, 20
 CLICKS = 10
-MOST_SECONDS = 20 * 60
-RISE, FEWER, FALL = 0.05, 0.3, 0.01
+MOST_SECONDS = 10 * 60
+RISE, FEWER, FALL = 0.05, 0.6, 0.01
 
 
 def submit(server: Server, case: LabelledCase, image: str) -> None:
