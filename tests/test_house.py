@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 APP = Path(__file__).resolve().parents[1] / "apps" / "dualclickmed"
+ARCHITECTURE = Path(__file__).resolve().parents[1] / "docs" / "architecture.md"
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 500, 60, 8
 COMMANDS = ("lib/cli/", "lib/evaluation/ablation.py:ablate")
 """Commands of the command line may be longer and take more parameters."""
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
+Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def modules() -> Iterator[tuple[str, str]]:
@@ -19,7 +22,7 @@ def modules() -> Iterator[tuple[str, str]]:
         yield path.relative_to(APP).as_posix(), path.read_text(encoding="utf-8")
 
 
-def lines_of(function: Function) -> int:
+def lines_of(function: AnyFunction) -> int:
     """Lines without the docstring."""
     total = (function.end_lineno or 0) - function.lineno + 1
     first = function.body[0]
@@ -28,7 +31,7 @@ def lines_of(function: Function) -> int:
     return total
 
 
-def parameters_of(function: Function) -> int:
+def parameters_of(function: AnyFunction) -> int:
     given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     return len(given) - (bool(given) and given[0].arg in ("self", "cls"))
 
@@ -47,6 +50,25 @@ def test_no_function_is_too_long_or_takes_too_many_parameters() -> None:
         and (lines_of(node) > MOST_FUNCTION_LINES or parameters_of(node) > MOST_PARAMETERS)
     }
     assert {found for found in large if not found.startswith(COMMANDS)} == set()
+
+
+def test_the_document_of_the_architecture_names_what_there_is() -> None:
+    """Every room is listed, and every file and name on the way of a click exists."""
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    rooms = text[text.index("## Rooms") : text.index("## Glossary")]
+    assert {p.name for p in (APP / "lib").iterdir() if not p.name.startswith(("_", "py."))} <= {
+        name.rstrip("/") for name in re.findall(r"`([\w/.]+)`", rooms)
+    }
+    way = " ".join(text[text.index("## The way of a click") : text.index("## The two experts")].split())
+    named = re.findall(r"`([\w/]+\.py)`(?:, `([\w.]+)`)?", way)
+    assert len(named) > 15
+    for path, name in named:
+        file = APP / path if path == "main.py" else APP / "lib" / path
+        assert file.is_file(), path
+        defined = {
+            n.name for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, (*Function, ast.ClassDef))
+        }
+        assert set(name.split(".") if name else ()) <= defined, f"{path}: {name}"
 
 
 def test_the_folders_of_tests_are_the_rooms() -> None:
