@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from dualclickmed.errors import VolumeError
+from dualclickmed.imaging.series_nifti import series_to_nifti
 from dualclickmed.imaging.volume import Volume, load_volume
 
 from tests.support.volume_files import RAS_FROM_LPS, dicom_frames, dicom_slices, save_dicom
@@ -39,3 +43,44 @@ def test_slices_of_a_tilted_gantry_lie_where_their_files_say(tmp_path: Path, deg
     assert np.array_equal(real(found), ARRAY)
     np.testing.assert_allclose(found.affine, RAS_FROM_LPS @ lps, atol=1e-6)
     assert len(found.notes) == 1 and f"{abs(degrees):.1f} degrees" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "dtype"), [(1, -1024, "int16"), (1, 0, "int16"), (0.25, 3, "int16")]
+)
+def test_a_series_as_nifti_is_the_series(tmp_path: Path, slope: float, intercept: int, dtype: str) -> None:
+    """By nibabel and by ITK, voxel for voxel, at the places that the slices tell."""
+    slices = dicom_slices(ARRAY, LPS, RescaleSlope=slope, RescaleIntercept=intercept)
+    target = tmp_path / "a.nii.gz"
+    assert series_to_nifti(save_dicom(tmp_path / "a", *slices), target) == []
+    wanted = ARRAY * slope + intercept
+    image = nib.load(target)
+    assert image.get_data_dtype() == dtype
+    np.testing.assert_array_equal(image.get_fdata(), wanted)
+    np.testing.assert_allclose(image.affine, RAS_FROM_LPS @ LPS, atol=1e-5)
+    itk = sitk.ReadImage(str(target))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(itk).T, wanted)
+    np.testing.assert_allclose(
+        itk.TransformIndexToPhysicalPoint((1, 2, 3)), LPS[:3] @ [1, 2, 3, 1], atol=1e-5
+    )
+
+
+def test_slopes_of_each_slice_and_a_tilt_reach_the_nifti(tmp_path: Path) -> None:
+    lps = LPS.copy()
+    lps[1, 2] = 0.7
+    slices = dicom_slices(ARRAY, lps)
+    for k, one in enumerate(slices):
+        one.RescaleSlope = 1 + 9 * k
+    target = tmp_path / "a.nii.gz"
+    notes = series_to_nifti(save_dicom(tmp_path / "a", *slices), target)
+    assert len(notes) == 1 and "slanted" in notes[0]
+    image = nib.load(target)
+    np.testing.assert_allclose(image.get_fdata(), ARRAY * (1 + 9 * np.arange(4)))
+    np.testing.assert_allclose(image.affine, RAS_FROM_LPS @ lps, atol=1e-5)
+
+
+def test_an_irregular_series_makes_no_nifti(tmp_path: Path) -> None:
+    slices = dicom_slices(ARRAY, LPS)
+    with pytest.raises(VolumeError, match="equally far apart"):
+        series_to_nifti(save_dicom(tmp_path / "a", slices[0], slices[1], slices[3]), tmp_path / "a.nii.gz")
+    assert not (tmp_path / "a.nii.gz").exists()

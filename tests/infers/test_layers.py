@@ -10,12 +10,13 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
-from dualclickmed.errors import PromptError, UserError
+from dualclickmed.errors import PromptError, TooLargeError, UserError
 from dualclickmed.experts import Result
+from dualclickmed.imaging import facts
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.prompts import Click, Prompts
-from dualclickmed.imaging.volume import from_array
+from dualclickmed.imaging.volume import VolumeCache, from_array
 from dualclickmed.infers.layers import Layers, layered
 
 LABELS = LabelMap(("liver", "spleen", "kidney"))
@@ -285,3 +286,17 @@ def test_a_background_click_in_a_label_that_nothing_else_is_about_is_answered_wi
     alone = clicks(outside=((3, 3, 3),))
     done = settled({"liver": alone, "kidney": alone}, existing="correct", path=stored)
     assert done.notes == [] and not done.result.mask("liver")[3, 3, 3]
+
+
+def test_the_bound_of_the_process_holds_for_existing_labels_and_cached_images(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voxels = int(np.prod(SHAPE))
+    monkeypatch.setattr(facts, "_default", facts.ReadLimits(image_bytes=voxels))
+    assert Layers(LABELS, "keep", stored).read(VOLUME).names
+    assert VolumeCache(1 << 20).get(stored).shape == SHAPE
+    facts.limit_to(facts.ReadLimits(image_bytes=voxels - 1))
+    with pytest.raises(TooLargeError):
+        Layers(LABELS, "keep", stored).read(VOLUME)
+    with pytest.raises(TooLargeError):
+        VolumeCache(1 << 20).get(stored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +33,12 @@ class Client:
 
 
 @pytest.fixture
-def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> list[str]:
     """Pretends to download two slices, slowly, and to convert them."""
     done: list[str] = []
 
@@ -46,14 +51,14 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             (Path(folder) / f"{number}.dcm").write_bytes(b"slice")
         done.append(series)
 
-    def convert(folder: str) -> str:
-        assert len(list(Path(folder).iterdir())) == 2, "a series that is not whole was converted"
-        path = Path(folder).parent / f"converted-{threading.get_ident()}.nii.gz"
-        path.write_bytes(b"image")
-        return str(path)
+    def convert(folder: Path, target: Path) -> list[str]:
+        assert len(list(folder.iterdir())) == 2, "a series that is not whole was converted"
+        target.write_bytes(b"image")
+        return ["slanted"]
 
     monkeypatch.setattr(archive, "dicom_web_download_series", download)
-    monkeypatch.setattr(archive, "dicom_to_nifti", convert)
+    monkeypatch.setattr(archive, "series_to_nifti", convert)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     return done
 
 
@@ -63,15 +68,18 @@ def studies(tmp_path: Path) -> Any:
     yield made
 
 
-def test_a_series_is_downloaded_once_for_all_who_ask(studies: Any, downloads: list[str]) -> None:
+def test_a_series_is_downloaded_once_for_all_who_ask(
+    studies: Any, downloads: list[str], temporary: Path
+) -> None:
     with ThreadPoolExecutor(8) as several:
         found = set(several.map(studies.get_image_uri, [UID] * 8))
     assert downloads == [UID]
     (path,) = found
     assert Path(path).read_bytes() == b"image"
     assert studies.get_image_info(UID)["Modality"] == "CT"
+    assert studies.get_image_info(UID)["notes"] == ["slanted"]
     # The converted file was stored under the series' name.
-    assert [p.name for p in Path(path).parent.glob("converted-*")] == []
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_download_that_fails_leaves_nothing(

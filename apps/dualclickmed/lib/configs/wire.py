@@ -33,6 +33,7 @@ MODEL = "model"
 MODALITY = "modality"
 EXISTING_PATH = "existing_path"
 EXISTING_INFO = "existing_info"
+IMAGE_NOTES = "image_notes"
 UPLOADED = "uploaded"
 LABEL_FILE = "label_file"
 """A segmentation that came with the request; clients call both it and the wanted label `LABEL`."""
@@ -62,6 +63,7 @@ EXPECTED = frozenset(
         MODALITY,
         EXISTING_PATH,
         EXISTING_INFO,
+        IMAGE_NOTES,
         UPLOADED,
         LABEL_FILE,
         LABEL_INFO,

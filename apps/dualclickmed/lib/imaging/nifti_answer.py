@@ -34,7 +34,7 @@ def nifti_image(array: npt.NDArray[np.generic], placing: Placing) -> nib.Nifti1I
     """
     if max(array.shape) > np.iinfo(np.int16).max:
         raise UserError(f"A NIfTI file has axes of at most 32767 voxels, not {array.shape}: ask for .nrrd.")
-    image = _like(array, placing.header) if placing.header else _of_affine(array, placing.affine)
+    image = _like(array, placing.header) if placing.header else nifti_of_affine(array, placing.affine)
     found = itk_reading(image.header.binaryblock)
     wanted = placing.itk
     if found is None or wanted is None or apart(wanted, found, array.shape[:3]) > NOTED:
@@ -61,7 +61,8 @@ def _like(array: npt.NDArray[np.generic], header: bytes) -> nib.Nifti1Image:
     return image
 
 
-def _of_affine(array: npt.NDArray[np.generic], affine: Affine) -> nib.Nifti1Image:
+def nifti_of_affine(array: npt.NDArray[np.generic], affine: Affine) -> nib.Nifti1Image:
+    """An image in millimetres with sform and qform; a sheared grid has no qform."""
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")

@@ -91,8 +91,17 @@ def with_image(request: Mapping[str, Any], studies: ArchivedStudies, sessions: P
         wire.RESULT_EXTENSION: kind,
         **request,
         wire.IMAGE: known,
+        wire.IMAGE_NOTES: _notes(image, known, studies),
         **_existing(request, studies),
     }
+
+
+def _notes(image: object, known: object, studies: ArchivedStudies) -> list[str]:
+    """What was noted about an image of an archive when it came here; other files are read each time."""
+    if known is not image or not isinstance(image, str) or not isinstance(studies, DICOMWebDatastore):
+        return []
+    noted = studies.get_image_info(image).get("notes")
+    return [str(note) for note in noted] if isinstance(noted, list) else []
 
 
 def _kind(path: str) -> str | None:

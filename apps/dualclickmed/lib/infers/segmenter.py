@@ -36,6 +36,7 @@ class SegmentRequest:
         ct_window: one of `intensity.CHOICES`.
         modality: of the image, where it is known.
         layers: the existing segmentation, and what of it stays.
+        notes: sentences about the image from before it was loaded.
     """
 
     image: Path | Volume
@@ -45,6 +46,7 @@ class SegmentRequest:
     ct_window: str = CHOICES[0]
     modality: str | None = None
     layers: Layers = field(default_factory=Layers)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +119,7 @@ def _answer(
     whole = layered(segment, volume, prompts, request.layers)
     stages = {"load": loaded, "find": found, **whole.result.stages}
     notes = [
+        *request.notes,
         *volume.notes,
         *whole.notes,
         *([] if device == request.device else [fallen_back(request.device)]),

@@ -116,6 +116,7 @@ class ClickTask(InferTask):
             ct_window=choice(request, wire.CT_WINDOW, self._config[wire.CT_WINDOW]),
             modality=word(request, wire.MODALITY, None),
             layers=layers,
+            notes=request.get(wire.IMAGE_NOTES) or (),
         )
 
 

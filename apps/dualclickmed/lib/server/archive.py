@@ -8,7 +8,9 @@ series and segmentations there are, and waits for an archive without end.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import tempfile
 import threading
 import time
 import uuid
@@ -21,11 +23,11 @@ from dicomweb_client import DICOMwebClient
 from dicomweb_client.ext.gcp.session_utils import create_session_from_gcp_credentials
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
-from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 from pydicom.dataset import Dataset
 
 from ..errors import UserError
+from ..imaging.series_nifti import series_to_nifti
 from . import checks
 from .studies import Studies
 
@@ -52,8 +54,10 @@ class DicomStudies(DICOMWebDatastore, Studies):
     def get_image_uri(self, image_id: str) -> str:
         """The image's file, downloaded and converted first if it is not here yet.
 
+        What had to be decided about the series is among the image's facts (`get_image_info`), as "notes".
+
         Raises:
-            UserError: the id is no plain name, or the archive has no such series.
+            UserError: the id is no plain name, the archive has no such series, or it is no regular image.
             requests.RequestException: the archive does not answer.
         """
         checks.plain_id(image_id)
@@ -65,9 +69,13 @@ class DicomStudies(DICOMWebDatastore, Studies):
             if not self._convert_to_nifti:
                 return str(folder.resolve())
             if not image.exists() or image_id not in self._datastore.objects:
-                converted = Path(dicom_to_nifti(str(folder)))
+                handle, name = tempfile.mkstemp(prefix="dualclickmed-", suffix=".nii.gz")
+                os.close(handle)
+                converted = Path(name)
                 try:
-                    Studies.add_image(self, image_id, str(converted), self._dicom_info(image_id))
+                    notes = series_to_nifti(folder, converted)
+                    info = {**self._dicom_info(image_id), "notes": notes}
+                    Studies.add_image(self, image_id, str(converted), info)
                 finally:
                     converted.unlink(missing_ok=True)
         return str(image.resolve())

@@ -182,7 +182,7 @@ def main(handle: int, modules: Sequence[str], folder: str | None) -> None:
     # A terminal's Ctrl+C and a service manager's SIGTERM reach the whole group: the server says when to end.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    from ..imaging import label_parts, volume  # noqa: F401
+    from ..imaging import label_parts, series_nifti, volume  # noqa: F401
 
     for module in modules:
         importlib.import_module(module)

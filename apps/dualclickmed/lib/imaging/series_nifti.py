@@ -1,0 +1,67 @@
+"""A DICOM series as one NIfTI file, for clients that read no DICOM."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import native
+from .facts import ReadLimits
+from .headers import reading
+from .nifti_answer import nifti_of_affine
+from .reading import read_volume
+
+_LEVEL = 1
+_CHUNK = 1 << 24
+
+
+@native.reader
+def series_to_nifti(folder: Path, target: Path, limits: ReadLimits | None = None) -> list[str]:
+    """Write a series as NIfTI, packed with gzip, voxel for voxel in the order of its planes.
+
+    Values are real ones, or stored ones with the slope and intercept in the header. A series whose planes
+    are slanted makes a sheared grid, which its sform tells.
+
+    Args:
+        folder: of the series' files. target: the file to write.
+        limits: how much reading it may take.
+
+    Returns:
+        Sentences about what had to be decided when the series was read.
+
+    Raises:
+        VolumeError: the series cannot be read.
+        TooLargeError: it would take more memory than the limits give it.
+    """
+    with reading(folder.name):
+        found = read_volume(folder, limits)
+        array, slope, intercept = _without_offset(found.array, found.slope, found.intercept)
+        header = nifti_of_affine(array, found.affine).header
+        header.set_data_dtype(array.dtype)
+        header["vox_offset"] = len(header.binaryblock) + 4
+        header["scl_slope"], header["scl_inter"] = slope, intercept
+        voxels = array.astype(array.dtype.newbyteorder("<"), copy=False).ravel(order="F").data.cast("B")
+        # Without name and time: the same series gives the same bytes.
+        with target.open("wb") as file, gzip.GzipFile("", "wb", _LEVEL, file, 0) as packed:
+            packed.write(header.binaryblock + bytes(4))
+            for start in range(0, len(voxels), _CHUNK):
+                packed.write(voxels[start : start + _CHUNK])
+    return list(found.notes)
+
+
+def _without_offset(
+    array: npt.NDArray[Any], slope: float, intercept: float
+) -> tuple[npt.NDArray[Any], float, float]:
+    """Whole numbers with a whole intercept and no slope, as CT has them, are real values of 16 bits."""
+    if array.dtype.kind not in "iu" or slope != 1 or not intercept or intercept != math.floor(intercept):
+        return array, slope, intercept
+    low, high = int(array.min()) + int(intercept), int(array.max()) + int(intercept)
+    for dtype in (np.int16, np.uint16):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return (array.astype(np.int64) + int(intercept)).astype(dtype), 1.0, 0.0
+    return array, slope, intercept
