@@ -21,6 +21,7 @@ from dualclickmed.networks.build import build_global
 from dualclickmed.networks.configs import GlobalConfig
 from dualclickmed.trainers import tasks
 from dualclickmed.trainers.tasks import ExpertTrainer
+from dualclickmed.training.recipes import load_recipe
 from dualclickmed.training.sources import LabelledCase
 from dualclickmed.weights.files import default_path, read_card, save_expert, select, verify
 from fastapi import HTTPException
@@ -107,6 +108,11 @@ def test_a_u_net_learns_from_two_corrections(
     card = verify(published)
     assert card["parent"]["name"] == PARENT
     assert GlobalConfig.from_dict(card["config"]) == UNET
+    # Prompts are those that a U-Net was trained with, so that it unlearns none of them.
+    recipe = load_recipe("global-unet")
+    assert {name: card["recipe"][name] for name in ("clicks", "clicked", "hold_edges")} == {
+        name: getattr(recipe, name) for name in ("clicks", "clicked", "hold_edges")
+    }
     assert card["data"]["trained"] == list(IMAGES)
     assert dice(tmp_path, published) > before
     assert result["after"]["labels"]["nodule"][0] > result["before"]["labels"]["nodule"][0]

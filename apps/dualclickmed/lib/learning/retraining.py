@@ -235,7 +235,7 @@ class _Round:
     def trained(self, parent: Path, prepared: Prepared, images: Sequence[str]) -> Path:
         """Weights trained on some images, beginning with the parent's."""
         card = read_card(parent)
-        recipe = recipe_for(self.kind, str(card["preset"]), self.settings)
+        recipe = recipe_for(self.kind, card, self.settings)
         options = Options(
             out=self.folder,
             resume=False,
@@ -388,11 +388,14 @@ class Patience:
         return 0 < self.most <= self._without
 
 
-def recipe_for(kind: Kind, preset: str, settings: Settings) -> Recipe:
-    """The recipe of a training from weights of a preset."""
+def recipe_for(kind: Kind, card: Mapping[str, Any], settings: Settings) -> Recipe:
+    """The recipe of a training that goes on from weights with this card, by the prompts that they know."""
+    published = card["preset"] == "paper"
+    preset = "paper" if published else "compact"
+    if kind == "global" and card["config"].get("unet_channels"):
+        preset = "unet"
     # Networks of other sizes are small ones too.
-    published = preset == "paper"
-    recipe = fine_tune(kind, "paper" if published else "compact")
+    recipe = fine_tune(kind, preset)
     values: dict[str, Any] = {
         **({} if published else SIZES[kind] | {"rate": RATE}),
         "steps": settings.steps,

@@ -188,7 +188,7 @@ class ExpertTrainer(TrainTask):
         """Labelled cases of a step, unless a request says otherwise."""
         try:
             path = default_path(self.kind, self.options.preset, self.options.model_dir)
-            return recipe_for(self.kind, str(read_card(path)["preset"]), Settings()).scenes
+            return recipe_for(self.kind, read_card(path), Settings()).scenes
         except (UserError, KeyError):
             return 1
 
