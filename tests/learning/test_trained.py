@@ -143,6 +143,7 @@ def test_the_transforms_of_a_class_of_ones_own_train(
     assert seen == [(1, SIDE, SIDE, SIDE)] * 2
 
 
+@pytest.mark.timeout(600)
 def test_two_processes_learn_what_one_does(
     tmp_path: Path, models: Path, studies: LocalDatastore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +173,7 @@ def test_two_processes_learn_what_one_does(
     assert samples[0] == samples[1]
 
 
+@pytest.mark.timeout(600)
 def test_a_process_that_fails_fails_the_training(
     tmp_path: Path, models: Path, studies: LocalDatastore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
