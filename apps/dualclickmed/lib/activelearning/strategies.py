@@ -17,7 +17,7 @@ from ..learning.scoring import load_scores
 logger = logging.getLogger(__name__)
 
 HANDED_OUT_SECONDS = 3600
-"""For so long an image that somebody was given comes after those that nobody has."""
+"""Seconds during which an image that was handed out is ranked after all others."""
 
 
 class NextImage(Strategy):

@@ -25,7 +25,7 @@ from .measure import forget_peak, least_seconds, peak_bytes, resting_bytes
 SIDE = 48
 """Of the object's box, in voxels: the same in every volume."""
 WHOLE_VOLUME_STAGES = ("merge", "enforce")
-"""StageTimer of an answer that write the full-size label map."""
+"""Stages of an answer that write the full-size label map."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SHOWN_TRAININGS = 5
 SHOWN_IMAGES = 50
-"""Of those with several annotators: each has to be read."""
+"""Images with several annotators that are compared; each has to be read."""
 MOST_LABELS_SHOWN = 6
 
 

@@ -23,7 +23,7 @@ from .cases import Task
 from .protocol import TaskOutcome
 
 WHOLE = "all"
-"""The label of rows that speak of a case as a whole."""
+"""The label of rows about a case as a whole."""
 FOLDER = "cases"
 COMBINED = "results.csv"
 

@@ -27,11 +27,12 @@ from .timing import StageTimer
 logger = logging.getLogger(__name__)
 
 UNREFINED = ("pt",)
-"""Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide. On the
-few volumes there were, the expert alone ended higher."""
+"""Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide.
+On the few volumes that were measured, the expert alone scored higher."""
 SIZE_WEIGHT = 0.25
-"""How much surer, in logits for each unit of log size, ``fused`` wants the larger of two objects to be of a
-voxel that both claim: one that spreads too far covers many small ones, and the reverse is impossible."""
+"""The advantage, in logits for each unit of log size, that ``fused`` gives the smaller of two objects at a
+voxel that both claim: an object that spreads too far covers many small ones, and the reverse is
+impossible."""
 MAX_LABELS = 255
 
 
@@ -114,10 +115,10 @@ class DualExpert:
         section 2.2), else at one about every click. ``global`` and ``local`` name the expert; ``fused``
         chooses it as ``paper`` does and refines what it says by the image's edges and the clicks (`fused`),
         but for `UNREFINED`. Where objects overlap, the higher foreground probability wins, whatever the order
-        of the labels; with ``fused`` large objects have a handicap (`SIZE_WEIGHT`), one that lies inside a
-        much larger one is its part and takes its voxels from it (`prediction.parts_of`), and a foreground
-        click takes from the masks of all other labels what it is in. Every click holds afterwards
-        (`enforce_clicks`). The answer is a function of the arguments and the weights alone.
+        of the labels; with ``fused`` the smaller object has an advantage (`SIZE_WEIGHT`), one that lies
+        inside a much larger one takes its voxels from it (`prediction.parts_of`), and a foreground click
+        counts as a background click for all other labels. Every click holds afterwards (`enforce_clicks`).
+        The answer is a function of the arguments and the weights alone.
 
         Args:
             volume: the image.

@@ -20,7 +20,7 @@ from ..imaging.volume import Volume
 MAX_CLICKS = 64
 """Most clicks that a network sees at once: a scribble of thousands says no more than its outline."""
 CORE = 0.5
-"""Part of each side of a box, about its centre, whose values speak for the object inside."""
+"""Part of each side of a box, about its centre, whose values are taken for the object's."""
 _SAMPLES_PER_AXIS = 32
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from ..byte_cache import ByteCache
 from ..errors import WeightsError
-from ..networks.global_network import RegionNetwork
-from ..networks.local_network import LocalNetwork
-from ..weights.files import load_expert
+from ..weights.files import Kind, load_expert
 from ..weights.lineage import origin_of
 from .dual import DualExpert
 from .global_expert import GlobalExpert
@@ -20,6 +18,12 @@ from .local_expert import LocalExpert
 from .scope import ScopedGlobalExpert, ScopedLocalExpert, TrainingScope, training_scope_of
 
 logger = logging.getLogger(__name__)
+
+_CLASSES: dict[Kind, tuple[Any, Any]] = {
+    "global": (GlobalExpert, ScopedGlobalExpert),
+    "local": (LocalExpert, ScopedLocalExpert),
+}
+"""The expert of either kind, and the one with a training scope."""
 
 
 def load_experts(
@@ -39,31 +43,20 @@ def load_experts(
         WeightsError: a file is missing, damaged, or of another network.
     """
     return DualExpert(
-        None if global_path is None else _global(global_path, device, cache, precision),
-        None if local_path is None else _local(local_path, device, cache, precision),
+        None if global_path is None else _loaded("global", global_path, device, cache, precision),
+        None if local_path is None else _loaded("local", local_path, device, cache, precision),
     )
 
 
-def _global(path: Path, device: Any, cache: ByteCache, precision: str) -> GlobalExpert:
-    network = cast(RegionNetwork, load_expert("global", path))
+def _loaded(kind: Kind, path: Path, *settings: Any) -> Any:
+    """The expert of a weight file; with a training scope, one that leaves the rest to its origin."""
+    plain, scoped = _CLASSES[kind]
+    network = load_expert(kind, path)
     found = _scope_and_origin(path)
     if found is None:
-        return GlobalExpert(network, device, cache, precision)
+        return plain(network, *settings)
     scope, origin = found
-    return ScopedGlobalExpert(
-        _global(origin, device, cache, precision), scope, network, device, cache, precision
-    )
-
-
-def _local(path: Path, device: Any, cache: ByteCache, precision: str) -> LocalExpert:
-    network = cast(LocalNetwork, load_expert("local", path))
-    found = _scope_and_origin(path)
-    if found is None:
-        return LocalExpert(network, device, cache, precision)
-    scope, origin = found
-    return ScopedLocalExpert(
-        _local(origin, device, cache, precision), scope, network, device, cache, precision
-    )
+    return scoped(_loaded(kind, origin, *settings), scope, network, *settings)
 
 
 def _scope_and_origin(path: Path) -> tuple[TrainingScope, Path] | None:

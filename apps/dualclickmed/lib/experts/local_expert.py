@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MAX_WINDOWS = 12
 """Most windows for one object in one request; each is a pass of the encoder when it is new."""
 LOGIT_LIMIT = 12.0
-"""Logits are cut to this range before windows are averaged, so that none outvotes all others by far."""
+"""Logits are cut to this range before windows are averaged, so that no window dominates the mean."""
 OUTSIDE_LOGIT = 4.0
 """Logit of a voxel of the previous mask outside every window (probability 0.98)."""
 _MAX_CENTRES = 256

@@ -34,7 +34,7 @@ DATA_ENDINGS = (
     ".hex",
     ".ascii",
 )
-"""What a file that a header names for its voxels may end in: nothing else of a folder is read as voxels."""
+"""Endings of the files that a header may name for its voxels; no other file is read as voxels."""
 MAX_SIDE = 1 << 20
 """Longest axis, in voxels."""
 ENCODINGS = ("raw", "gzip", "zlib", "bzip2", "text", "hex")

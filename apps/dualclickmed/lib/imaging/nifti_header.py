@@ -21,7 +21,7 @@ from .facts import (
 )
 
 SIZES = {348: 1, 540: 2}
-"""Length of a header, by which its version is told."""
+"""Length of a header, which tells its version."""
 _TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip

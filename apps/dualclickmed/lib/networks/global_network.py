@@ -109,18 +109,7 @@ class GlobalNetwork(RegionNetwork):
     def decode(
         self, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Segment encoded images from prompts.
-
-        Args:
-            features: of B images (`GlobalFeatures.expand` for several requests of one image).
-            points: (B, N, 3) voxel coordinates (z, y, x) of the image grid, as `Roi.to_grid` gives; N may
-                be 0.
-            labels: (B, N) 1 foreground, 0 background, -1 padding (no effect), config.box_label box centre.
-            mask: (B, 1, 32, 32, 32) logits of a previous mask (see `to_mask_prompt`), or None.
-
-        Returns:
-            (B, 1, M, M, M) logits, M = config.mask_size; float32 unless autocast is on.
-        """
+        """As `RegionNetwork.decode`; float32 unless autocast is on."""
         prompts = self._encode_prompts(features, points, labels, mask)
         positions = self.prompt_encoder.dense_positions()
         logits = self.mask_decoder(features.embedding, positions, prompts, features.skips)

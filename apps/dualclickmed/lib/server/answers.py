@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a disk that takes no more says."""
+"""Error numbers of a full disk."""
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 

@@ -34,7 +34,7 @@ from .studies import Studies
 logger = logging.getLogger(__name__)
 
 LIST_SECONDS = 10.0
-"""How long a list of the archive's series is taken for new."""
+"""Seconds for which a list of the archive's series is used again."""
 LOADING_LOCKS = 64
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0

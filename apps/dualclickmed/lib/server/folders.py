@@ -12,7 +12,7 @@ from monailabel.utils.others.generic import file_ext
 SEGMENTS = ".seg.nrrd"
 """Ending of 3D Slicer's segmentations, which is one of two parts."""
 RACY_SECONDS = 1.0
-"""A folder that changed so short before it was listed may have changed again within its clock's tick."""
+"""A folder listed so few seconds after a change may change again within the same tick of its clock."""
 
 
 def split(name: str, endings: Sequence[str]) -> tuple[str, str]:

@@ -33,11 +33,11 @@ from . import transport
 logger = logging.getLogger(__name__)
 
 READY, READ = b"!", b"r"
-"""What is said once everything is imported, and what may be asked for then, each with a socket."""
+"""The message once everything is imported, and a request to read, which comes with a socket."""
 FAILED = "failed"
 OUT_OF_MEMORY = "memory"
 CPU_FACTOR = 2
-"""Seconds of processor time for each second that a reader may take: a limit where nobody counts any more."""
+"""Seconds of processor time for each second that a reader may take, also where the server is gone."""
 
 
 def serve(control: socket.socket, folder: Path | None) -> None:

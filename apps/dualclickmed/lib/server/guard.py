@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_BODY = 1 << 20
 """Bytes of a request that uploads nothing."""
 PAGES = ("/ohif/", "/page/", "/docs", "/")
-"""At these and below the first of them are pages, which change nothing by being opened."""
+"""Paths of pages, and all below the first of them: links from elsewhere may open them."""
 BODY_SECONDS = 60.0
 """Silence after which a request whose body is not complete is given up."""
 REFUSED_SECONDS = 10.0

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "dualclickmed-server-"
 OLD_SECONDS = 3600.0
-"""Nothing that this package writes takes so long."""
+"""Age after which a half-written file has been given up: nothing takes so long to write."""
 _LOCK = ".lock"
 
 # Signals of the server's group do not end it. Processes that are ending may still write: it tries again.

@@ -20,11 +20,11 @@ import uvicorn
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 4
-"""Answers that are under way may take so long when the server is to end."""
+"""Seconds that answers under way get when the server is to end."""
 END_SECONDS = 8.0
-"""Then the process ends, whatever still runs in it."""
+"""Seconds after which the process ends, whatever still runs in it."""
 IDLE_SECONDS = 30.0
-"""A connection on which no byte of a request or an answer moves for so long is closed."""
+"""Seconds without a byte of a request or an answer after which a connection is closed."""
 _LOOK_SECONDS = 2.0
 
 

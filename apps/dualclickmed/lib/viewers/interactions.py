@@ -27,7 +27,7 @@ MOST_OF_A_STROKE = 2_000
 MOST_CLICKS = 10_000
 """Clicks of one object, as for every other client."""
 CORE = 0.5
-"""How deep in a lasso, as a part of its deepest voxel's depth, a voxel surely belongs to what was meant."""
+"""How deep in a lasso, as a part of its deepest voxel's depth, a voxel surely belongs to the object."""
 MOST_OF_A_CORE = 16
 """Voxels of that core that count as clicks."""
 

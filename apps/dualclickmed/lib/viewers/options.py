@@ -12,7 +12,7 @@ from ..server.limits import number
 KEY_VARIABLE = "DUALCLICKMED_VIEWERS_KEY"
 """Names the key where others may read the command line."""
 NNINTERACTIVE_PORT, ITKSNAP_PORT = 1527, 8911
-"""Where their viewers look by default."""
+"""The viewers' default ports."""
 OFF = "off"
 _GIB = 1 << 30
 
