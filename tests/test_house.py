@@ -52,6 +52,15 @@ def test_no_function_is_too_long_or_takes_too_many_parameters() -> None:
     assert {found for found in large if not found.startswith(COMMANDS)} == set()
 
 
+def test_no_two_public_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for name, text in modules():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name)
+    assert {name: its for name, its in places.items() if len(its) > 1} == {}
+
+
 def test_the_document_of_the_architecture_names_what_there_is() -> None:
     """Every room is listed, and every file and name on the way of a click exists."""
     text = ARCHITECTURE.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from dualclickmed.demo.sample import make_trunk
 
-from tests.support.dicoms import LAYOUTS, Archive, Series, orthanc, write_series
+from tests.support.dicoms import LAYOUTS, Archive, WrittenSeries, orthanc, write_series
 from tests.support.live import Server, free_port, running
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def generated(
     archive: Archive,
     trunk: tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]],
     tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Series]:
+) -> dict[str, WrittenSeries]:
     """The sample study as a series in each layout, stored in the archive."""
     folder = tmp_path_factory.mktemp("series")
     series = {}

@@ -15,7 +15,7 @@ from scipy import ndimage
 from tests.browser.conftest import PICTURES, SPACING
 from tests.browser.ohif import VIEWS, Run, Shown, Viewer
 from tests.integration.test_server import read_nrrd
-from tests.support.dicoms import LAYOUTS, Archive, Series
+from tests.support.dicoms import LAYOUTS, Archive, WrittenSeries
 from tests.support.live import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -73,7 +73,7 @@ def values_of(server: Server) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_clicks_become_masks(
-    viewer: Viewer, server: Server, generated: dict[str, Series], trunk: Trunk, name: str
+    viewer: Viewer, server: Server, generated: dict[str, WrittenSeries], trunk: Trunk, name: str
 ) -> None:
     values = values_of(server)
     viewer.open(generated[name].study)
@@ -152,7 +152,7 @@ def test_clicks_become_masks(
 
 
 def test_one_object_leaves_all_other_labels_alone(
-    viewer: Viewer, server: Server, generated: dict[str, Series], trunk: Trunk
+    viewer: Viewer, server: Server, generated: dict[str, WrittenSeries], trunk: Trunk
 ) -> None:
     """The task for one object answers for the chosen row alone; what else is shown is finished."""
     viewer.open(generated["axial"].study)
@@ -173,7 +173,7 @@ def test_one_object_leaves_all_other_labels_alone(
 
 
 def test_a_refusal_is_shown_and_nothing_is_lost(
-    viewer: Viewer, server: Server, generated: dict[str, Series], trunk: Trunk
+    viewer: Viewer, server: Server, generated: dict[str, WrittenSeries], trunk: Trunk
 ) -> None:
     viewer.open(generated["axial"].study)
     viewer.choose("spleen")

@@ -70,7 +70,7 @@ def test_both_sides_of_a_row_are_evaluated_alike(tmp_path: Path, monkeypatch: py
 
 
 def test_sides_differ_in_the_choice_alone() -> None:
-    budget = ablation.Budget(100)
+    budget = ablation.TrainingBudget(100)
     for row in ROWS:
         chosen, other = (vars(ablation._recipe(row.kind, budget, c)) for c in (row.chosen, row.other))
         assert {key for key in chosen if chosen[key] != other[key]} <= set(row.chosen)

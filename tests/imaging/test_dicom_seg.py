@@ -20,7 +20,7 @@ from highdicom.seg import Segmentation
 from nibabel.eulerangles import euler2mat
 
 from tests.support.dicom_files import read_segments
-from tests.support.dicoms import CLASSES, LAYOUTS, Series, write_series
+from tests.support.dicoms import CLASSES, LAYOUTS, WrittenSeries, write_series
 
 KNOWN = LabelMap(("liver", "spleen", "kidney"))
 # 7 x 5 pixels are no whole number of bytes: frames follow one another bit by bit.
@@ -28,7 +28,7 @@ SHAPE, SPACING = (7, 5, 9), (0.8, 1.1, 2.5)
 TURN = euler2mat(0.05, 0.1, 0.2)
 
 
-def a_series(folder: Path, layout: str = "axial", modality: str = "CT") -> Series:
+def a_series(folder: Path, layout: str = "axial", modality: str = "CT") -> WrittenSeries:
     array = np.random.default_rng(0).integers(0, 100, SHAPE).astype(np.int16)
     return write_series(folder, array, SPACING, LAYOUTS[layout], modality, turn=TURN)
 

@@ -24,7 +24,7 @@ from nibabel.eulerangles import euler2mat
 
 from tests.integration.test_server import affine_of, read_nrrd
 from tests.support.dicom_files import read_segments
-from tests.support.dicoms import LAYOUTS, Archive, Series, orthanc, write_series
+from tests.support.dicoms import LAYOUTS, Archive, WrittenSeries, orthanc, write_series
 from tests.support.live import LABELS, Server, serving
 
 SHAPE = (36, 33, 26)
@@ -48,7 +48,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
 
 
 @pytest.fixture(scope="module")
-def series(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Series]:
+def series(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, WrittenSeries]:
     folder = tmp_path_factory.mktemp("series")
     found = {}
     for seed, (modality, (layout, slope, turn)) in enumerate(MADE.items()):
@@ -62,7 +62,7 @@ def series(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture(scope="module")
 def server(
-    archive: Archive, series: dict[str, Series], tmp_path_factory: pytest.TempPathFactory
+    archive: Archive, series: dict[str, WrittenSeries], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("dicom")
     environment = {"MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "cache")}
@@ -76,7 +76,7 @@ def clicked_twice(shape: tuple[int, ...]) -> dict[str, list[list[int]]]:
 
 
 @pytest.mark.parametrize("modality", MADE)
-def test_clicks_in_a_series(server: Server, series: dict[str, Series], modality: str) -> None:
+def test_clicks_in_a_series(server: Server, series: dict[str, WrittenSeries], modality: str) -> None:
     """The voxel that a client sees at a place of the patient is the one that is set there."""
     made = series[modality]
     prompts = clicked_twice(made.shape)
@@ -111,7 +111,7 @@ def places(mask: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64]) -> set[
 
 
 @pytest.mark.parametrize("modality", MADE)
-def test_an_answer_as_dicom_seg(server: Server, series: dict[str, Series], modality: str) -> None:
+def test_an_answer_as_dicom_seg(server: Server, series: dict[str, WrittenSeries], modality: str) -> None:
     """Voxel for voxel, under its name, without a list of names in the request."""
     made = series[modality]
     prompts = clicked_twice(made.shape)
@@ -138,7 +138,7 @@ def test_an_answer_as_dicom_seg(server: Server, series: dict[str, Series], modal
     assert dataset.NumberOfFrames == used < len(prompts) * mask.shape[2]
 
 
-def test_dcmqi_reads_it_as_well(server: Server, series: dict[str, Series], tmp_path: Path) -> None:
+def test_dcmqi_reads_it_as_well(server: Server, series: dict[str, WrittenSeries], tmp_path: Path) -> None:
     made = series["MR"]
     prompts = clicked_twice(made.shape)
     (tmp_path / "seg.dcm").write_bytes(
@@ -162,7 +162,7 @@ def test_dcmqi_reads_it_as_well(server: Server, series: dict[str, Series], tmp_p
         assert places(sitk.GetArrayFromImage(image).T != 0, affine) == places(mask == VALUES[label], lps)
 
 
-def submit(server: Server, made: Series, array: npt.NDArray[Any], path: Path) -> None:
+def submit(server: Server, made: WrittenSeries, array: npt.NDArray[Any], path: Path) -> None:
     """As 3D Slicer does: values in the order of its segments, empty ones included."""
     stored = nib.load(next((server.log.parent / "cache").rglob(f"{made.uid}.nii.gz")))
     nib.save(nib.Nifti1Image(array, stored.affine), path)
@@ -177,7 +177,7 @@ def submit(server: Server, made: Series, array: npt.NDArray[Any], path: Path) ->
 
 
 def test_a_submitted_label_lies_on_the_right_slices(
-    server: Server, archive: Archive, series: dict[str, Series], tmp_path: Path
+    server: Server, archive: Archive, series: dict[str, WrittenSeries], tmp_path: Path
 ) -> None:
     """In the middle of the image, the first label empty: names and slices must not shift."""
     made = series["PT"]
@@ -207,7 +207,7 @@ def test_a_submitted_label_lies_on_the_right_slices(
     assert mask[tuple(point[0])] == VALUES["liver"]
 
 
-def test_the_archives_images_are_offered(server: Server, series: dict[str, Series]) -> None:
+def test_the_archives_images_are_offered(server: Server, series: dict[str, WrittenSeries]) -> None:
     listed = server.get("/datastore/?output=all").json()["objects"]
     assert series["CT"].uid in listed
 
@@ -225,7 +225,7 @@ def test_what_has_no_series_is_refused(server: Server, image: str | None, files:
     assert message in response.json()["detail"]
 
 
-def test_nothing_is_left_behind(server: Server, series: dict[str, Series]) -> None:
+def test_nothing_is_left_behind(server: Server, series: dict[str, WrittenSeries]) -> None:
     made = series["CT"]
     server.infer("dualclickmed", made.uid, clicked_twice(made.shape), output="dicom_seg")
     deadline = time.monotonic() + 10

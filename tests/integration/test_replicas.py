@@ -23,7 +23,7 @@ from dualclickmed.server.archive import LIST_SECONDS
 from dualclickmed.weights.files import model_dir
 
 from tests.support.annotators import Request, Watch, answer, differences, in_turn, plan, together
-from tests.support.dicoms import LAYOUTS, Archive, Series, orthanc, write_series
+from tests.support.dicoms import LAYOUTS, Archive, WrittenSeries, orthanc, write_series
 from tests.support.live import START_SECONDS, Server, an_image, free_port, make_weights, serving
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def nginx(folder: Path, replicas: tuple[Server, Server]) -> Iterator[str]:
 @contextmanager
 def replicas(
     folder: Path, weights: Path | None = None
-) -> Iterator[tuple[Archive, list[Series], list[Server], str]]:
+) -> Iterator[tuple[Archive, list[WrittenSeries], list[Server], str]]:
     """An archive with two series, two servers with caches of their own, as on two machines, and a proxy."""
     with orthanc(folder / "archive") as archive:
         series = []
@@ -128,7 +128,7 @@ def hold(folder: Path, clicks: int, weights: Path | None = None) -> None:
         _check_loss(servers, url, plans[0][0].image)
 
 
-def _check_submit(archive: Archive, series: Series, servers: list[Server], url: str) -> None:
+def _check_submit(archive: Archive, series: WrittenSeries, servers: list[Server], url: str) -> None:
     """A label that one replica stores in the archive is known to the other."""
     array = np.zeros(series.shape, dtype=np.uint8)
     array[8:16, 8:16, 6:10] = 1

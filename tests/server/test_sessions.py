@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from dualclickmed.errors import UserError
-from dualclickmed.server.answers import FullError
+from dualclickmed.server.answers import StorageFullError
 from dualclickmed.server.sessions import MAX_FILES, SafeSessions, image_in, received, unpacked
 from starlette.datastructures import UploadFile
 
@@ -167,7 +167,7 @@ def test_sessions_hold_no_more_than_their_quota_until_some_expire(tmp_path: Path
     sessions = SafeSessions(str(tmp_path / "sessions"), 3600, most_bytes=1400)
     first, _ = sessions.add_session(image())
     second, _ = sessions.add_session(image())
-    with pytest.raises(FullError, match="sessions_gb"):
+    with pytest.raises(StorageFullError, match="sessions_gb"):
         sessions.add_session(image())
     assert sorted(path.name for path in Path(sessions.store_path).iterdir()) == sorted([first, second])
     meta = Path(sessions.store_path) / first / "meta.info"

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from dualclickmed.demo import archive
 from dualclickmed.demo.archive import Archive
-from dualclickmed.demo.dicoms import CLASSES, LAYOUTS, Layout, Series, write_series
+from dualclickmed.demo.dicoms import CLASSES, LAYOUTS, Layout, WrittenSeries, write_series
 
 from tests.support.live import free_port
 
-__all__ = ["CLASSES", "LAYOUTS", "Archive", "Layout", "Series", "orthanc", "write_series"]
+__all__ = ["CLASSES", "LAYOUTS", "Archive", "Layout", "WrittenSeries", "orthanc", "write_series"]
 
 
 @contextmanager

@@ -50,7 +50,7 @@ LAYOUTS = {
 
 
 @dataclass(frozen=True)
-class Series:
+class WrittenSeries:
     """A series that was written."""
 
     folder: Path
@@ -71,7 +71,7 @@ def write_series(
     slope: float = 1.0,
     turn: npt.NDArray[np.float64] | None = None,
     description: str = "generated",
-) -> Series:
+) -> WrittenSeries:
     """Write a volume as one file for each slice, with names that say nothing about their order.
 
     Args:
@@ -114,7 +114,7 @@ def write_series(
         data.ImagePositionPatient = [round(v, 8) for v in position.tolist()]
         data.PixelData = np.ascontiguousarray(stored[:, :, k].T.astype("<i2")).tobytes()
         data.save_as(folder / f"{numbers[k]:04d}.dcm", enforce_file_format=True)
-    return Series(folder, study, uid, tuple(stored.shape), affine)
+    return WrittenSeries(folder, study, uid, tuple(stored.shape), affine)
 
 
 def _described(modality: str, description: str) -> FileDataset:

@@ -106,7 +106,7 @@ ROWS = (
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrainingBudget:
     """What every training gets.
 
     Attributes:
@@ -154,7 +154,7 @@ class LastPrompt:
 
 
 def run_row(
-    row: AblationRow, budget: Budget, tasks: Sequence[tuple[str, Task]], data: Path | None, out: Path
+    row: AblationRow, budget: TrainingBudget, tasks: Sequence[tuple[str, Task]], data: Path | None, out: Path
 ) -> Finding:
     """Train both sides of a row and evaluate them; what is done already is not done again.
 
@@ -251,7 +251,9 @@ def ablate(
     if epochs and data is None:
         raise UserError("--epochs are passes over labelled cases: name them with --data.")
     starts = _starts(start or [])
-    budget = Budget(steps, minutes, epochs, starts, seed, resolved_device(device), _overrides(set_ or []))
+    budget = TrainingBudget(
+        steps, minutes, epochs, starts, seed, resolved_device(device), _overrides(set_ or [])
+    )
     tasks = list(generated_tasks(most)) if cases is None else _labelled_tasks(cases, most)
     settings = {
         "steps": steps,
@@ -274,7 +276,7 @@ def ablate(
     Console(stderr=True).print(f"Table -> {out / REPORT}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _recipe(kind: Kind, budget: Budget, changes: Mapping[str, Any]) -> Recipe:
+def _recipe(kind: Kind, budget: TrainingBudget, changes: Mapping[str, Any]) -> Recipe:
     recipe = load_recipe(f"{kind}-compact")
     length = {"steps": budget.steps, "epochs": budget.epochs, "seed": budget.seed}
     shown = GLOBAL_ROUNDS if kind == "global" else {}
@@ -361,7 +363,7 @@ def _table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def _write(out: Path, findings: Sequence[Finding], budget: Budget) -> None:
+def _write(out: Path, findings: Sequence[Finding], budget: TrainingBudget) -> None:
     spent = f"{budget.epochs} epochs" if budget.epochs else f"{budget.steps} steps"
     spent = f"at most {budget.minutes:g} minutes" if budget.minutes else spent
     lines = [

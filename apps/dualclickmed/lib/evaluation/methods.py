@@ -148,7 +148,7 @@ def _published(name: str, weights: Path, settings: MethodSettings) -> Made:
     from . import published
 
     if name == "nninteractive":
-        method: Method = published.NnInteractive(weights, settings.device)
+        method: Method = published.PublishedNnInteractive(weights, settings.device)
         return Made(name, method, {"kind": "published", "model": str(weights)})
     kind = published.SamMed3d if name == "sam-med3d" else published.Vista3d
     return Made(name, kind(weights, settings.device), {"kind": "published", "sha256": _sha256(weights)})

@@ -159,7 +159,7 @@ class Vista3d:
         return torch.nan_to_num(torch.as_tensor(logits)[0, 0]).float().cpu().numpy()
 
 
-class NnInteractive:
+class PublishedNnInteractive:
     """nnInteractive through its own package, as its challenge program uses it.
 
     Args:

@@ -33,7 +33,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-class FullError(UserError):
+class StorageFullError(UserError):
     """What is kept for clients has no room for more."""
 
     status = 507

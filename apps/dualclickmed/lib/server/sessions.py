@@ -23,7 +23,7 @@ from ..atomic_files import write_text
 from ..errors import UserError
 from ..imaging.headers import SUFFIXES
 from . import checks
-from .answers import FULL, FullError
+from .answers import FULL, StorageFullError
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class SafeSessions(Sessions):
             self.remove_expired()
             held, more = _bytes_in(Path(self.store_path)), _bytes_in(path)
             if held + more > self.most_bytes:
-                raise FullError(
+                raise StorageFullError(
                     f"The sessions hold {held >> 20} MiB already, and may hold {self.most_bytes >> 20} "
                     f"(--conf sessions_gb): {more >> 20} MiB more do not fit. Unused sessions expire."
                 )

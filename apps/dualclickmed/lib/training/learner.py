@@ -44,7 +44,7 @@ class _Recorder:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """Samples of all processes, loss and mean Dice of each mask of one batch, and what a picture shows."""
 
     samples: int
@@ -139,7 +139,7 @@ class Learner:
             strategy=strategy,
         )
 
-    def gradients(self, batch: GlobalBatch | LocalBatch, number: int) -> Outcome:
+    def gradients(self, batch: GlobalBatch | LocalBatch, number: int) -> StepOutcome:
         """Add the gradients of one batch to the parameters': its mean loss over samples and masks.
 
         Each decoding's backward pass ends at the embedding, where gradients add up; the encoder's own pass
@@ -178,9 +178,9 @@ class Learner:
         if reached:
             torch.autograd.backward([e for e, _ in reached], [g.to(e.dtype) for e, g in reached])
         mean = float(torch.stack(losses).sum()) / done
-        return Outcome(total, mean, torch.cat(dice).tolist(), recorder.clicks, last)
+        return StepOutcome(total, mean, torch.cat(dice).tolist(), recorder.clicks, last)
 
-    def optimise(self, batches: Sequence[GlobalBatch | LocalBatch], step: int, factor: float) -> Outcome:
+    def optimise(self, batches: Sequence[GlobalBatch | LocalBatch], step: int, factor: float) -> StepOutcome:
         """One step of the optimiser on the gradients of some batches.
 
         Args:

@@ -24,7 +24,7 @@ from ..weights.files import save_expert
 from .batches import GlobalBatch, Loaded, LocalBatch
 from .checkpoints import CHECKPOINT, random_states, read_checkpoint, restore_random_states
 from .counting import object_counts
-from .learner import Learner, Outcome
+from .learner import Learner, StepOutcome
 from .logs import LogEntry, Progress, RunLog
 from .opened import CACHE_BYTES, OpenedCases
 from .parallel import Team
@@ -250,7 +250,7 @@ class _Run:
         options = self.options
         clock = _Clock(self.seconds, row=(self.samples, self.seconds))
         saved, first, loader = time.monotonic(), (self.step, self.seconds), self._loader()
-        window: list[Outcome] = []
+        window: list[StepOutcome] = []
         while True:
             self.seconds = clock.seconds
             timed = self.seconds / (60 * options.minutes) if options.minutes else 0.0
@@ -279,7 +279,7 @@ class _Run:
                 self.save()
                 saved = time.monotonic()
 
-    def _whole_step(self, batches: Sequence[GlobalBatch | LocalBatch], done: float) -> Outcome:
+    def _whole_step(self, batches: Sequence[GlobalBatch | LocalBatch], done: float) -> StepOutcome:
         """A step, or nothing of it.
 
         Raises:
@@ -296,7 +296,7 @@ class _Run:
         self.samples += outcome.samples
         return outcome
 
-    def _progress(self, outcome: Outcome, first: tuple[int, float]) -> Progress:
+    def _progress(self, outcome: StepOutcome, first: tuple[int, float]) -> Progress:
         """Where the run is; `first` is the step and the time that this part of it began with."""
         each = (self.seconds - first[1]) / (self.step - first[0])
         left = (self.steps - self.step) * each
@@ -304,7 +304,7 @@ class _Run:
             left = min(left, max(0.0, 60 * self.options.minutes - self.seconds))
         return Progress(self.step, self.steps, outcome.loss, outcome.dice[-1], self.seconds, left)
 
-    def _entry(self, window: Sequence[Outcome], speed: float) -> LogEntry:
+    def _entry(self, window: Sequence[StepOutcome], speed: float) -> LogEntry:
         number = len(window)
         return LogEntry(
             self.step,

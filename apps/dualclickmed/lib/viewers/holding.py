@@ -24,7 +24,7 @@ Finished = Callable[[Volume, list[Mask]], None]
 """Receives an image and the masks that a user made of its objects, one after the other."""
 
 
-class Held:
+class SessionImage:
     """A session's image; all that it takes counts in a budget. One request at a time holds `lock`.
 
     Args:

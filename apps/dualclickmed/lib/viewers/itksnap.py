@@ -29,7 +29,7 @@ from ..server import checks
 from ..server.turns import Turns
 from . import interactions
 from .asgi import answering, length_of, not_found, numbers, voxel
-from .holding import Held, as_array
+from .holding import SessionImage, as_array
 from .sessions import Budget, Sessions
 from .unpacking import GZIP, Unpacker
 
@@ -39,7 +39,7 @@ MODEL = "dualclickmed"
 _VOXEL = np.dtype("<f4")
 _MAX_SIDE = 1 << 16
 
-Handler = Callable[[Request, Held], Awaitable[Response]]
+Handler = Callable[[Request, SessionImage], Awaitable[Response]]
 Make = Callable[[npt.NDArray[np.bool_], tuple[int, int, int], bool], interactions.Interaction]
 
 
@@ -73,7 +73,9 @@ class ItkSnap:
         turns: bounds what computes at once.
     """
 
-    def __init__(self, sessions: Sessions[Held], budget: Budget, unpacker: Unpacker, turns: Turns) -> None:
+    def __init__(
+        self, sessions: Sessions[SessionImage], budget: Budget, unpacker: Unpacker, turns: Turns
+    ) -> None:
         self._sessions, self._budget, self._unpacker, self._turns = sessions, budget, unpacker, turns
 
     def app(self) -> Starlette:
@@ -113,7 +115,7 @@ class ItkSnap:
         self._sessions.release(request.path_params["session"])
         return JSONResponse({"message": "The session has ended."})
 
-    async def _upload(self, request: Request, held: Held) -> Response:
+    async def _upload(self, request: Request, held: SessionImage) -> Response:
         with self._budget.held(length_of(request)):
             upload = await _upload_of(request)
             with held.replacing(math.prod(upload.shape), upload.nbytes):
@@ -124,7 +126,7 @@ class ItkSnap:
                 await self._turns.run(request, load)
         return JSONResponse({"message": "The image was received."})
 
-    async def _point(self, request: Request, held: Held) -> Response:
+    async def _point(self, request: Request, held: SessionImage) -> Response:
         query = request.query_params
         texts = query.getlist("point") or [query.get(axis, "") for axis in "xyz"]
         try:
@@ -136,13 +138,13 @@ class ItkSnap:
         ((z, y, x),) = volume.to_canonical([raw]).tolist()
         return await self._added(request, held, interactions.point((z, y, x), _foreground(request)))
 
-    async def _scribble(self, request: Request, held: Held) -> Response:
+    async def _scribble(self, request: Request, held: SessionImage) -> Response:
         return await self._add_mask(request, held, interactions.scribble)
 
-    async def _lasso(self, request: Request, held: Held) -> Response:
+    async def _lasso(self, request: Request, held: SessionImage) -> Response:
         return await self._add_mask(request, held, interactions.lasso)
 
-    async def _add_mask(self, request: Request, held: Held, make: Make) -> Response:
+    async def _add_mask(self, request: Request, held: SessionImage, make: Make) -> Response:
         positive, volume = _foreground(request), held.conversation.volume
         with self._budget.held(length_of(request)):
             upload = await _upload_of(request)
@@ -159,11 +161,11 @@ class ItkSnap:
             done = await self._turns.run(request, made)
         return await self._added(request, held, done)
 
-    async def _reset(self, request: Request, held: Held) -> Response:
+    async def _reset(self, request: Request, held: SessionImage) -> Response:
         held.next_object()
         return JSONResponse({"message": "The interactions were reset."})
 
-    async def _added(self, request: Request, held: Held, done: interactions.Interaction) -> Response:
+    async def _added(self, request: Request, held: SessionImage, done: interactions.Interaction) -> Response:
         def answer() -> str:
             held.change(lambda its: its.add(done))
             conversation = held.conversation

@@ -33,7 +33,7 @@ from ..server.turns import Turns
 from . import interactions
 from .asgi import answering, body_of, flag, length_of, not_found, numbers, problem, voxel
 from .conversation import Change
-from .holding import Held, as_array
+from .holding import SessionImage, as_array
 from .packed import PackedError, pack, read_header, whole_shape
 from .sessions import Budget, Sessions
 from .unpacking import BLOSC2, Unpacker
@@ -63,7 +63,7 @@ CAPABILITIES: dict[str, Any] = {
 }  # fmt: skip
 _MOST_HEADER = 1 << 16
 
-Handler = Callable[[Request, Held], Awaitable[Response]]
+Handler = Callable[[Request, SessionImage], Awaitable[Response]]
 
 
 class NnInteractive:
@@ -81,7 +81,7 @@ class NnInteractive:
 
     def __init__(
         self,
-        sessions: Sessions[Held],
+        sessions: Sessions[SessionImage],
         budget: Budget,
         unpacker: Unpacker,
         turns: Turns,
@@ -152,7 +152,7 @@ class NnInteractive:
 
     # The image --------------------------------------------------------------------------------------------
 
-    async def _set_image(self, request: Request, held: Held) -> Response:
+    async def _set_image(self, request: Request, held: SessionImage) -> Response:
         meta = _meta(request)
         properties = meta.get("image_properties") or {}
         if not isinstance(properties, dict):
@@ -170,7 +170,7 @@ class NnInteractive:
                 await self._turns.run(request, load)
         return JSONResponse({"original_image_shape": list(packed.shape)})
 
-    async def _set_target_buffer(self, request: Request, held: Held) -> Response:
+    async def _set_target_buffer(self, request: Request, held: SessionImage) -> Response:
         given = await self._json(request)
         shape = numbers(given.get("shape"), 3, "The shape of a target buffer")
         if tuple(shape) != held.conversation.volume.shape:
@@ -181,38 +181,38 @@ class NnInteractive:
         held.conversation.show_nothing()
         return JSONResponse({})
 
-    async def _set_do_autozoom(self, request: Request, held: Held) -> Response:
+    async def _set_do_autozoom(self, request: Request, held: SessionImage) -> Response:
         # The region always follows the prompts.
         flag(await self._json(request), "do_autozoom")
         return JSONResponse({})
 
-    async def _reset_interactions(self, request: Request, held: Held) -> Response:
+    async def _reset_interactions(self, request: Request, held: SessionImage) -> Response:
         await self._json(request)
         held.next_object()
         return JSONResponse({})
 
     # Interactions -----------------------------------------------------------------------------------------
 
-    async def _add_point(self, request: Request, held: Held) -> Response:
+    async def _add_point(self, request: Request, held: SessionImage) -> Response:
         given = await self._json(request)
         shape = held.conversation.volume.shape
         index = voxel(numbers(given.get("coordinates"), 3, "A point"), shape)
         return await self._added(request, held, interactions.point(index, _included(given)), given)
 
-    async def _add_box(self, request: Request, held: Held) -> Response:
+    async def _add_box(self, request: Request, held: SessionImage) -> Response:
         given = await self._json(request)
         drawn = _box(given.get("bbox_coords"))
         done = interactions.box(drawn, _included(given), held.conversation.volume.shape)
         return await self._added(request, held, done, given)
 
-    async def _add_scribble(self, request: Request, held: Held) -> Response:
+    async def _add_scribble(self, request: Request, held: SessionImage) -> Response:
         return await self._add_mask(request, held, interactions.scribble)
 
-    async def _add_lasso(self, request: Request, held: Held) -> Response:
+    async def _add_lasso(self, request: Request, held: SessionImage) -> Response:
         return await self._add_mask(request, held, interactions.lasso)
 
     async def _add_mask(
-        self, request: Request, held: Held, make: Callable[..., interactions.Interaction]
+        self, request: Request, held: SessionImage, make: Callable[..., interactions.Interaction]
     ) -> Response:
         given = _meta(request)
         positive, shape = _included(given), held.conversation.volume.shape
@@ -221,7 +221,7 @@ class NnInteractive:
             done = await self._turns.run(request, lambda: make(self._mask(body, size), corner, positive))
         return await self._added(request, held, done, given)
 
-    async def _add_initial(self, request: Request, held: Held) -> Response:
+    async def _add_initial(self, request: Request, held: SessionImage) -> Response:
         given = _meta(request)
         shape = held.conversation.volume.shape
         predict = flag(given, "run_prediction", False)
@@ -232,18 +232,18 @@ class NnInteractive:
         # Without an interaction there is nothing to correct: the mask is its own answer.
         return _prediction(None, ran=predict)
 
-    async def _undo(self, request: Request, held: Held) -> Response:
+    async def _undo(self, request: Request, held: SessionImage) -> Response:
         await self._json(request)
         undone = await self._turns.run(request, lambda: held.change(lambda its: its.undo()))
         return _prediction(undone, ran=undone is not None)
 
-    async def _predict(self, request: Request, held: Held) -> Response:
+    async def _predict(self, request: Request, held: SessionImage) -> Response:
         await self._json(request)
         change = await self._turns.run(request, lambda: held.change(lambda its: its.predict()))
         return _prediction(change, ran=True)
 
     async def _added(
-        self, request: Request, held: Held, done: interactions.Interaction, given: dict[str, Any]
+        self, request: Request, held: SessionImage, done: interactions.Interaction, given: dict[str, Any]
     ) -> Response:
         predict = flag(given, "run_prediction", True)
         change = await self._turns.run(request, lambda: held.change(lambda its: its.add(done, predict)))

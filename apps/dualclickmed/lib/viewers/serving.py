@@ -19,7 +19,7 @@ from ..server.limits import Limits
 from ..server.turns import Turns
 from . import itksnap, nninteractive
 from .conversation import Segment
-from .holding import Finished, Held
+from .holding import Finished, SessionImage
 from .options import ViewerOptions
 from .sessions import Budget, Sessions
 from .unpacking import Unpacker
@@ -68,7 +68,7 @@ class Viewers:
         self.budget = Budget(options.memory_bytes)
         self.look_seconds = LOOK_SECONDS
         self.addresses: dict[str, str] = {}
-        self.sessions: dict[str, Sessions[Held]] = {}
+        self.sessions: dict[str, Sessions[SessionImage]] = {}
         self._unpacker = Unpacker(options.memory_bytes)
         self._servers: list[uvicorn.Server] = []
         self._thread: threading.Thread | None = None
@@ -135,9 +135,9 @@ class Viewers:
         options = self.options
         is_nninteractive = name == "nnInteractive"
 
-        def hold() -> Held:
+        def hold() -> SessionImage:
             served = self._served
-            return Held(served.segment, self.budget, served.forget, served.finished)
+            return SessionImage(served.segment, self.budget, served.forget, served.finished)
 
         # ITK-SNAP gives no sign of life.
         liveness = options.liveness_seconds if is_nninteractive else None
