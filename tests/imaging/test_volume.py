@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from dualclickmed.errors import UserError, VolumeError
+from dualclickmed.imaging import compact
 from dualclickmed.imaging import volume as volume_module
 from dualclickmed.imaging.geometry import Box, Index
 from dualclickmed.imaging.placing import Placing
@@ -370,12 +371,22 @@ class TestStorage:
         real = volume.array * volume.slope + volume.intercept
         low, high = np.percentile(values, [0.05, 99.95])
         np.testing.assert_allclose(real, np.clip(values, low, high), atol=(high - low) / 65535)
+        (note,) = volume.notes
+        outside = np.count_nonzero((values < low) | (values > high))
+        assert "from -1e+06 to 1e+06" in note and f"the other {outside} voxels" in note
+
+    def test_one_value_of_1e300_among_others_is_a_sentence(self) -> None:
+        values = np.random.default_rng(0).normal(size=(9, 9, 9))
+        values[3, 4, 5] = 1e300
+        with pytest.raises(VolumeError, match=r"32 bits.*to 1e\+300"):
+            from_array(values)
 
     def test_a_small_object_on_an_even_background_is_not_an_outlier(self) -> None:
         values = np.full((30, 30, 30), 0.25)
         values[4, 5, 6] = 8.75
         volume = from_array(values)
         np.testing.assert_allclose(volume.array * volume.slope + volume.intercept, values, atol=1e-4)
+        assert volume.notes == ()
 
     def test_an_even_image_keeps_its_value(self) -> None:
         volume = from_array(np.full((2, 2, 2), 0.5))
@@ -385,7 +396,7 @@ class TestStorage:
     def test_quantising_in_slabs_does_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
         values = np.random.default_rng(0).normal(size=(17, 8, 9))
         whole = from_array(values).array
-        monkeypatch.setattr(volume_module, "_SLAB_VOXELS", 200)
+        monkeypatch.setattr(compact, "_SLAB_VOXELS", 200)
         np.testing.assert_array_equal(from_array(values).array, whole)
 
     @pytest.mark.parametrize(("slope", "intercept"), [(0.5, 10.0), (2.0, -1024.0), (-0.25, 3.0)])
@@ -478,7 +489,7 @@ class TestPercentiles:
     def test_of_a_sample_see_every_row_and_column(
         self, monkeypatch: pytest.MonkeyPatch, shape: Index, axis: int
     ) -> None:
-        monkeypatch.setattr(volume_module, "MAX_SAMPLE", 1024)  # a stride of 64 for the first two
+        monkeypatch.setattr(compact, "MAX_SAMPLE", 1024)  # a stride of 64 for the first two
         values = np.indices(shape)[axis].astype(np.int16)
         volume = from_array(values)
         for q in (1, 25, 50, 99):

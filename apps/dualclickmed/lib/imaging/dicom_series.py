@@ -78,6 +78,7 @@ def look_at_series(folder: Path, limits: ReadLimits) -> Series:
     members, localizers = _without_localizers(members)
     if localizers:
         notes.append(f"Localizers were left out: {_some([path.name for path in localizers])}.")
+    notes += _colour_notes(members)
     shapes = {path.name: frame_shape(header, path.name) for path, header in members}
     if any(frames > 1 for frames, _, _ in shapes.values()) or _is_enhanced(members[0][1]):
         if len(members) > 1:
@@ -188,6 +189,24 @@ def _without_localizers(
         return members, []
     out = {path for path, _ in named}
     return [(path, header) for path, header in members if path not in out], sorted(out)
+
+
+def _colour_notes(members: Sequence[tuple[Path, Dataset]]) -> list[str]:
+    """What to know about how numbers become grey; colours from a table are refused."""
+    told = {path.name: text_of(header, "PhotometricInterpretation").upper() for path, header in members}
+    tables = [name for name, kind in told.items() if kind.startswith("PALETTE")]
+    if tables:
+        raise VolumeError(
+            f"An image must have one real number in each voxel, but {_some(tables)} hold numbers of colours "
+            "(PALETTE COLOR)."
+        )
+    inverted = [name for name, kind in told.items() if kind == "MONOCHROME1"]
+    if not inverted:
+        return []
+    return [
+        f"Small values are bright in {_some(inverted)} (MONOCHROME1): they were taken as they are stored, "
+        "while ITK (3D Slicer) turns them round."
+    ]
 
 
 def _series(

@@ -62,7 +62,13 @@ def on_grid(
             f"A label must lie inside its image, but only {100 * after / before:.0f} % of {name} does: "
             "it seems to belong to another image."
         )
-    return found, _notes(pairs, shape, name)
+    notes = _notes(pairs, shape, name)
+    # Where a voxel of the label is one of the image, what is outside can be counted.
+    if steps is not None and all((np.abs(np.diff(at)) == 1).all() for _, at in steps):
+        outside = np.count_nonzero(array) - np.count_nonzero(found)
+        if outside:
+            notes.append(f"{outside} voxels of {name} lie outside the image and were left out.")
+    return found, notes
 
 
 def _pairs(label: Placing, image: Placing) -> list[tuple[Affine, Affine]]:

@@ -33,6 +33,7 @@ _TYPES = {
 }
 _LAST = "elementdatafile"
 _IN_FILE = "local"
+_ORDERS = ("elementbyteordermsb", "binarydatabyteordermsb")
 
 
 def meta_facts(path: Path, limits: ReadLimits) -> HeaderFacts:
@@ -64,8 +65,10 @@ def meta_facts(path: Path, limits: ReadLimits) -> HeaderFacts:
     channels = whole(fields.get("elementnumberofchannels", "1"), name, "The number of channels")
     if not 1 <= channels <= 1 << 12:
         raise VolumeError(f"{name} must have one channel, but it has {channels}.")
-    big = _true(fields.get("elementbyteordermsb", fields.get("binarydatabyteordermsb", "False")))
-    dtype = np.dtype((">" if big else "<") + _TYPES[kind])
+    orders = {_true(fields[key]) for key in _ORDERS if key in fields} or {False}
+    if len(orders) > 1:
+        raise VolumeError(f"The header of {name} names two byte orders ({' and '.join(_ORDERS)}).")
+    dtype = np.dtype((">" if orders.pop() else "<") + _TYPES[kind])
     whole_shape = shape if channels == 1 else (channels, *shape)
     nbytes = checked_bytes(name, whole_shape, dtype.itemsize, limits)
     return HeaderFacts(

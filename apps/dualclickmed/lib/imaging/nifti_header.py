@@ -75,9 +75,18 @@ def nifti_facts(path: Path, limits: ReadLimits) -> HeaderFacts:
     nbytes = checked_bytes(name, shape, dtype.itemsize, limits)
     skip = _offset(offset, len(header), name, limits)
     block = VoxelBlock(path, 0, "gzip", skip, nbytes) if packed else VoxelBlock(path, skip, "raw", 0, nbytes)
-    slope, intercept = _scale(slope, intercept, name)
+    slope, intercept, notes = _scale(slope, intercept, name)
     return HeaderFacts(
-        name, "nifti", shape, channel_axis, dtype, checked_block(name, block), slope, intercept, header=header
+        name,
+        "nifti",
+        shape,
+        channel_axis,
+        dtype,
+        checked_block(name, block),
+        slope,
+        intercept,
+        header=header,
+        notes=notes,
     )
 
 
@@ -135,10 +144,16 @@ def _offset(offset: float, header: int, name: str, limits: ReadLimits) -> int:
     return int(offset)
 
 
-def _scale(slope: float, intercept: float, name: str) -> tuple[float, float]:
+def _scale(slope: float, intercept: float, name: str) -> tuple[float, float, tuple[str, ...]]:
     """As the standard and nibabel have it: a slope of 0 means none, and then the intercept does not count."""
+    if slope == 0 and math.isfinite(intercept) and intercept:
+        note = (
+            f"The header of {name} has an intercept ({intercept:g}) without a slope: it was passed over, as "
+            "the standard and nibabel have it, while ITK (3D Slicer) adds it."
+        )
+        return 1.0, 0.0, (note,)
     if slope == 0 or not math.isfinite(slope):
-        return 1.0, 0.0
+        return 1.0, 0.0, ()
     if not math.isfinite(intercept):
         raise VolumeError(f"The intercept of {name} must be a finite number, but it is {intercept}.")
-    return float(slope), float(intercept)
+    return float(slope), float(intercept), ()

@@ -8,6 +8,7 @@ both.
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 import tempfile
@@ -32,6 +33,12 @@ _UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}
 _FORM_OFFSETS = {348: (252, 2, "h"), 540: (344, 2, "i")}
 """For each version: where the codes of qform and sform are, and as which numbers."""
+
+_SILENT = logging.getLogger(f"{__name__}.fixed")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
+_NEVER = 1000
+"""Level of a header's fault from which on nibabel is to raise it: our own look at the header comes first."""
 
 Affine = npt.NDArray[np.float64]
 
@@ -74,7 +81,10 @@ def nifti_placing(header: bytes, name: str) -> Placing:
     unit = _UNITS.get(int(units) & 7, 1.0)
     kind = nib.Nifti1Header if SIZES[len(header)] == 1 else nib.Nifti2Header
     try:
-        found = np.asarray(kind(header, endianness=order, check=False).get_best_affine(), dtype=np.float64)
+        read = kind(header, endianness=order, check=False)
+        # What nibabel puts right when it loads a file, such as a qfac of 0, which means 1.
+        read.check_fix(_SILENT, _NEVER)
+        found = np.asarray(read.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
         raise VolumeError(f"The header of {name} does not tell where its voxels lie: {error}.") from error
     if not np.isfinite(found).all():

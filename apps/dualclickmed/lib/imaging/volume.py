@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 from ..byte_cache import ByteCache
 from ..errors import UserError, VolumeError
 from . import native
+from .compact import compact, strided_sample
 from .facts import ReadLimits
 from .geometry import Box, Index, Position, Region
 from .headers import META_SUFFIXES, NRRD_SUFFIXES, check_header, reading
@@ -51,20 +51,11 @@ MODALITY_NAMES = {
 CT_AIR_BELOW = -500.0
 CT_TISSUE_ABOVE = 100.0
 """An image of unknown modality with values below the one and above the other is taken for CT (HU)."""
-QUANTILES = (0.05, 99.95)
-"""Percentiles that bound the 16-bit range of an image with outliers."""
-OUTLIER_STRETCH = 16.0
-"""Outliers are cut off where the full range is this many times wider than `QUANTILES`: 12 bits are left."""
-MAX_SAMPLE = 2_000_000
-"""Voxels that percentiles are computed from, at most."""
 SINGULAR = 1e-6
 """Volume of the unit axes' parallelepiped below which an affine does not tell the axes apart."""
 
-_COMPACT = tuple(np.dtype(name) for name in ("uint8", "int8", "int16", "uint16"))
 _TOWARDS = ((2, 1), (1, -1), (0, -1))
 """For each canonical axis (S, P, L): its world axis in RAS, and whether it runs with or against that axis."""
-_SLAB_VOXELS = 1 << 22
-"""Voxels that are looked at in floating point at once, so that no full-size temporary arises."""
 
 
 @dataclass(eq=False)
@@ -132,7 +123,7 @@ class Volume:
 
     @cached_property
     def _sorted_sample(self) -> npt.NDArray[np.integer]:
-        return np.sort(_strided_sample(self.array))
+        return np.sort(strided_sample(self.array))
 
     def to_real(self, values: Tensor) -> Tensor:
         """Stored values of any shape to real ones, as float32."""
@@ -313,7 +304,9 @@ def _volume(stored: Read, name: str, identity: str, modality: str) -> Volume:
     _require_scalar_3d(name, stored.array.shape, stored.array.dtype)
     spacing = _require_axes(name, stored.affine)
     orientation = _orientation(stored.affine)
-    array, step, offset = _compact(_oriented(stored.array, orientation), name)
+    array, step, offset, cut = compact(
+        _oriented(stored.array, orientation), stored.slope, stored.intercept, name
+    )
     array.flags.writeable = False
     volume = Volume(
         array=array,
@@ -325,10 +318,9 @@ def _volume(stored: Read, name: str, identity: str, modality: str) -> Volume:
         affine=stored.affine,
         raw_shape=_shape_of(stored.array),
         meta={"name": name, "format": stored.format, **stored.meta},
-        notes=tuple(stored.notes),
+        notes=(*stored.notes, *cut),
         placing=stored.placing,
     )
-    _require_range(name, volume)
     if modality == "unknown":
         low, high = volume.value_range
         volume.modality = "ct" if low < CT_AIR_BELOW and high > CT_TISSUE_ABOVE else "unknown"
@@ -336,57 +328,6 @@ def _volume(stored: Read, name: str, identity: str, modality: str) -> Volume:
     volume.key = f"{identity}:{volume.modality}"
     logger.debug("loaded %s: shape %s, %s, %s", name, volume.shape, array.dtype, volume.modality)
     return volume
-
-
-def _compact(source: npt.NDArray[Any], name: str) -> tuple[npt.NDArray[np.integer], float, float]:
-    """A C-contiguous copy of 8 or 16 bits, with the slope and intercept that lead back to the source."""
-    native = source.dtype.newbyteorder("=")
-    if native in _COMPACT:
-        return np.array(source, dtype=native, order="C"), 1.0, 0.0
-    low, high = float(source.min()), float(source.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        count = sum(int(np.count_nonzero(~np.isfinite(source[part]))) for part in _slabs(source))
-        raise VolumeError(
-            f"An image's voxels must be finite, but {name} has {count} that are NaN or infinite."
-        )
-    for dtype in (np.dtype("uint8"), np.dtype("int16"), np.dtype("uint16")):
-        limits = np.iinfo(dtype)
-        if limits.min <= low and high <= limits.max and _is_whole(source):
-            return np.array(source, dtype=dtype, order="C"), 1.0, 0.0
-    low, high = _without_outliers(source, low, high)
-    top = np.iinfo(np.uint16).max
-    step = (high - low) / top or 1.0
-    array = np.empty(source.shape, dtype=np.uint16)
-    for part in _slabs(source):
-        array[part] = np.rint((np.clip(source[part].astype(np.float64), low, high) - low) / step)
-    return array, step, low
-
-
-def _without_outliers(source: npt.NDArray[Any], low: float, high: float) -> tuple[float, float]:
-    inner_low, inner_high = np.percentile(_strided_sample(source).astype(np.float64), QUANTILES)
-    if inner_low < inner_high and high - low > OUTLIER_STRETCH * (inner_high - inner_low):
-        return float(inner_low), float(inner_high)
-    return low, high
-
-
-def _is_whole(source: npt.NDArray[Any]) -> bool:
-    if source.dtype.kind in "biu":
-        return True
-    return all(bool((np.rint(source[part]) == source[part]).all()) for part in _slabs(source))
-
-
-def _slabs(array: npt.NDArray[Any]) -> Iterator[slice]:
-    step = max(1, _SLAB_VOXELS // max(1, array[0].size))
-    return (slice(start, start + step) for start in range(0, array.shape[0], step))
-
-
-def _strided_sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """At most `MAX_SAMPLE` of an array's values, flat."""
-    stride = max(1, math.ceil(array.size / MAX_SAMPLE))
-    # A stride that shares a factor with the row length would see the same columns of every row.
-    while math.gcd(stride, array.size) != 1:
-        stride += 1
-    return array.flat[::stride]
 
 
 def _orientation(affine: npt.NDArray[np.float64]) -> _Orientation:
@@ -463,17 +404,6 @@ def _require_axes(name: str, affine: npt.NDArray[np.float64]) -> npt.NDArray[np.
 def _require_shape(array: npt.NDArray[Any], shape: Index) -> None:
     if array.shape != shape:
         raise ValueError(f"the array must have shape {shape}, got {array.shape}")
-
-
-def _require_range(name: str, volume: Volume) -> None:
-    """Real values have 32 bits wherever they are computed with."""
-    low, high = volume.value_range
-    most = float(np.finfo(np.float32).max)
-    if not (math.isfinite(low) and math.isfinite(high) and max(-low, high) <= most):
-        raise VolumeError(
-            f"An image's values must fit into 32 bits (at most {most:.3g}), but those of {name} reach from "
-            f"{low:.3g} to {high:.3g}."
-        )
 
 
 def _triple(values: npt.NDArray[np.floating]) -> Position:
