@@ -193,10 +193,10 @@ def run_row(
     return Finding(row, len(tasks), means[CHOSEN], means[OTHER], paired(rows, CHOSEN, OTHER))
 
 
-def generated_tasks(count: int, seed: int = GENERATED_SEED) -> Iterator[tuple[str, Task]]:
+def generated_tasks(count: int) -> Iterator[tuple[str, Task]]:
     """Generated volumes, each with one of its objects, that no training has seen."""
     for number in range(count):
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([GENERATED_SEED, number])
         scene = make_scene(rng)
         labels = scene.labels.numpy()
         target = scene.targets[int(rng.integers(len(scene.targets)))]

@@ -90,7 +90,7 @@ def _near(
     return near
 
 
-def next_click(mask: Mask, truth: Mask, seed: int = SEED) -> Click | None:
+def next_click(mask: Mask, truth: Mask) -> Click | None:
     """The challenge's next click: inside the largest error component, as far from its surface as possible.
 
     Components are 26-connected; the distance is Euclidean in voxels; ties are drawn by a generator that is
@@ -112,7 +112,7 @@ def next_click(mask: Mask, truth: Mask, seed: int = SEED) -> Click | None:
     depth = edt.edtsq(largest, black_border=True)
     deepest = np.argwhere(depth == depth.max())
     # The legacy generator is the challenge's.
-    chosen = deepest[np.random.RandomState(seed).choice(len(deepest))]
+    chosen = deepest[np.random.RandomState(SEED).choice(len(deepest))]
     z, y, x = (int(p) + s.start for p, s in zip(chosen, region, strict=True))
     return Click((z, y, x), bool(truth[z, y, x]))
 

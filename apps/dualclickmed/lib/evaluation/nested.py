@@ -61,11 +61,11 @@ class NestedScore:
         return self.alone > FOUND and self.together < LOST
 
 
-def nested_volumes(count: int = VOLUMES, seed: int = SEED) -> Iterator[NestedVolume]:
+def nested_volumes(count: int = VOLUMES) -> Iterator[NestedVolume]:
     """Generated volumes in which objects lie inside objects; the same for the same arguments."""
     made, number = 0, 0
     while made < count:
-        scene = make_scene(np.random.default_rng((seed, number)), size=SIZE)
+        scene = make_scene(np.random.default_rng((SEED, number)), size=SIZE)
         number += 1
         labels = scene.labels.numpy(force=True)
         values, counts = np.unique(labels, return_counts=True)

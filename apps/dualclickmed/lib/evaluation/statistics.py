@@ -103,14 +103,13 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
     return found
 
 
-def bootstrap(columns: Sequence[npt.NDArray[np.float64]], seed: int = 0) -> list[Mean]:
+def bootstrap(columns: Sequence[npt.NDArray[np.float64]]) -> list[Mean]:
     """Means of each column, averaged over strata, with their intervals.
 
     Args:
         columns: for each stratum (cases, columns); cases are drawn with replacement within each.
-        seed: of the drawing.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     value = np.mean([part.mean(axis=0) for part in columns], axis=0)
     drawn = np.zeros((RESAMPLES, columns[0].shape[1]))
     for part in columns:
@@ -121,7 +120,7 @@ def bootstrap(columns: Sequence[npt.NDArray[np.float64]], seed: int = 0) -> list
     return [Mean(float(v), float(a), float(b)) for v, a, b in zip(value, low, high, strict=True)]
 
 
-def paired(rows: Sequence[Row], method: str, other: str, seed: int = 0) -> Mean:
+def paired(rows: Sequence[Row], method: str, other: str) -> Mean:
     """By how much `method` ends above `other` in Dice, mean over the cases that both have, with its
     interval.
     """
@@ -132,7 +131,7 @@ def paired(rows: Sequence[Row], method: str, other: str, seed: int = 0) -> Mean:
             final[row.method][row.case] = row.dice
     shared = sorted(final[method].keys() & final[other].keys())
     difference = np.array([[final[method][case] - final[other][case]] for case in shared])
-    return bootstrap([difference], seed)[0]
+    return bootstrap([difference])[0]
 
 
 def _table(rows: Sequence[Row]) -> _Table:
