@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from dualclickmed.errors import VolumeError
 from dualclickmed.imaging.series_nifti import series_to_nifti
 from dualclickmed.imaging.volume import Volume, load_volume
+from pydicom.dataset import Dataset
 
 from tests.support.volume_files import RAS_FROM_LPS, dicom_frames, dicom_slices, save_dicom
 
@@ -84,3 +85,37 @@ def test_an_irregular_series_makes_no_nifti(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="equally far apart"):
         series_to_nifti(save_dicom(tmp_path / "a", slices[0], slices[1], slices[3]), tmp_path / "a.nii.gz")
     assert not (tmp_path / "a.nii.gz").exists()
+
+
+def without_groups(**tags: object) -> Dataset:
+    """A multi-frame file of the older kind, with these tags."""
+    data = dicom_frames(ARRAY, LPS)
+    del data.PerFrameFunctionalGroupsSequence, data.SharedFunctionalGroupsSequence
+    for name, value in tags.items():
+        setattr(data, name, value)
+    return data
+
+
+@pytest.mark.parametrize("step", [4, -4])
+def test_frames_of_nuclear_medicine_run_the_way_of_their_distance(tmp_path: Path, step: int) -> None:
+    detector = Dataset()
+    detector.ImagePositionPatient, detector.ImageOrientationPatient = [-5, 7, 31], [1, 0, 0, 0, 1, 0]
+    data = without_groups(
+        Modality="NM",
+        PixelSpacing=[3, 2],
+        SpacingBetweenSlices=step,
+        DetectorInformationSequence=[detector],
+    )
+    found = load_volume(save_dicom(tmp_path / "a", data))
+    np.testing.assert_array_equal(real(found), ARRAY)
+    wanted = RAS_FROM_LPS @ [[2, 0, 0, -5], [0, 3, 0, 7], [0, 0, step, 31], [0, 0, 0, 1]]
+    np.testing.assert_allclose(found.affine, wanted)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{"FrameTime": 33}, {"FrameIncrementPointer": 0x00181063}, {"FrameIncrementPointer": [0x00181065]}],
+)
+def test_frames_that_follow_in_time_are_no_volume(tmp_path: Path, tags: dict[str, object]) -> None:
+    with pytest.raises(VolumeError, match="film"):
+        load_volume(save_dicom(tmp_path / "a", without_groups(Modality="XA", **tags)))

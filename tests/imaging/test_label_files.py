@@ -107,6 +107,24 @@ def test_names_in_a_slicer_segmentation_go_before_everything(tmp_path: Path, vol
     same(volume, found, vessel=array == 2, liver=array == 1)
 
 
+@pytest.mark.parametrize("value", [{"Segment0_LabelValue": "1", "Segment1_LabelValue": "1"}, {}])
+def test_segments_that_share_a_value_are_refused(
+    tmp_path: Path, volume: Volume, value: dict[str, str]
+) -> None:
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": lps[:3, :3].T,
+        "space origin": lps[:3, 3],
+        "Segment0_Name": "organ",
+        "Segment1_Name": "lesion",
+        **value,
+    }
+    nrrd.write(str(tmp_path / "label.seg.nrrd"), blocks(), header)
+    with pytest.raises(LabelError, match=r"'organ' and 'lesion' share 1"):
+        read_labels(tmp_path / "label.seg.nrrd", volume, {}, KNOWN)
+
+
 def test_overlapping_segments_of_slicer_stay_whole(tmp_path: Path, volume: Volume) -> None:
     organ, lesion = blocks() == 2, np.zeros(SHAPE, dtype=bool)
     lesion[12:15, 7:10, 6:9] = True

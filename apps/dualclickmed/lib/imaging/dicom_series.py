@@ -20,6 +20,8 @@ from .planes import Plane, Stack, stacked
 NOT_IMAGES = frozenset({"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "REG", "DOC"})
 """DICOM modalities of results that may lie in the folder of the series that they describe."""
 _FILMS = ("FrameTime", "FrameTimeVector", "CineRate")
+_IN_TIME = (0x00181063, 0x00181065)
+"""FrameTime and FrameTimeVector, as FrameIncrementPointer names what differs from frame to frame."""
 _NAMED = 5
 
 
@@ -241,13 +243,19 @@ def _multi_frame(uid: str, member: tuple[Path, Dataset], limits: ReadLimits, not
     path, header = member
     frames, rows, columns = frame_shape(header, path.name)
     planes = _frame_planes(header, frames, path.name)
-    if any(plane.position is None for plane in planes) and any(key in header for key in _FILMS):
+    if any(plane.position is None for plane in planes) and _is_film(header):
         raise VolumeError(
             f"An image must be one volume, but {path.name} is a film: its {frames} frames follow one another "
             "in time, and nothing says where they lie."
         )
     stack = stacked(planes, path.name, keep_order=True)
     return _series(uid, [member], planes, stack, frames, (columns, rows, frames), limits, notes)
+
+
+def _is_film(header: Dataset) -> bool:
+    differing = header.get("FrameIncrementPointer") or []
+    tags = differing if isinstance(differing, MultiValue) else [differing]
+    return any(key in header for key in _FILMS) or any(tag in _IN_TIME for tag in tags)
 
 
 def _is_enhanced(header: Dataset) -> bool:
@@ -259,7 +267,7 @@ def _frame_planes(header: Dataset, frames: int, name: str) -> list[Plane]:
     common = replace(_plane(header, name), source="", number=0)
     detector = first_item(header, "DetectorInformationSequence")
     if common.position is None and detector is not None and "ImagePositionPatient" in detector:
-        return _detector_planes(common, detector, frames, name)
+        return _detector_planes(common, detector, header, frames, name)
     if not _is_enhanced(header):
         if frames > 1:
             common = replace(common, position=None, directions=None)
@@ -294,13 +302,20 @@ def _frame_plane(k: int, groups: Sequence[Dataset | None], header: Dataset, name
     )
 
 
-def _detector_planes(common: Plane, detector: Dataset, frames: int, name: str) -> list[Plane]:
-    """Nuclear medicine: the place of the first frame and the distance between them."""
+def _detector_planes(
+    common: Plane, detector: Dataset, header: Dataset, frames: int, name: str
+) -> list[Plane]:
+    """Nuclear medicine: the place of the first frame, and the distance between them.
+
+    A negative distance leads against the normal (PS3.3 C.8.4.15).
+    """
     position = number_list(detector, "ImagePositionPatient", 3, name)
     directions = _directions(detector, name)
     if position is None or directions is None or common.step is None:
         raise VolumeError(f"The detector of {name} does not tell where its frames are.")
-    normal = np.cross(directions[0], directions[1]) * common.step
+    spacing = number_list(header, "SpacingBetweenSlices", 1, name)
+    step = -common.step if spacing is not None and spacing[0] < 0 else common.step
+    normal = np.cross(directions[0], directions[1]) * step
     return [
         replace(
             common, source=f"frame {k + 1}", number=k, position=position + k * normal, directions=directions

@@ -108,20 +108,26 @@ def slicer_segments(fields: Mapping[str, str], channels: int = 1) -> dict[int, d
     Before version 4.11 it stored a layer for each segment, without a number of it and without a value.
 
     Raises:
-        VolumeError: a number cannot be read.
+        VolumeError: a number cannot be read, or two segments have one value.
     """
     numbers = sorted({int(found[1]) for key in fields if (found := _SEGMENT.fullmatch(key))})
     layers: dict[int, dict[int, str]] = {}
-    for at, number in enumerate(numbers):
-        prefix = f"Segment{number}_"
-        name = fields.get(f"{prefix}Name") or fields.get(f"{prefix}ID") or f"Segment {number}"
+    for at, listed in enumerate(numbers):
+        prefix = f"Segment{listed}_"
+        name = fields.get(f"{prefix}Name") or fields.get(f"{prefix}ID") or f"Segment {listed}"
         value, layer = fields.get(f"{prefix}LabelValue"), fields.get(f"{prefix}Layer")
         own = value is None and layer is None and channels == len(numbers)
         try:
             home = at if own else int(layer or 0)
-            layers.setdefault(home, {})[1 if value is None else int(value)] = name
+            number = 1 if value is None else int(value)
         except ValueError as error:
             raise VolumeError(f"The segment {name[:60]!r} has no readable value and layer.") from error
+        other = layers.setdefault(home, {}).setdefault(number, name)
+        if other is not name:
+            raise VolumeError(
+                f"Each segment must have a value of its own, but {other[:60]!r} and {name[:60]!r} share "
+                f"{number} of layer {home}: nothing tells which voxels belong to which."
+            )
     return layers
 
 
