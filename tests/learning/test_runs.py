@@ -57,6 +57,18 @@ def test_the_end_of_a_killed_training_is_noted_once(record: Record, reason: str,
     assert sorted(path.name for path in run.iterdir()) == ["log.csv", STATS]
 
 
+def test_what_one_leaves_that_was_killed_after_its_end_is_cleared_away(record: Record) -> None:
+    telling = begun(record)
+    record.training(telling.run.name, "global", PUBLISHED, ["v1"])
+    telling.say(PUBLISHED)
+    (telling.run / f".{STATS}.5957c74b.1.tmp").write_text("{")
+    told = progress_of(record.folder)
+    settle(record)
+    assert sorted(path.name for path in telling.run.iterdir()) == ["log.csv", STATS]
+    assert progress_of(record.folder) == told
+    assert record.trainings()[0].state == PUBLISHED
+
+
 def test_a_training_that_runs_is_not_settled(record: Record) -> None:
     begun(record)
     with alone(record.folder, "runs"):

@@ -117,10 +117,19 @@ def settle_alone(record: Record, reason: str = KILLED) -> None:
 
 
 def _open(record: Record) -> bool:
+    """Whether something of a training was left undone, as far as this can be seen without the lock."""
     told = progress_of(record.folder)
-    return bool(told and told.get("state") not in ENDED) or any(
-        training.state == STARTED for training in record.trainings()
-    )
+    if told and told.get("state") not in ENDED:
+        return True
+    return _untidy(record.folder) or any(training.state == STARTED for training in record.trainings())
+
+
+def _untidy(folder: Path) -> bool:
+    """Whether the newest training has not cleared up: it was killed after it had told its end."""
+    try:
+        return any(path.name not in KEPT for path in max(_runs(folder)).iterdir())
+    except (OSError, ValueError):
+        return False
 
 
 class Telling:
