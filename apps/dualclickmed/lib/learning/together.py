@@ -88,7 +88,8 @@ def train_together(
     write_json(folder / TASK, task)
     # The package under the name that it has here: MONAI Label imports it as `lib`.
     package = __package__.rpartition(".")[0]
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
+    home = Path(sys.modules[package].__file__ or __file__).parents[1]
+    code = f"import sys; sys.path.insert(0, {str(home)!r}); "
     if package != "lib":
         code = ""
     code += f"from {__name__} import work; work({str(folder)!r})"

@@ -181,7 +181,8 @@ class Reader:
         own, other = socket.socketpair()
         package = (__package__ or "").rpartition(".")[0]
         # MONAI Label imports the app's ``lib`` from a folder that is in the path for that moment alone.
-        found = [str(Path(__file__).parents[2]), *sys.path]
+        home = Path(sys.modules[package].__file__ or __file__).parents[1]
+        found = [str(home), *sys.path]
         folder = None if self.folder is None else str(self.folder)
         code = (
             f"import sys; sys.path[:] = {found!r}; "
