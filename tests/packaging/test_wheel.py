@@ -94,9 +94,8 @@ def test_the_sample_is_segmented(installed: Path, served: Server, folder: Path) 
 
 
 def test_a_click_over_http_finds_its_organ(served: Server, folder: Path) -> None:
-    answer = served.infer(
-        "dualclickmed", "trunk_ct", {"liver": [[32, 36, 50], [127, 113, 97]], "background": []}
-    )
+    asked = {"label": "liver", "roi": [32, 127, 36, 113, 50, 97], "background": [[60, 99, 63]]}
+    answer = served.infer("dualclickmed", "trunk_ct", asked)
     assert answer.status_code == 200, answer.text
     path = folder / "answer.nrrd"
     path.write_bytes(answer.content)

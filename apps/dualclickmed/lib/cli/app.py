@@ -46,13 +46,17 @@ class _Later(TyperCommand):
         self.module, self.attribute, line = _LATER[name]
         super().__init__(name, help=line)
 
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+    def real(self) -> Any:
+        """The command that this one stands for."""
         module = importlib.import_module(self.module, __package__)
         found = getattr(module, self.attribute)
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(add_completion=False)
             found.command()(function)
-        return typer.main.get_command(found).make_context(info_name, args, parent, **extra)
+        return typer.main.get_command(found)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self.real().make_context(info_name, args, parent, **extra)
 
 
 class _Commands(TyperGroup):

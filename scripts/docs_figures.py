@@ -1,0 +1,226 @@
+"""Every number and picture of README and docs that depends on weights or on this code: `make docs-figures`.
+
+    python scripts/docs_figures.py [--results FILE ...] [--peers FILE] [--no-pictures]
+
+Numbers stand between `<!-- figures: NAME -->` and `<!-- /figures -->` in Markdown files and are written anew:
+
+    sample      what boxes and clicks give on the sample study, computed now
+    example     what README's own example gives, computed now
+    modalities  Dice by modality, as docs/evaluation/table.json keeps it. After weights have changed:
+                `python main.py evaluate --cases FOLDER --smallest 50 --method fused --out OUT`, then
+                `--results OUT/results.csv`; methods that are not in that file keep what they had
+    peers       seconds beside the peers, from `python main.py bench --peers --out FILE`, then `--peers FILE`
+
+The picture of the example is drawn anew, and where this machine has Chromium those of the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from dualclickmed.demo.sample import ORGANS, make_trunk, write_sample
+from dualclickmed.evaluation.metrics import dice
+from dualclickmed.evaluation.protocol import expert_method, run_object
+from dualclickmed.imaging.volume import from_grid
+from dualclickmed.predictor import Predictor
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+IMAGES = REPOSITORY / "docs" / "images"
+TABLE = REPOSITORY / "docs" / "evaluation" / "table.json"
+PEERS = REPOSITORY / "docs" / "evaluation" / "peers.json"
+PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+SMALLEST = 50
+"""Voxels below which an object does not count in the table."""
+CLASSICAL = ("ellipsoid", "graph-cut", "random-walker", "region-growing")
+NAMES = {"ct": "CT", "mri": "MR", "pet": "PET", "microscopy": "Microscopy"}
+EXAMPLE = ("--box", "32,128,36,114,50,98", "--background", "60,99,63", "--background", "97,104,75")
+"""README's example: the liver of the sample."""
+SHOWN = ("liver", "left kidney", "right kidney", "spleen", "heart", "urinary bladder")
+CLICKS = 5
+
+Means = dict[str, dict[str, list[float]]]
+"""Modality, method, then mean Dice from the box and after each click."""
+
+
+def main() -> None:
+    """Write blocks and pictures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, action="append", default=[], help="results.csv of evaluate")
+    parser.add_argument("--peers", type=Path, help="figures of bench --peers, JSON")
+    parser.add_argument("--no-pictures", action="store_true", help="numbers only")
+    options = parser.parse_args()
+    for results in options.results:
+        keep(results)
+    if options.peers is not None:
+        shutil.copyfile(options.peers, PEERS)
+    blocks = {"sample": sample_block(sample_dice()), "example": example_block(example())}
+    if TABLE.exists():
+        blocks["modalities"] = modalities_block(json.loads(TABLE.read_text()))
+    if PEERS.exists():
+        blocks["peers"] = peers_block(json.loads(PEERS.read_text()))
+    for page in PAGES:
+        text = page.read_text()
+        written = with_blocks(text, blocks)
+        if written != text:
+            page.write_text(written)
+            say(f"wrote {page.relative_to(REPOSITORY)}")
+    if not options.no_pictures:
+        pictures()
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def with_blocks(text: str, blocks: dict[str, str]) -> str:
+    """A page with what stands between the marks replaced; marks of unknown names are left alone."""
+
+    def replaced(found: re.Match[str]) -> str:
+        inside = blocks.get(found["name"])
+        return (
+            found[0] if inside is None else f"<!-- figures: {found['name']} -->\n{inside}\n<!-- /figures -->"
+        )
+
+    return re.sub(
+        r"<!-- figures: (?P<name>[\w-]+) -->\n(?P<inside>.*?)<!-- /figures -->", replaced, text, flags=re.S
+    )
+
+
+def block_of(text: str, name: str) -> str:
+    """What stands between the marks of a name."""
+    found = re.search(rf"<!-- figures: {name} -->\n(.*?)<!-- /figures -->", text, flags=re.S)
+    return "" if found is None else found[1].strip()
+
+
+# The sample study ---------------------------------------------------------------------------------------
+
+
+def sample_dice(clicks: int = CLICKS) -> dict[str, list[float]]:
+    """Dice of organs of the sample, from the exact box and after each click in the largest error."""
+    image, truth, affine = make_trunk()
+    volume = from_grid(image, affine, "ct")
+    labels = from_grid(truth, affine).array
+    method = expert_method(Predictor.from_weights(device="cpu").expert, "fused")
+    return {
+        organ: run_object(method, volume, labels == ORGANS.index(organ) + 1, clicks, "box")[0]
+        for organ in SHOWN
+    }
+
+
+def sample_block(found: dict[str, list[float]]) -> str:
+    lines = ["| organ | box | +1 click | +3 | +5 |", "| --- | ---: | ---: | ---: | ---: |"]
+    for organ, values in found.items():
+        lines.append(f"| {organ} | " + " | ".join(f"{values[at]:.2f}" for at in (0, 1, 3, 5)) + " |")
+    return "\n".join(lines)
+
+
+def example(picture: Path | None = None) -> float:
+    """Dice of README's example, through the command line."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = write_sample(folder / "sample")
+        out = folder / "liver.nii.gz"
+        command = [sys.executable, str(REPOSITORY / "main.py"), "segment", str(files.image), *EXAMPLE]
+        command += ["--name", "liver", "--out", str(out)]
+        if picture is not None:
+            command += ["--picture", str(picture)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        mask = np.asarray(nib.load(out).dataobj) > 0
+        truth = np.asarray(nib.load(files.truth).dataobj) == ORGANS.index("liver") + 1
+    return dice(mask, truth)
+
+
+def example_block(found: float) -> str:
+    return f"The box and two clicks outside give the liver of the sample with a Dice of {found:.2f}."
+
+
+# Real volumes -------------------------------------------------------------------------------------------
+
+
+def keep(results: Path) -> None:
+    """Take the methods of an evaluation into the table; others keep what they had."""
+    table: Means = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    values: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    with results.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            if row["label"] != "all" and int(row["voxels"]) >= SMALLEST:
+                values[row["group"], row["method"], int(row["step"])].append(float(row["dice"]))
+    for (group, method, step), found in sorted(values.items()):
+        means = table.setdefault(group, {}).setdefault(method, [])
+        del means[step:]
+        means.append(round(float(np.mean(found)), 4))
+        table[group]["objects"] = [len(found)]
+    TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+
+
+def modalities_block(table: Means) -> str:
+    """Ours beside the best classical method of each modality, by its Dice after five clicks."""
+    lines = [
+        "| | objects | ours, box | ours, +5 clicks | best classical, box | best classical, +5 clicks |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for group, name in NAMES.items():
+        found = table.get(group)
+        if found is None or "fused" not in found:
+            continue
+        peer = max((m for m in CLASSICAL if m in found), key=lambda m: found[m][-1])
+        cells = [*(found["fused"][at] for at in (0, -1)), *(found[peer][at] for at in (0, -1))]
+        best = [max(cells[0], cells[2]), max(cells[1], cells[3])]
+        shown = [f"**{v:.2f}**" if v == best[at % 2] else f"{v:.2f}" for at, v in enumerate(cells)]
+        shown[3] += f" ({peer.replace('-', ' ')})"
+        lines.append(f"| {name} | {int(found['objects'][0])} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+# Peers --------------------------------------------------------------------------------------------------
+
+
+def peers_block(found: dict[str, object]) -> str:
+    """Times as multiples of our further click."""
+    rows = found["peers"]
+    assert isinstance(rows, list)
+    unit = next(row["seconds"] for row in rows if row["unit"])
+    lines = [
+        "| from click to mask | size | seconds | times our further click | GB |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        times = row["seconds"] / unit
+        lines.append(
+            f"| {row['name']} | {row['size']} | {row['seconds']:.2f} | "
+            f"{times:.{0 if times >= 10 else 1}f} | {row['gigabytes']:.2f} |"
+        )
+    return "\n".join([f"Measured on {found['machine']}.", "", *lines])
+
+
+# Pictures -----------------------------------------------------------------------------------------------
+
+
+def pictures() -> None:
+    """Draw the example; let the browser tests take the page's, where they can run."""
+    example(IMAGES / "sample.png")
+    say("wrote docs/images/sample.png")
+    found = subprocess.run([sys.executable, "-c", "import playwright"], capture_output=True, check=False)
+    if found.returncode != 0 or not any(map(shutil.which, ("chromium", "chromium-browser"))):
+        say("The page's pictures stay as they are: `make test-page` installs what they take.")
+        return
+    command = [sys.executable, "-m", "pytest", "-q", "tests/browser/test_page_pictures.py", "-k", "pictures"]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    for name in ("page.png", "page-light.png", "page.gif"):
+        shutil.copyfile(REPOSITORY / "build" / "browser" / name, IMAGES / name)
+        say(f"wrote docs/images/{name}")
+
+
+if __name__ == "__main__":
+    main()
