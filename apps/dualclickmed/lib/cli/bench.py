@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from ..errors import UserError
 from ..networks.configs import PRESETS
 from ..weights.cards import KINDS
 from .console import loading
+
+if TYPE_CHECKING:
+    from ..benchmarks.tables import BenchSection
 
 WIDTH = 170
 """Characters that the widest table takes."""
@@ -33,6 +36,9 @@ def bench(
     ] = False,
     parity: Annotated[
         bool, typer.Option("--parity", help="Only hold the paper preset to the published form, full size.")
+    ] = False,
+    beside: Annotated[
+        bool, typer.Option("--peers", help="Only measure seconds from click to mask beside the peers.")
     ] = False,
     training: Annotated[
         bool, typer.Option("--training", help="Only measure how many objects a second recipes train on.")
@@ -74,6 +80,8 @@ def bench(
     where = resolved_device(device)
     if parity:
         sections, figures = parity_section(threads, console)
+    elif beside:
+        sections, figures = _beside_the_peers(threads, console)
     elif training:
         recipes = {name: load_recipe(name) for name in recipe or ("global-compact", "local-compact")}
         speeds = in_process(threads, training_speeds, recipes, steps, where)
@@ -96,3 +104,17 @@ def bench(
         markdown.write_text("\n\n".join(section.markdown() for section in sections) + "\n")
     if parity and not figures["same"]:
         raise typer.Exit(1)
+
+
+def _beside_the_peers(threads: int, console: Console) -> tuple[list[BenchSection], dict[str, Any]]:
+    """Each row as soon as it is there: some take minutes."""
+    from ..evaluation.peers import peers, peers_section
+
+    rows = []
+    for row in peers(threads):
+        rows.append(row)
+        told = f"{row.name}, {row.size}: {row.seconds:.2f} s, {row.gigabytes:.2f} GB"
+        console.print(told, highlight=False)
+    section = peers_section(rows)
+    console.print(section.table())
+    return [section], {"peers": [dataclasses.asdict(row) for row in rows]}
