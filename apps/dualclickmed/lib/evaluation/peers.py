@@ -119,7 +119,7 @@ def one_pass(name: str, which: str) -> PeerRow:
         network = ResidualEncoderUNet(sizes["channels"], sizes["features"], sizes["blocks"])
     else:
         sizes = DEEPEDIT
-        strides = [1, 2, 2, 2, 2, (2, 2, 1)]
+        strides: list[int | tuple[int, int, int]] = [1, 2, 2, 2, 2, (2, 2, 1)]
         network = DynUNet(3, sizes["channels"], 2, [3] * 6, strides, strides[1:], res_block=True)
     network.eval()
     side = sizes["side"]
