@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 from dualclickmed.imaging.label_files import LabelError, NamedLabels, read_labels
 from dualclickmed.imaging.label_map import LabelMap
+from dualclickmed.imaging.series_nifti import segments_to_nifti
 from dualclickmed.imaging.volume import Volume, load_volume
 from hypothesis import given
 from hypothesis import strategies as st
@@ -209,6 +210,19 @@ def test_a_fractional_dicom_seg_counts_from_one_half(tmp_path: Path) -> None:
     shares = np.random.default_rng(6).choice([0, 0.2, 127 / 255, 128 / 255, 0.6, 1], volume.raw_shape)
     path = make_segmentation(series, shares[..., None], ("nodule",), tmp_path / "seg.dcm", "FRACTIONAL")
     same(volume, read_labels(path, volume), nodule=shares >= 0.5)
+
+
+def test_a_dicom_seg_as_nifti_means_the_same(tmp_path: Path) -> None:
+    series = make_series(tmp_path / "series")
+    volume = load_volume(series)
+    masks = np.random.default_rng(7).random((*volume.raw_shape, 3)) < 0.3
+    (tmp_path / "seg").mkdir()
+    make_segmentation(series, masks.astype(np.uint8), ("a", "b", "b"), tmp_path / "seg" / "0.dcm")
+    names = segments_to_nifti(tmp_path / "seg", tmp_path / "label.nii.gz")
+    assert names == {"a": 1, "b": 2, "b 3": 3}
+    found = read_labels(tmp_path / "label.nii.gz", volume, {"label_names": names})
+    assert found.voxels == {"a": masks[..., 0].sum(), "b": masks[..., 1].sum(), "b 3": masks[..., 2].sum()}
+    np.testing.assert_array_equal(raw_mask(volume, found, "b 3"), masks[..., 2])
 
 
 def test_overlapping_segments_of_a_dicom_seg_stay_whole(tmp_path: Path) -> None:

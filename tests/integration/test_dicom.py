@@ -20,6 +20,8 @@ import SimpleITK as sitk
 from dualclickmed.imaging.label_files import read_labels
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.volume import load_volume
+from dualclickmed.server.archive import DicomStudies
+from monailabel.datastore.dicom import DICOMwebClientX
 from nibabel.eulerangles import euler2mat
 
 from tests.integration.test_server import affine_of, read_nrrd
@@ -205,6 +207,17 @@ def test_a_submitted_label_lies_on_the_right_slices(
     for name in ("kidney", "tumor"):
         np.testing.assert_array_equal(mask == VALUES[name], array == VALUES[name])
     assert mask[tuple(point[0])] == VALUES["liver"]
+
+    # Another server learns from it.
+    client = DICOMwebClientX(archive.dicomweb)
+    studies = DicomStudies(
+        client=client, search_filter={"Modality": "PT"}, cache_path=str(tmp_path / "other")
+    )
+    (pair,) = studies.datalist()
+    image, info = load_volume(pair["image"]), studies.get_label_info(made.uid, "final")
+    labels = read_labels(pair["label"], image, info)
+    for name in ("kidney", "tumor"):
+        np.testing.assert_array_equal(image.to_raw_array(labels.mask(name)), array == VALUES[name])
 
 
 def test_the_archives_images_are_offered(server: Server, series: dict[str, WrittenSeries]) -> None:

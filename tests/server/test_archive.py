@@ -82,6 +82,59 @@ def test_a_series_is_downloaded_once_for_all_who_ask(
     assert list(temporary.iterdir()) == []
 
 
+def test_a_segmentation_of_the_archive_becomes_its_images_label(
+    studies: Any, downloads: list[str], monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    def convert(folder: Path, target: Path) -> dict[str, int]:
+        target.write_bytes(b"label of " + folder.name.encode())
+        return {"liver": 1}
+
+    monkeypatch.setattr(archive, "segments_to_nifti", convert)
+    studies.get_image_uri(UID)
+    path = Path(studies.get_label_uri(UID, "final", UID))
+    assert path.name == f"{UID}.nii.gz" and path.read_bytes() == b"label of 1.2.3"
+    assert studies.get_label_info(UID, "final")["label_names"] == {"liver": 1}
+    # What is there already is not asked for again.
+    assert studies.get_label_uri("7.7", "final", UID) == str(path)
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_cannot_be_read_of_an_archive_is_passed_over_before_a_training(
+    studies: Any, downloads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, whole = "1.2.4", Client.search_for_series
+    both = {UID: "8.1", bad: "8.2"}
+
+    def search(self: Client, search_filters: Any) -> list[dict[str, Any]]:
+        (one,) = whole(self, search_filters)
+        if search_filters == {"Modality": "SEG"}:
+            return [{**one, "0020000E": {"vr": "UI", "Value": [label]}} for label in both.values()]
+        return [{**one, "0020000E": {"vr": "UI", "Value": [image]}} for image in both]
+
+    def metadata(self: Client, study: str, label: str) -> list[dict[str, Any]]:
+        image = next(image for image, own in both.items() if own == label)
+        return [{"00081115": {"vr": "SQ", "Value": [{"0020000E": {"vr": "UI", "Value": [image]}}]}}]
+
+    def download(study: Any, series: str, folder: str, client: Any, frames: bool) -> None:
+        Path(folder).mkdir(parents=True)
+        for number in range(2):
+            (Path(folder) / f"{number}.dcm").write_bytes(series.encode())
+
+    def convert(folder: Path, target: Path) -> list[str]:
+        if folder.name == bad:
+            raise UserError("slices are missing")
+        target.write_bytes(b"image")
+        return []
+
+    monkeypatch.setattr(Client, "search_for_series", search)
+    monkeypatch.setattr(Client, "retrieve_series_metadata", metadata, raising=False)
+    monkeypatch.setattr(archive, "dicom_web_download_series", download)
+    monkeypatch.setattr(archive, "series_to_nifti", convert)
+    monkeypatch.setattr(archive, "segments_to_nifti", lambda folder, target: {"liver": 1})
+    (pair,) = studies.datalist()
+    assert Path(pair["image"]).name == Path(pair["label"]).name == f"{UID}.nii.gz"
+
+
 def test_a_download_that_fails_leaves_nothing(
     studies: Any, downloads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

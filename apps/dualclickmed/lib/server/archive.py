@@ -14,7 +14,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from dicomweb_client.ext.gcp.session_utils import create_session_from_gcp_creden
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
+from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
 from ..errors import UserError
-from ..imaging.series_nifti import series_to_nifti
+from ..imaging.series_nifti import segments_to_nifti, series_to_nifti
 from . import checks
 from .studies import Studies
 
@@ -69,21 +71,39 @@ class DicomStudies(DICOMWebDatastore, Studies):
             if not self._convert_to_nifti:
                 return str(folder.resolve())
             if not image.exists() or image_id not in self._datastore.objects:
-                handle, name = tempfile.mkstemp(prefix="dualclickmed-", suffix=".nii.gz")
-                os.close(handle)
-                converted = Path(name)
-                try:
+                with _temporary() as converted:
                     notes = series_to_nifti(folder, converted)
                     info = {**self._dicom_info(image_id), "notes": notes}
                     Studies.add_image(self, image_id, str(converted), info)
-                finally:
-                    converted.unlink(missing_ok=True)
         return str(image.resolve())
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """The file of a label: as it was submitted here, else the archive's segmentation, downloaded.
+
+        Args:
+            label_id: the image's id, or the series of a segmentation.
+            label_tag: of the label; the archive has final ones alone.
+            image_id: the image that the segmentation belongs to: it is kept as the image's label.
+
+        Raises:
+            UserError: an id is no plain name, the archive has no such series, or it cannot be read.
+            requests.RequestException: the archive does not answer.
+        """
         checks.plain_id(label_id, "label")
         checks.plain_tag(label_tag)
-        return str(DICOMWebDatastore.get_label_uri(self, label_id, label_tag, image_id))
+        stored = Studies.get_label_uri(self, image_id or label_id, label_tag)
+        if label_tag != DefaultLabelTag.FINAL or (stored and Path(stored).is_file()):
+            return stored
+        folder = Path(self._datastore.label_path(label_tag)) / label_id
+        with self._series(label_id):
+            if not (folder.is_dir() and any(folder.iterdir())):
+                self._download(label_id, folder)
+            if not image_id or not self._convert_to_nifti:
+                return str(next(folder.iterdir()).resolve())
+            with _temporary() as converted:
+                info = {**self._dicom_info(label_id), "label_names": segments_to_nifti(folder, converted)}
+                Studies.save_label(self, image_id, str(converted), label_tag, info)
+        return Studies.get_label_uri(self, image_id, label_tag)
 
     def save_label(
         self,
@@ -106,6 +126,34 @@ class DicomStudies(DICOMWebDatastore, Studies):
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Series that a segmentation refers to, likewise."""
         return self._segmented.get()
+
+    def _download_labeled_data(self) -> None:
+        """Fetch every segmentation with its image; those that cannot be read are passed over.
+
+        Called before a training. Labels whose segmentation is gone from the archive go here, too.
+        """
+        known, labels = set(self.list_images()), []
+        for series in self._client.search_for_series(search_filters={"Modality": "SEG"}):
+            found = Dataset.from_json(series)
+            label = str(found["SeriesInstanceUID"].value)
+            (first, *_) = self._client.retrieve_series_metadata(str(found["StudyInstanceUID"].value), label)
+            referred = Dataset.from_json(first).get("ReferencedSeriesSequence")
+            image = str(referred[0].SeriesInstanceUID) if referred else ""
+            if image in known:
+                labels.append((image, label))
+            else:
+                logger.warning("The segmentation %s belongs to none of the images", label)
+        for image in set(Studies.get_labeled_images(self)) - {image for image, _ in labels}:
+            path = Path(Studies.get_label_uri(self, image, DefaultLabelTag.FINAL) or os.devnull)
+            if path.is_file():
+                logger.info("The label of %s is gone from the archive", image)
+                path.unlink()
+        for image, label in labels:
+            try:
+                self.get_image_uri(image)
+                self.get_label_uri(label, DefaultLabelTag.FINAL, image)
+            except UserError as error:
+                logger.warning("The segmentation %s was passed over: %s", label, error)
 
     def _search_images(self) -> list[str]:
         found = self._client.search_for_series(search_filters=self._search_filter)
@@ -139,6 +187,16 @@ class DicomStudies(DICOMWebDatastore, Studies):
             if part.is_dir():
                 shutil.rmtree(part, ignore_errors=True)
         super()._clear_up()
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(prefix="dualclickmed-", suffix=".nii.gz")
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 class Fresh:
