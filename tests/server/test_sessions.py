@@ -190,6 +190,17 @@ def test_a_header_and_the_file_that_it_names_are_one_image(sessions: SafeSession
     assert Path(info.image).with_name("a.raw").read_bytes() == b"voxels"
 
 
+def test_an_archive_with_a_nameless_entry_is_refused(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("0.dcm", b"voxels")
+        archive.writestr("1.dcm", b"voxels")
+    # The name's first byte ends it, which leaves nothing.
+    damaged = io.BytesIO(packed.getvalue().replace(b"1.dcm", b"\0.dcm"))
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        received([UploadFile(damaged, filename="a.zip")], tmp_path, True, 1 << 20)
+
+
 def test_an_archive_of_one_image_is_that_image(tmp_path: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:

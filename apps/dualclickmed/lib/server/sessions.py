@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import lzma
 import shutil
 import tarfile
 import tempfile
 import threading
 import time
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -32,10 +30,6 @@ MAX_FILES = 10_000
 DETACHED = (".mhd", ".nhdr")
 """Endings of headers that name another file for their voxels."""
 _META = "meta.info"
-_DAMAGED = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
-    *(EOFError, OSError, RuntimeError, NotImplementedError),
-)
 _BLOCK = 1 << 20
 
 
@@ -201,8 +195,10 @@ def unpacked(archive: Path, folder: Path, most_bytes: int) -> None:
                         left -= _write(read, folder, member.name, number, left)
         else:
             raise UserError("With 'uncompress' the upload must be a .zip or .tar archive, but it is none.")
-    # A damaged archive shows while it is read, in as many ways as there are packers.
-    except _DAMAGED as error:
+    except UserError:
+        raise
+    # A damaged archive shows while it is read, in nearly any way: an entry without a name is an IndexError.
+    except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         raise UserError(f"The uploaded archive cannot be unpacked: {str(error)[:200]}.") from error
