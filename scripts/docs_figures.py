@@ -215,7 +215,15 @@ def pictures() -> None:
     if found.returncode != 0 or not any(map(shutil.which, ("chromium", "chromium-browser"))):
         say("The page's pictures stay as they are: `make test-page` installs what they take.")
         return
-    command = [sys.executable, "-m", "pytest", "-q", "tests/browser/test_page_pictures.py", "-k", "pictures"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "tests/browser/test_page_pictures.py",
+        "-k",
+        "pictures_of",
+    ]
     subprocess.run(command, cwd=REPOSITORY, check=True)
     for name in ("page.png", "page-light.png", "page.gif"):
         shutil.copyfile(REPOSITORY / "build" / "browser" / name, IMAGES / name)

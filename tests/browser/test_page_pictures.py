@@ -138,7 +138,7 @@ def test_pictures_of_the_page(context: Any, sample_server: Server, truth: npt.ND
         annotator.click(AXIAL, at, outside=bool(outside))
         annotator.answered()
         film.shoot(1.0)
-    assert dice(annotator.label_map() == 1, liver) > 0.9
+    assert dice(annotator.label_map() == 1, liver) > 0.85
     for value, organ in ((2, "left kidney"), (3, "spleen")):
         mask = truth == ORGANS.index(organ) + 1
         annotator.add_label(organ)

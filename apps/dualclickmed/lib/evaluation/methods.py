@@ -8,6 +8,7 @@ carry an argument after a colon::
     sam-med3d:WEIGHTS             SAM-Med3D as published
     vista3d:WEIGHTS               VISTA3D's point branch as published
     nninteractive:FOLDER          through its own package, with the model in that folder
+    segvol=CLONE                  SegVol through a clone of its repository (segvol=CLONE,WEIGHTS)
     NAME=FILE.py                  `segment(volume, prompts)`, or `make()` that returns such a function
 
 Each name is made where it is needed: processes receive names, not networks.
@@ -29,7 +30,7 @@ from ..predictor import Predictor
 from ..strategies import STRATEGIES
 from ..weights.files import KINDS, card_path, default_path
 from . import classical
-from .names import CLASSICAL, PUBLISHED, name_of
+from .names import CLASSICAL, PUBLISHED, SEGVOL, name_of
 from .protocol import ExpertMethod, Method
 
 _CLASSICAL: dict[str, Method] = {name: getattr(classical, name.replace("-", "_")) for name in CLASSICAL}
@@ -89,6 +90,11 @@ def make(texts: list[str], settings: MethodSettings) -> list[Made]:
             made.append(Made(name, ExpertMethod(predictor.expert, name), facts))
         elif name in PUBLISHED:
             made.append(_published(name, Path(text.partition(":")[2]), settings))
+        elif name == SEGVOL:
+            from .segvol import SegVolMethod
+
+            segvol = SegVolMethod(text.partition("=")[2], settings.device)
+            made.append(Made(name, segvol, {"kind": "published", "sha256": _sha256(segvol.weights)}))
         else:
             path = Path(text.partition("=")[2])
             made.append(Made(name, from_file(path), {"kind": "file", "sha256": _sha256(path)}))

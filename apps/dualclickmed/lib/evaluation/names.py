@@ -8,6 +8,7 @@ from ..strategies import DEFAULT_STRATEGY, STRATEGIES
 OURS = "ours"
 CLASSICAL = ("ellipsoid", "graph-cut", "random-walker", "region-growing")
 PUBLISHED = ("sam-med3d", "vista3d", "nninteractive")
+SEGVOL = "segvol"
 DEFAULT = (OURS, *CLASSICAL)
 """The methods that are run where none is named."""
 STARTS = ("box", "point", "box2d")
@@ -19,7 +20,14 @@ TIME_LIMIT = 90.0
 def known() -> str:
     """Every name of a method, for messages."""
     return ", ".join(
-        [OURS, *STRATEGIES, *CLASSICAL, *(f"{name}:WEIGHTS" for name in PUBLISHED), "NAME=FILE.py"]
+        [
+            OURS,
+            *STRATEGIES,
+            *CLASSICAL,
+            *(f"{name}:WEIGHTS" for name in PUBLISHED),
+            f"{SEGVOL}=CLONE",
+            "NAME=FILE.py",
+        ]
     )
 
 
