@@ -296,7 +296,7 @@ def draw_together(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path)
             images = [point["images"] for point in points]
             needed = [point["clicks_to"][f"{TARGETS[0]:g}"][label] for point in points]
             axis.plot(images, needed, "os^vDP*X"[number % 8] + "-", ms=4, label=name)
-            axis.set_xticks(images)
+        axis.set_xticks(sorted({point["images"] for points in curves.values() for point in points}))
         axis.set(title=label, xlabel="labelled images", ylim=(0, None))
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel(f"mean clicks to Dice {TARGETS[0]:g}")
