@@ -50,6 +50,6 @@ def test_bench_writes_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert done.exit_code == 0, done.output
     names = [row["name"] for row in json.loads(out.read_text())["peers"]]
     assert [name.split(",")[0] for name in names] == [
-        *("ours", "ours", "SAM-Med3D", "VISTA3D's point branch", "nnInteractive's network"),
-        *("MONAI Label's DeepEdit", "graph_cut", "random_walker"),
+        *("ours", "ours", "graph_cut", "random_walker", "MONAI Label's DeepEdit"),
+        *("SAM-Med3D", "VISTA3D's point branch", "nnInteractive's network"),
     ]

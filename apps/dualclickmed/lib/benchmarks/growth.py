@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -89,11 +90,22 @@ def volume_costs(shape: Index, configs: tuple[GlobalConfig, LocalConfig], repeat
         dual.segment(volume, one)  # reads the volume's percentiles, once
 
         def first(one: dict[str, Prompts] = one) -> None:
-            cache.clear()
             dual.segment(volume, one)
 
-        first_seconds = least_seconds(first, repeats)
-        same_seconds = least_seconds(lambda two=two: dual.segment(volume, two), 2 * repeats)  # type: ignore[misc]
+        def further(two: dict[str, Prompts] = two) -> None:
+            dual.segment(volume, two)
+
+        def anew() -> None:
+            # Embeddings, and what the fused strategy keeps of its answers.
+            cache.clear()
+            dual.forget(volume)
+
+        def one_click(one: dict[str, Prompts] = one) -> None:
+            anew()
+            first(one)
+
+        first_seconds = least_seconds(first, repeats, before=anew)
+        same_seconds = least_seconds(further, repeats, before=one_click)
         stages = [dual.segment(volume, two).stages for _ in range(repeats)]
         result = min(sum(s[name] for name in WHOLE_VOLUME_STAGES) for s in stages)
         found.append(
@@ -116,16 +128,20 @@ def click_costs(
         for count in counts:
             given, more = _prompts(shape, expert, count), _prompts(shape, expert, count + 1)
 
-            def first(given: dict[str, Prompts] = given) -> None:
+            def anew(given: dict[str, Prompts] | None = None) -> None:
                 cache.clear()
-                dual.segment(volume, given)
+                dual.forget(volume)
+                if given is not None:
+                    dual.segment(volume, given)
 
-            first_seconds = least_seconds(first, repeats)
+            def first(given: dict[str, Prompts] = given) -> None:
+                dual.segment(volume, given)
 
             def further(more: dict[str, Prompts] = more) -> None:
                 dual.segment(volume, more)
 
-            more_seconds = least_seconds(further, repeats)
+            first_seconds = least_seconds(first, repeats, before=anew)
+            more_seconds = least_seconds(further, repeats, before=partial(anew, given))
             again_seconds = least_seconds(further, repeats)
             found.append(ClickCost(count, expert, first_seconds, more_seconds, again_seconds))
     return found

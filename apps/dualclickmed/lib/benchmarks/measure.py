@@ -54,8 +54,13 @@ def _child(pipe: Connection, threads: int, function: Callable[..., Any], args: t
     pipe.send(answer)
 
 
-def least_seconds(work: Callable[[], object], repeats: int, device: str = "cpu") -> float:
-    """Seconds of the fastest of several runs.
+def least_seconds(
+    work: Callable[[], object],
+    repeats: int,
+    device: str = "cpu",
+    before: Callable[[], object] | None = None,
+) -> float:
+    """Seconds of the fastest of several runs, each after `before`, which is not counted.
 
     With one thread on a CPU these are seconds of the processor, which other programs hardly change; else
     seconds of the clock.
@@ -63,6 +68,8 @@ def least_seconds(work: Callable[[], object], repeats: int, device: str = "cpu")
     clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     best = float("inf")
     for _ in range(repeats):
+        if before is not None:
+            before()
         start = clock()
         work()
         if device != "cpu":

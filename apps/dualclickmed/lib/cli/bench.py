@@ -81,7 +81,7 @@ def bench(
     if parity:
         sections, figures = parity_section(threads, console)
     elif beside:
-        sections, figures = _beside_the_peers(threads, console)
+        sections, figures = _beside_the_peers(threads, console, out)
     elif training:
         recipes = {name: load_recipe(name) for name in recipe or ("global-compact", "local-compact")}
         speeds = in_process(threads, training_speeds, recipes, steps, where)
@@ -106,8 +106,11 @@ def bench(
         raise typer.Exit(1)
 
 
-def _beside_the_peers(threads: int, console: Console) -> tuple[list[BenchSection], dict[str, Any]]:
-    """Each row as soon as it is there: some take minutes."""
+def _beside_the_peers(
+    threads: int, console: Console, out: Path | None
+) -> tuple[list[BenchSection], dict[str, Any]]:
+    """Each row is told and kept as soon as it is there: some take minutes."""
+    from ..benchmarks.tables import machine
     from ..evaluation.peers import peers, peers_section
 
     rows = []
@@ -115,6 +118,9 @@ def _beside_the_peers(threads: int, console: Console) -> tuple[list[BenchSection
         rows.append(row)
         told = f"{row.name}, {row.size}: {row.seconds:.2f} s, {row.gigabytes:.2f} GB"
         console.print(told, highlight=False)
+        if out is not None:
+            figures = {"machine": machine(threads), "peers": [dataclasses.asdict(row) for row in rows]}
+            out.write_text(json.dumps(figures, indent=1) + "\n")
     section = peers_section(rows)
     console.print(section.table())
     return [section], {"peers": [dataclasses.asdict(row) for row in rows]}

@@ -59,15 +59,16 @@ class PeerRow:
 
 
 def peers(threads: int, repeats: int = 3) -> Iterator[PeerRow]:
-    """Each row as soon as it is measured, each in a process of its own."""
+    """Each row as soon as it is measured, the quick ones first, each in a process of its own."""
     for preset in ("compact", "paper"):
         yield from in_process(threads, ours, preset, repeats)
-    yield from in_process(threads, published, "global", "SAM-Med3D, published form")
-    yield from in_process(threads, published, "local", "VISTA3D's point branch, published form")
-    yield in_process(threads, one_pass, "nnInteractive's network, every click", "nninteractive")
-    yield in_process(threads, one_pass, "MONAI Label's DeepEdit, every click", "deepedit")
     for name in ("graph_cut", "random_walker"):
         yield in_process(threads, classical_answer, name, repeats)
+    yield in_process(threads, one_pass, "MONAI Label's DeepEdit, every click", "deepedit")
+    yield from in_process(threads, published, "global", "SAM-Med3D, published form")
+    yield from in_process(threads, published, "local", "VISTA3D's point branch, published form")
+    # A minute or more.
+    yield in_process(threads, one_pass, "nnInteractive's network, every click", "nninteractive")
 
 
 def peers_section(rows: Sequence[PeerRow]) -> BenchSection:
