@@ -188,6 +188,7 @@ def test_a_clicked_voxel_comes_back_at_its_place(placing: Server, kind: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["nifti", "nrrd", "meta", "dicom"])
 def test_many_clicked_voxels_come_back_at_their_places(placing: Server, kind: str) -> None:
     _look_for_clicks(placing, kind, 250)
