@@ -94,7 +94,7 @@ def test_the_sample_is_segmented(installed: Path, served: Server, folder: Path) 
 
 
 def test_a_click_over_http_finds_its_organ(served: Server, folder: Path) -> None:
-    asked = {"label": "liver", "roi": [32, 127, 36, 113, 50, 97], "background": [[60, 99, 63]]}
+    asked = {"label": "liver", "roi": [32, 127, 36, 113, 50, 97], "background": [[53, 99, 68]]}
     answer = served.infer("dualclickmed", "trunk_ct", asked)
     assert answer.status_code == 200, answer.text
     path = folder / "answer.nrrd"

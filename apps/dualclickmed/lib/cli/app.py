@@ -109,7 +109,11 @@ def _common(
         format="%(message)s",
         handlers=[RichHandler(console=stderr(), show_path=False, show_time=verbose, show_level=verbose)],
     )
-    logging.getLogger(__name__.partition(".")[0]).setLevel(logging.DEBUG if verbose else logging.INFO)
+    package = __name__.partition(".")[0]
+    logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:
+        # In a server's log which precision was chosen is worth a line, above each answer it is not.
+        logging.getLogger(f"{package}.experts.precision").setLevel(logging.WARNING)
 
 
 def sample(

@@ -80,12 +80,13 @@ def serve(
     # Said again by the app once it is warm.
     os.environ[ADDRESS_VARIABLE] = f"http://{host}:{port}"
     _require_server()
-    from ..server.starting import app_folder, import_monai, import_web
+    from ..server.starting import app_folder, import_monai, import_web, name_log_lines
     from ..viewers.options import NNINTERACTIVE_PORT
 
     settings.setdefault("nninteractive", str(NNINTERACTIVE_PORT))
     import_monai()
     import_web()
+    name_log_lines()
     from monailabel.main import Main
 
     server = Main()

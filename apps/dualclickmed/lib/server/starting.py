@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,20 @@ def import_web() -> None:
     with redirect_stdout(io.StringIO()):
         from monailabel import app
     vars(app)["print"] = logger.debug
+
+
+def name_log_lines() -> None:
+    """Let log lines of the app bear the package's name: MONAI Label imports it as `lib` and `main`."""
+    made = logging.getLogRecordFactory()
+
+    def named(*args: Any, **given: Any) -> logging.LogRecord:
+        record = made(*args, **given)
+        head, dot, rest = record.name.partition(".")
+        if head == "lib" or record.name == "main":
+            record.name = f"dualclickmed{dot}{rest}"
+        return record
+
+    logging.setLogRecordFactory(named)
 
 
 def app_folder() -> Path:
