@@ -83,10 +83,10 @@ def volume_costs(shape: Index, configs: tuple[GlobalConfig, LocalConfig], repeat
     load_seconds = least_seconds(lambda: from_array(array, modality="ct"), 1)
     copies = (peak_bytes() - before) / array.nbytes
     volume = from_array(array, modality="ct")
-    dual, cache = _experts(configs)
+    dual, cache = random_experts(configs)
     found = []
     for expert in ("global", "local"):
-        one, two = _prompts(shape, expert, 1), _prompts(shape, expert, 2)
+        one, two = prompts_in_the_middle(shape, expert, 1), prompts_in_the_middle(shape, expert, 2)
         dual.segment(volume, one)  # reads the volume's percentiles, once
 
         def first(one: dict[str, Prompts] = one) -> None:
@@ -122,11 +122,14 @@ def click_costs(
     """One object with more and more clicks in a cube of `side` voxels, for each expert."""
     shape = (side, side, side)
     volume = from_array(synthetic(shape), modality="ct")
-    dual, cache = _experts(configs)
+    dual, cache = random_experts(configs)
     found = []
     for expert in ("global", "local"):
         for count in counts:
-            given, more = _prompts(shape, expert, count), _prompts(shape, expert, count + 1)
+            given, more = (
+                prompts_in_the_middle(shape, expert, count),
+                prompts_in_the_middle(shape, expert, count + 1),
+            )
 
             def anew(given: dict[str, Prompts] | None = None) -> None:
                 cache.clear()
@@ -203,7 +206,8 @@ def synthetic(shape: Index) -> npt.NDArray[np.int16]:
     return volume
 
 
-def _experts(configs: tuple[GlobalConfig, LocalConfig]) -> tuple[DualExpert, ByteCache]:
+def random_experts(configs: tuple[GlobalConfig, LocalConfig]) -> tuple[DualExpert, ByteCache]:
+    """Both experts with random weights, and the cache that they share."""
     torch.manual_seed(0)
     cache = ByteCache(CACHE_BYTES)
     return (
@@ -215,7 +219,7 @@ def _experts(configs: tuple[GlobalConfig, LocalConfig]) -> tuple[DualExpert, Byt
     )
 
 
-def _prompts(shape: Index, expert: str, clicks: int) -> dict[str, Prompts]:
+def prompts_in_the_middle(shape: Index, expert: str, clicks: int) -> dict[str, Prompts]:
     """So many clicks in the middle of the volume, close enough for one local window; the box for `global`."""
     z, y, x = (n // 2 for n in shape)
     offsets = [((5 * i) % 7 - 3, (3 * i) % 7 - 3, (i // 7) % 7 - 3) for i in range(clicks)]

@@ -15,7 +15,7 @@ import torch
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
-from ..benchmarks.growth import SIDE, synthetic, volume_costs
+from ..benchmarks.growth import SIDE, prompts_in_the_middle, random_experts, synthetic
 from ..benchmarks.measure import forget_peak, in_process, peak_bytes, resting_bytes
 from ..benchmarks.networks import NetworkCase, measure
 from ..benchmarks.tables import BenchSection
@@ -87,16 +87,20 @@ def peers_section(rows: Sequence[PeerRow]) -> BenchSection:
 def ours(preset: str, repeats: int) -> list[PeerRow]:
     """Whole answers with both experts of a preset: the first click, and a further one."""
     rows = []
-    resting = resting_bytes()
-    costs = volume_costs((VOLUME,) * 3, PRESETS[preset], repeats)
-    # Of both experts together: they lie in one process, as in a server.
-    used = (peak_bytes() - resting) / GB
-    for cost in costs:
-        size = "64^3 to 128^3 about the box" if cost.expert == "global" else "128^3 about the click"
-        what = "box" if cost.expert == "global" else "click alone"
-        rows.append(PeerRow(f"ours, {preset}, {what}: first", size, cost.first_seconds, used))
-        unit = preset == "compact" and cost.expert == "global"
-        rows.append(PeerRow(f"ours, {preset}, {what}: further", size, cost.same_seconds, used, unit))
+    volume = from_array(synthetic((VOLUME,) * 3), modality="ct")
+    dual, cache = random_experts(PRESETS[preset])
+    for expert, what, size in (("global", "box", "the box, enlarged"), ("local", "click alone", "128^3")):
+        one, two = (prompts_in_the_middle(volume.shape, expert, clicks) for clicks in (1, 2))
+        found = []
+        for _ in range(repeats):
+            cache.clear()
+            dual.forget(volume)
+            found.append([_measured(lambda asked=asked: dual.segment(volume, asked)) for asked in (one, two)])  # type: ignore[misc]
+        used = max(gigabytes for turn in found for _, gigabytes in turn)
+        first, further = (min(turn[at][0] for turn in found) for at in (0, 1))
+        rows.append(PeerRow(f"ours, {preset}, {what}: first", size, first, used))
+        unit = preset == "compact" and expert == "global"
+        rows.append(PeerRow(f"ours, {preset}, {what}: further", size, further, used, unit))
     return rows
 
 
