@@ -12,7 +12,7 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from ..imaging.geometry import Box, Index, Roi, crop_to_grid
+from ..imaging.geometry import Box, Index, Outside, Roi, crop_to_grid
 from ..imaging.intensity import LOCAL_PERCENTILES, IntensityMap, choose_map, normalise_global, normalise_local
 from ..imaging.prompts import Click
 from ..imaging.volume import Volume
@@ -48,13 +48,16 @@ def global_input(volume: Volume, roi: Roi, intensity_map: IntensityMap, hold_edg
     """The global network's image (1, 1, *roi.grid): [0, 255], outside the volume 0 or, with `hold_edges`, as
     at its faces; then z-score.
     """
+    outside: Outside = "edge" if hold_edges else "zeros"
     grey = crop_to_grid(
-        volume.array, roi, lambda stored: intensity_map(volume.to_real(stored)), hold_edges=hold_edges
+        volume.array, roi, lambda stored: intensity_map(volume.to_real(stored)), outside=outside
     )
     return normalise_global(grey)[None, None]
 
 
-def local_input(volume: Volume, window: Roi, intensity_map: IntensityMap) -> Tensor:
+def local_input(
+    volume: Volume, window: Roi, intensity_map: IntensityMap, outside: Outside = "zeros"
+) -> Tensor:
     """The local network's image (1, 1, *window.grid): the volume's percentiles 1 and 99 as 0 and 1.
 
     The values pass through [0, 255] first (section 3.2), and so do the percentiles. Outside CT this changes
@@ -69,6 +72,7 @@ def local_input(volume: Volume, window: Roi, intensity_map: IntensityMap) -> Ten
         volume.array,
         window,
         lambda stored: normalise_local(intensity_map(volume.to_real(stored)), low, high),
+        outside=outside,
     )
     return image[None, None]
 

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
+from torch import Tensor
 
 from ..byte_cache import ByteCache
 from ..errors import PromptError
-from ..imaging.geometry import LOCAL_WINDOW, Box, Index, Roi, local_windows, paste_from_grid, window_at
+from ..imaging.geometry import (
+    LOCAL_WINDOW,
+    Box,
+    Index,
+    Outside,
+    Position,
+    Roi,
+    local_windows,
+    paste_from_grid,
+    window_at,
+)
 from ..imaging.intensity import IntensityMap
 from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume
@@ -20,7 +34,7 @@ from ..networks.local_network import LocalFeatures, LocalNetwork
 from ..networks.segresnet import LAYOUT
 from .inputs import MAX_CLICKS, local_input, map_at_points, point_prompts, thinned
 from .precision import chosen_precision
-from .prediction import Prediction, enclosing_region, filled_region, intersection, within
+from .prediction import NOWHERE, Prediction, enclosing_region, filled_region, intersection, within
 from .timing import StageTimer
 
 logger = logging.getLogger(__name__)
@@ -31,7 +45,13 @@ LOGIT_LIMIT = 12.0
 """Logits are cut to this range before windows are averaged, so that no window dominates the mean."""
 OUTSIDE_LOGIT = 4.0
 """Logit of a voxel of the previous mask outside every window (probability 0.98)."""
+UNEVEN = 1.5
+"""Ratio of a voxel's longest to its shortest side from which on windows have cells that are cubes."""
+WIDER_BY = 1.13
+"""How many times clearer the edges about what a click finds have to be in the wider view for it to be taken.
+Chosen on volumes that may train networks (docs/fusion.md)."""
 _MAX_CENTRES = 256
+_EDGE_WIDTH, _MARGIN, _LEAST_SLOPE = 0.7, 4, 1e-4
 
 
 def click_windows(foreground: Sequence[Index], background: Sequence[Index], size: Index) -> list[Roi]:
@@ -127,6 +147,92 @@ def _scribble_windows(foreground: Sequence[Index], size: Index) -> list[Roi]:
     return windows
 
 
+@dataclass(frozen=True)
+class View:
+    """How windows look at an image.
+
+    Attributes:
+        cell: voxels along (z, y, x) that a cell of a window covers.
+        outside: what windows hold beyond the image's faces.
+    """
+
+    cell: Position
+    outside: Outside
+
+    @property
+    def nbytes(self) -> int:
+        """About what one takes in a cache."""
+        return 256
+
+    def windows_in_order(self, clicks: Sequence[Click], size: Index) -> list[Roi]:
+        """`windows_in_order` on a grid of such cells over the image.
+
+        Args:
+            clicks: in voxels of the image.
+            size: of a window, in cells.
+
+        Returns:
+            Windows in voxels of the image.
+        """
+        on_grid = [Click(self._cell_of(click.index), click.positive) for click in clicks]
+        return [
+            Roi(Box(self._voxels(window.box.lo), self._voxels(window.box.hi)), window.grid)
+            for window in windows_in_order(on_grid, size)
+        ]
+
+    def _cell_of(self, index: Index) -> Index:
+        z, y, x = (math.floor((p + 0.5) / side) for p, side in zip(index, self.cell, strict=True))
+        return z, y, x
+
+    def _voxels(self, corner: Position) -> Position:
+        z, y, x = (p * side for p, side in zip(corner, self.cell, strict=True))
+        return z, y, x
+
+
+AS_STORED = View((1.0, 1.0, 1.0), "zeros")
+"""Voxel by voxel, as in the paper, and as the networks are trained."""
+
+
+def views(spacing: Sequence[float]) -> tuple[View, View]:
+    """Two views of an image, the second one twice as wide.
+
+    Cells are cubes where voxels are far from it (`UNEVEN`): the network knows objects about as wide as deep.
+    Beyond its faces the image is mirrored. Zeros would be an edge, and an object that a face cuts ends there
+    for a network that looks for edges.
+
+    Args:
+        spacing: millimetres of a voxel along (z, y, x).
+    """
+    cell = (1.0, 1.0, 1.0)
+    if max(spacing) >= UNEVEN * min(spacing):
+        side = math.sqrt(max(spacing) * min(spacing))
+        cell = (side / spacing[0], side / spacing[1], side / spacing[2])
+    return View(cell, "mirror"), View((2 * cell[0], 2 * cell[1], 2 * cell[2]), "mirror")
+
+
+def edge_strength(image: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> float:
+    """How much steeper an image is on the border of a mask than inside and just outside it.
+
+    Args:
+        image: (D, H, W).
+        mask: of the same shape.
+
+    Returns:
+        Mean length of the gradient on the border, divided by that of the mask widened by two cells; 0 for
+            an empty mask.
+    """
+    region = filled_region(mask)
+    if region == NOWHERE:
+        return 0.0
+    z, y, x = (slice(max(0, s.start - _MARGIN), s.stop + _MARGIN) for s in region)
+    mask = mask[z, y, x]
+    slope = ndimage.gaussian_gradient_magnitude(image[z, y, x], _EDGE_WIDTH)
+    widened = ndimage.binary_dilation(mask)
+    border = widened & ~ndimage.binary_erosion(mask)
+    around = ndimage.binary_dilation(widened)
+    return float(slope[border].mean() / max(float(slope[around].mean()), _LEAST_SLOPE))
+
+
 class LocalExpert:
     """Segments one object in windows of full resolution around its clicks.
 
@@ -168,7 +274,7 @@ class LocalExpert:
         prompts: Prompts,
         intensity: str = "auto",
         stages: StageTimer | None = None,
-        in_order: bool = False,
+        adaptive: bool = False,
         last: bool = False,
     ) -> list[Prediction]:
         """Segment one object.
@@ -187,7 +293,8 @@ class LocalExpert:
             prompts: checked for this volume.
             intensity: one of `intensity.CHOICES`.
             stages: receives seconds spent in crop, encode, decode and paste.
-            in_order: whether the clicks are in the order in which they came, so that a further one moves no
+            adaptive: look at the image as `views` says, in the one that fits the first click best, instead of
+                at voxels. The clicks are then in the order in which they came, and a further one moves no
                 window (`windows_in_order`).
             last: open one window, about the last click (`last_window`).
 
@@ -201,17 +308,23 @@ class LocalExpert:
         stages = StageTimer() if stages is None else stages
         clicks = _with_foreground(prompts, volume.shape)
         foreground = [c.index for c in clicks if c.positive]
-        if last:
-            windows = last_window(clicks, self.window)
-        elif in_order:
-            windows = windows_in_order(clicks, self.window)
+        if adaptive:
+            intensity_map = map_at_points(volume, foreground[:1], intensity)
+            view = self._best_view(volume, foreground[0], intensity_map, stages)
+            windows = view.windows_in_order(clicks, self.window)
         else:
-            windows = click_windows(foreground, prompts.background, self.window)
-        intensity_map = map_at_points(volume, thinned(foreground, _MAX_CENTRES), intensity)
+            intensity_map = map_at_points(volume, thinned(foreground, _MAX_CENTRES), intensity)
+            view = AS_STORED
+            if last:
+                windows = last_window(clicks, self.window)
+            else:
+                windows = click_windows(foreground, prompts.background, self.window)
 
         found = []
         for group in _overlapping(windows):
-            parts = [self._window(volume, window, clicks, intensity_map, stages) for window in group]
+            parts = [
+                self._window(volume, window, view.outside, clicks, intensity_map, stages) for window in group
+            ]
             with stages.timed("paste"):
                 found.append(_mean(parts).trimmed())
         if prompts.mask is not None:
@@ -219,33 +332,70 @@ class LocalExpert:
                 found.append(_outside(prompts.mask, windows))
         return found
 
+    def _best_view(
+        self, volume: Volume, index: Index, intensity_map: IntensityMap, stages: StageTimer
+    ) -> View:
+        """The view in which the border of what one click finds lies on the clearest edges."""
+
+        def choose() -> View:
+            narrow, wide = views(volume.spacing)
+            strength = {
+                view: self._edge_strength(volume, index, view, intensity_map, stages)
+                for view in (narrow, wide)
+            }
+            return wide if strength[wide] > WIDER_BY * strength[narrow] else narrow
+
+        return self._cache.get((volume.key, self.weights_key, index, intensity_map), choose)
+
+    def _edge_strength(
+        self, volume: Volume, index: Index, view: View, intensity_map: IntensityMap, stages: StageTimer
+    ) -> float:
+        clicks = (Click(index, True),)
+        (window,) = view.windows_in_order(clicks, self.window)
+        logits = self._logits(volume, window, view.outside, clicks, intensity_map, stages)
+        with stages.timed("crop"):
+            image = local_input(volume, window, intensity_map, view.outside)
+        return edge_strength(image[0, 0].numpy(), (logits > 0).numpy())
+
     def _window(
         self,
         volume: Volume,
         window: Roi,
+        outside: Outside,
         clicks: Sequence[Click],
         intensity_map: IntensityMap,
         stages: StageTimer,
     ) -> Prediction:
-        features = self._encoded(volume, window, intensity_map, stages)
-        points, labels = point_prompts(window, clicks)
-        with stages.timed("decode"), self._precision():
-            logits = self.network.decode(features, points.to(self.device), labels.to(self.device))[0, 0]
-            logits = logits.float().cpu()
+        logits = self._logits(volume, window, outside, clicks, intensity_map, stages)
         with stages.timed("paste"):
             region, values = paste_from_grid(logits, window, volume.shape)
             return Prediction(region, values.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).numpy())
 
+    def _logits(
+        self,
+        volume: Volume,
+        window: Roi,
+        outside: Outside,
+        clicks: Sequence[Click],
+        intensity_map: IntensityMap,
+        stages: StageTimer,
+    ) -> Tensor:
+        features = self._encoded(volume, window, outside, intensity_map, stages)
+        points, labels = point_prompts(window, clicks)
+        with stages.timed("decode"), self._precision():
+            logits = self.network.decode(features, points.to(self.device), labels.to(self.device))[0, 0]
+            return logits.float().cpu()
+
     def _encoded(
-        self, volume: Volume, window: Roi, intensity_map: IntensityMap, stages: StageTimer
+        self, volume: Volume, window: Roi, outside: Outside, intensity_map: IntensityMap, stages: StageTimer
     ) -> LocalFeatures:
         def encode() -> LocalFeatures:
             with stages.timed("crop"):
-                image = local_input(volume, window, intensity_map).to(self.device)
+                image = local_input(volume, window, intensity_map, outside).to(self.device)
             with stages.timed("encode"), self._precision():
                 return self.network.encode(image)
 
-        return self._cache.get((volume.key, self.weights_key, window, intensity_map), encode)
+        return self._cache.get((volume.key, self.weights_key, window, outside, intensity_map), encode)
 
     def _precision(self) -> AbstractContextManager[object]:
         if self._autocast is None:

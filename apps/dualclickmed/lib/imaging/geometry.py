@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ Position: TypeAlias = tuple[float, float, float]
 """A place (z, y, x) in voxel edges, or a length in voxels along each axis."""
 Region: TypeAlias = tuple[slice, slice, slice]
 """The voxels of a box: one slice with explicit, non-negative bounds for each axis."""
+Outside: TypeAlias = Literal["zeros", "edge", "mirror"]
+"""What is beyond the faces of an array: zeros, its outermost entries, or its mirror image again and again."""
 
 GLOBAL_SCALE = 1.8
 """How much larger than the prompts' box the global region is along each axis (the paper's k, section 2.2)."""
@@ -258,19 +260,19 @@ def local_windows(
 
 
 def axis_weights(
-    positions: npt.ArrayLike, size: int, support: float = 1.0, hold_edges: bool = False
+    positions: npt.ArrayLike, size: int, support: float = 1.0, outside: Outside = "zeros"
 ) -> AxisWeights:
     """Weights of linear interpolation along one axis.
 
     A sample at position ``x`` gives entry ``p`` the triangle ``max(0, 1 - |p - x| / support)``, normalised
-    over all integers ``p``: entries outside the axis count as zeros.
+    over all integers ``p``; `outside` says what entries outside the axis are.
 
     Args:
         positions: (M,) where to sample, in entry indices (the first entry's centre is 0).
         size: number of entries of the axis.
         support: half the triangle's base in entries, at least 1. 1 is plain linear interpolation; the shrink
             factor makes an antialiased reduction.
-        hold_edges: samples beyond the first or last entry take that entry's value; they do not fade to zero.
+        outside: what is beyond the first and the last entry.
 
     Raises:
         ValueError: if `support` is below 1 or `size` below 1.
@@ -278,15 +280,18 @@ def axis_weights(
     if support < 1 or size < 1:
         raise ValueError(f"interpolation needs support >= 1 and size >= 1, got {support} and {size}")
     x = np.asarray(positions, dtype=np.float64).reshape(-1)
-    if hold_edges:
+    if outside == "edge":
         # Far outside everything is the edge's value; so the number of weights stays small.
         x = np.clip(x, -support, size - 1 + support)
     first = np.ceil(x - support).astype(np.int64)
     taps = first[:, None] + np.arange(math.floor(2 * support) + 1)
     weights = np.maximum(0.0, 1.0 - np.abs(taps - x[:, None]) / support)
     weights /= weights.sum(axis=1, keepdims=True)
-    if hold_edges:
+    if outside == "edge":
         taps = np.clip(taps, 0, size - 1)
+    elif outside == "mirror":
+        taps = np.mod(taps, 2 * size)
+        taps = np.minimum(taps, 2 * size - 1 - taps)
 
     used = (weights > 0) & (taps >= 0) & (taps < size)
     if not used.any():
@@ -303,7 +308,7 @@ def crop_to_grid(
     roi: Roi,
     transform: Callable[[Tensor], Tensor] | None = None,
     antialias: bool = True,
-    hold_edges: bool = False,
+    outside: Outside = "zeros",
 ) -> Tensor:
     """Resample the part of `volume` under `roi` to the region's grid.
 
@@ -316,9 +321,9 @@ def crop_to_grid(
         volume: (D, H, W), any real dtype; only the voxels that carry weight are read.
         roi: the region; it may lie partly or wholly outside the volume.
         transform: maps float32 voxels to float32 voxels one by one, before interpolation; it is called on
-            pieces of the region. Whatever is outside the volume is zero after it.
+            pieces of the region.
         antialias: see above.
-        hold_edges: outside the volume its outermost voxels go on instead of zeros.
+        outside: what is outside the volume; zeros are those after `transform`.
 
     Returns:
         float32 tensor of shape ``roi.grid``.
@@ -328,13 +333,13 @@ def crop_to_grid(
     """
     if volume.ndim != 3:
         raise ValueError(f"a crop needs a 3D volume, got shape {volume.shape}")
-    if roi.is_aligned and not hold_edges:
+    if roi.is_aligned and outside == "zeros":
         return _copy_window(volume, roi, transform)
 
     axes = []
     for size, lo, spacing, cells in zip(volume.shape, roi.box.lo, roi.spacing, roi.grid, strict=True):
         centres = (np.arange(cells) + 0.5) * spacing + lo - 0.5
-        axes.append(axis_weights(centres, size, max(1.0, spacing) if antialias else 1.0, hold_edges))
+        axes.append(axis_weights(centres, size, max(1.0, spacing) if antialias else 1.0, outside))
     z, y, x = axes
     region = volume[z.start : z.stop, y.start : y.stop, x.start : x.stop]
     if region.size == 0:
@@ -380,7 +385,7 @@ def paste_from_grid(values: Tensor, roi: Roi, shape: Sequence[int]) -> tuple[Reg
     # From the first axis to the last, so that the largest product, along x, has contiguous rows.
     for axis, voxels in enumerate(region):
         centres = np.arange(voxels.start, voxels.stop) + 0.5 - roi.box.lo[axis]
-        weights = axis_weights(centres / roi.spacing[axis] - 0.5, roi.grid[axis], hold_edges=True)
+        weights = axis_weights(centres / roi.spacing[axis] - 0.5, roi.grid[axis], outside="edge")
         entries = result.narrow(axis, weights.start, weights.stop - weights.start)
         matrix = weights.matrix.to(result.device)
         if axis == 0:

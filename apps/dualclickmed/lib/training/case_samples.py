@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..experts.inputs import local_input, map_at_points, map_in_box
-from ..imaging.geometry import Box, Index, Roi, crop_to_grid, global_roi, window_at
+from ..imaging.geometry import Box, Index, Outside, Roi, crop_to_grid, global_roi, window_at
 from .augment import local_augmentation
 from .batches import GlobalSample, LocalSample
 from .first_prompts import first_box, interior_voxel, surface_voxel
@@ -27,7 +27,7 @@ Order = Callable[[int], npt.NDArray[np.integer]]
 
 
 def global_crop(
-    opened: OpenedCase, found: Found, box: Box, roi: Roi, hold_edges: bool = False
+    opened: OpenedCase, found: Found, box: Box, roi: Roi, outside: Outside = "zeros"
 ) -> GlobalSample:
     """One object of a case on the grid of a region: grey levels in [0, 255] by the values in `box`, truth and
     valid.
@@ -37,12 +37,8 @@ def global_crop(
     """
     volume = opened.volume
     grey_map = map_in_box(volume, box, "auto")
-    grey = crop_to_grid(
-        volume.array, roi, lambda stored: grey_map(volume.to_real(stored)), hold_edges=hold_edges
-    )
-    share = crop_to_grid(
-        opened.labels, roi, lambda values: (values == found.value).float(), hold_edges=hold_edges
-    )
+    grey = crop_to_grid(volume.array, roi, lambda stored: grey_map(volume.to_real(stored)), outside=outside)
+    share = crop_to_grid(opened.labels, roi, lambda values: (values == found.value).float(), outside=outside)
     truth = share > 0.5
     if not bool(truth.any()):
         truth = share >= share.max() / 2
@@ -61,7 +57,7 @@ def case_crops(
         box, extreme = drawn_box(opened, found, recipe, rng)
         clicked = rng.random() < recipe.clicked
         roi = _window(opened, found, recipe, rng) if clicked else global_roi(box, grid=(recipe.grid,) * 3)
-        crop = global_crop(opened, found, box, roi, recipe.hold_edges)
+        crop = global_crop(opened, found, box, roi, recipe.outside)
         if not clicked:
             crops.append(crop._replace(extreme=extreme))
         elif bool((crop.truth & crop.valid).any()):

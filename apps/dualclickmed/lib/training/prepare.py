@@ -172,7 +172,7 @@ def _write_case(
             for number in range(boxes):
                 box, extreme = drawn_box(opened, found, recipe, rng)
                 roi = global_roi(box, grid=(recipe.grid,) * 3)
-                crop = global_crop(opened, found, box, roi, recipe.hold_edges)._replace(extreme=extreme)
+                crop = global_crop(opened, found, box, roi, recipe.outside)._replace(extreme=extreme)
                 _write_crop(partial / f"{found.value}-{number}.npz", crop)
         content = {"case": case.id, "objects": [found.value for found in opened.objects], "boxes": boxes}
         (partial / CONTENT).write_text(json.dumps(content))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
+from ..imaging.geometry import Outside
 from ..networks.configs import GlobalConfig, LocalConfig
 from ..simulation.modes import Mode
 from ..weights.cards import Kind
@@ -137,6 +138,11 @@ class Recipe:
     intensity_shift: float = 0.1
     noise: float = 0.1
     seed: int = 1
+
+    @property
+    def outside(self) -> Outside:
+        """What the global expert's regions hold beyond the image."""
+        return "edge" if self.hold_edges else "zeros"
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

@@ -99,8 +99,8 @@ def global_samples(scene: SyntheticVolume, rng: np.random.Generator, recipe: Rec
         if rng.random() < recipe.components:
             mask = one_component(mask, rng)
         roi, extreme, clicked = _asked(mask, scene, recipe, rng)
-        image = normalise_global(crop_to_grid(array, roi, hold_edges=recipe.hold_edges))
-        truth = crop_to_grid(mask.astype(np.uint8), roi, hold_edges=recipe.hold_edges) > 0.5
+        image = normalise_global(crop_to_grid(array, roi, outside=recipe.outside))
+        truth = crop_to_grid(mask.astype(np.uint8), roi, outside=recipe.outside) > 0.5
         valid = inside(array.shape, roi)
         if not bool((truth & valid).any()):
             continue

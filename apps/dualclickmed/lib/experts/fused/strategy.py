@@ -318,7 +318,7 @@ class _Request:
         """
         if isinstance(self.expert, GlobalExpert):
             return self._global(self.expert, prompts, seen)
-        found = self.expert.predict(self.volume, prompts, self.intensity, self.stages, in_order=True)
+        found = self.expert.predict(self.volume, prompts, self.intensity, self.stages, adaptive=True)
         source, local = _in_one_region(found, prompts.enclosing_box(), self.volume.shape)
         if self.other is None or seen is None:
             return source, local
@@ -413,7 +413,7 @@ def resampled(values: Tensor, source: Roi, target: Roi) -> Tensor:
         target.grid, target.box.lo, target.spacing, source.box.lo, source.spacing, source.grid, strict=True
     ):
         centres = lo + (np.arange(count) + 0.5) * size
-        weights.append(axis_weights((centres - start) / cell - 0.5, cells, hold_edges=True))
+        weights.append(axis_weights((centres - start) / cell - 0.5, cells, outside="edge"))
     z, y, x = weights
     part = values[z.start : z.stop, y.start : y.stop, x.start : x.stop]
     planes = y.matrix @ (part @ x.matrix.T)
