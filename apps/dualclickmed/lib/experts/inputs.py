@@ -18,7 +18,10 @@ from ..imaging.prompts import Click
 from ..imaging.volume import Volume
 
 MAX_CLICKS = 64
-"""Most clicks that a network sees at once: a scribble of thousands says no more than its outline."""
+"""More clicks than these are a scribble: thousands of them say no more than its outline."""
+NETWORK_CLICKS = 8
+"""Most clicks that a network sees at once. It was trained with about six: with dozens of right foreground
+clicks it takes everything about them for the object (docs/fusion.md)."""
 CORE = 0.5
 """Part of each side of a box, about its centre, whose values are taken for the object's."""
 _SAMPLES_PER_AXIS = 32
@@ -77,7 +80,7 @@ def local_input(
     return image[None, None]
 
 
-def point_prompts(roi: Roi, clicks: Sequence[Click], limit: int = MAX_CLICKS) -> tuple[Tensor, Tensor]:
+def point_prompts(roi: Roi, clicks: Sequence[Click], limit: int = NETWORK_CLICKS) -> tuple[Tensor, Tensor]:
     """The clicks inside a region as a network takes them.
 
     The result depends on the set of clicks, not on their order. Clicks outside the region are left out: moved

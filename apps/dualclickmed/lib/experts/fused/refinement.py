@@ -16,6 +16,7 @@ Every constant was chosen on a part of a set of real objects (docs/fusion.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -318,7 +319,9 @@ def accumulate_click_evidence(
     found = {True: earlier.fore.copy(), False: earlier.back.copy()}
     reaches = []
     for click, rival in representative_clicks(new, features.step, others=clicks):
-        reach = CLICK_REACH * max(deep.at(click), least)
+        # Several clicks at once share what is wrong: none reaches beyond its neighbour.
+        depth = min(deep.at(click), _nearest(click, new, features.step))
+        reach = CLICK_REACH * max(depth, least)
         reach = max(min(reach, RIVAL_SHARE * rival), least)
         unlike = (features.rank - features.rank[click.cell]) / CLICK_WIDTH
         # Flat in the middle and steep at its reach: a Gaussian would leak into what was right.
@@ -326,6 +329,14 @@ def accumulate_click_evidence(
         np.maximum(found[click.positive], near, out=found[click.positive])
         reaches.append((click, reach))
     return ClickEvidence(found[True], found[False]), reaches
+
+
+def _nearest(click: CellClick, clicks: Sequence[CellClick], step: Sequence[float]) -> float:
+    """Millimetres from a click to the nearest other one of its kind; infinity without one."""
+    others = np.asarray([c.cell for c in clicks if c.positive == click.positive and c != click])
+    if not len(others):
+        return math.inf
+    return float(np.linalg.norm((others - click.cell) * np.asarray(step), axis=1).min())
 
 
 def _around(features: RegionFeatures, cell: Index, reach: float) -> Field:

@@ -33,7 +33,6 @@ from ...imaging.geometry import Box, Index, Region, Roi, axis_weights, crop_to_g
 from ...imaging.prompts import Click, Prompts
 from ...imaging.volume import Volume
 from ..global_expert import GlobalExpert
-from ..inputs import MAX_CLICKS
 from ..local_expert import OUTSIDE_LOGIT, LocalExpert
 from ..prediction import (
     NOWHERE,
@@ -229,22 +228,20 @@ class _Request:
         """What the user sees after all clicks."""
         clicks = self.prompts.clicks
         queues = {kind: deque(c for c in clicks if c.positive == kind) for kind in (True, False)}
-        scribble = len(clicks) > MAX_CLICKS
-        size = len(clicks) if scribble else 1
+        size = 1
         while size * MOST_ROUNDS < len(clicks):
             size *= 2
         # What the local expert is asked first needs a click; a box alone is enough for the global one.
-        # With a scribble it is asked about all of it, so that the windows of both questions are the same.
         opening: tuple[Click, ...] = ()
         if isinstance(self.expert, LocalExpert):
-            opening = tuple(queues[True]) if scribble else tuple(queues[True])[:1]
+            opening = tuple(queues[True])[:1]
         key = (
             self.volume.key, self.expert.weights_key, self.other and self.other.weights_key,
             self.prompts.box, self.intensity, _content(self.prompts.mask), bool(clicks), size,
         )  # fmt: skip
         seen = self.cache.get((*key, opening, ()), lambda: self._begun(opening))
         given: tuple[Click, ...] = ()
-        if opening and not scribble:
+        if opening:
             given = (queues[True].popleft(),)
             seen = self._after(seen, given, given, key)
         while queues[True] or queues[False]:
@@ -292,6 +289,9 @@ class _Request:
         return self.cache.get((*key, given, new), lambda: self._corrected(seen, new, given))
 
     def _corrected(self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...]) -> _Seen:
+        new = _contradicting(seen, new)
+        if not new:
+            return seen
         source, opinion = self._asked(replace(self.prompts, clicks=given, mask=None), seen)
         with self.stages.timed("refine"):
             features = self._features(source.box)
@@ -349,6 +349,20 @@ class _Request:
         assert self.prompts.mask is not None
         inside = crop_to_grid(self.prompts.mask, features.roi).numpy() >= 0.5
         return np.where(inside, np.float32(LIMIT), np.float32(-LIMIT))
+
+
+def _contradicting(seen: _Seen, clicks: Sequence[Click]) -> tuple[Click, ...]:
+    """The clicks that say otherwise than what was seen. One that agrees with it corrects nothing, and what
+    is right must not change with it.
+    """
+    features = seen.features
+
+    def agrees(click: Click) -> bool:
+        inside = features.roi.box.contains(click.index)
+        found = inside and bool(seen.probability[features.cell(click.index)] > 0.5)
+        return found == click.positive
+
+    return tuple(click for click in clicks if not agrees(click))
 
 
 def _nothing_found(probability: Field, features: RegionFeatures, box: Box) -> bool:
