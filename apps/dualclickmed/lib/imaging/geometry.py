@@ -32,7 +32,11 @@ Position: TypeAlias = tuple[float, float, float]
 Region: TypeAlias = tuple[slice, slice, slice]
 """The voxels of a box: one slice with explicit, non-negative bounds for each axis."""
 Outside: TypeAlias = Literal["zeros", "edge", "mirror"]
-"""What is beyond the faces of an array: zeros, its outermost entries, or its mirror image again and again."""
+"""What is beyond the faces of an array: zeros, its outermost entries, or its mirror image in a rim of `RIM`
+entries and zeros further out."""
+RIM = 8
+"""Width of a mirrored rim. As wide as a window, the mirror images of a small volume's objects draw corrections
+away from it; without one, an object that a face cuts ends there (docs/fusion.md)."""
 
 GLOBAL_SCALE = 1.8
 """How much larger than the prompts' box the global region is along each axis (the paper's k, section 2.2)."""
@@ -290,8 +294,9 @@ def axis_weights(
     if outside == "edge":
         taps = np.clip(taps, 0, size - 1)
     elif outside == "mirror":
+        reached = (taps >= -RIM) & (taps < size + RIM)
         taps = np.mod(taps, 2 * size)
-        taps = np.minimum(taps, 2 * size - 1 - taps)
+        taps = np.where(reached, np.minimum(taps, 2 * size - 1 - taps), -1)
 
     used = (weights > 0) & (taps >= 0) & (taps < size)
     if not used.any():
