@@ -9,6 +9,7 @@ import torch
 from dualclickmed.experts.fused.refinement import CellClick
 from dualclickmed.experts.inputs import (
     MAX_CLICKS,
+    NETWORK_CLICKS,
     global_input,
     local_input,
     map_at_points,
@@ -77,7 +78,9 @@ def test_thinning_keeps_some_of_the_points_and_all_when_few(points, limit):
 def test_a_scribble_is_thinned_evenly_and_both_kinds_stay():
     roi = Roi(Box((0, 0, 0), (64, 64, 64)), (64, 64, 64))
     line = [Click((5, y, x), True) for y in (10, 11) for x in range(64)]
-    points, labels = point_prompts(roi, [*line, Click((6, 10, 30), False)])
+    few, kinds = point_prompts(roi, [*line, Click((6, 10, 30), False)])
+    assert 2 <= few.shape[1] <= NETWORK_CLICKS and kinds[0].tolist().count(0) == 1
+    points, labels = point_prompts(roi, [*line, Click((6, 10, 30), False)], MAX_CLICKS)
     assert points.shape[1] <= MAX_CLICKS
     assert labels[0].tolist().count(0) == 1
     columns = np.sort(points[0, labels[0] == 1, 2].numpy())

@@ -14,8 +14,11 @@ from dualclickmed.experts.inputs import MAX_CLICKS
 from dualclickmed.experts.local_expert import (
     LOGIT_LIMIT,
     MAX_WINDOWS,
+    View,
     click_windows,
+    edge_strength,
     last_window,
+    views,
     windows_in_order,
 )
 from dualclickmed.experts.timing import StageTimer
@@ -334,3 +337,25 @@ def test_too_many_windows_keep_the_most_clicks_and_say_so(caplog):
     assert len(windows) == MAX_WINDOWS
     assert any(all(w.box.contains(p) for p in crowd) for w in windows)
     assert "26 windows" in caplog.text
+
+
+def test_views_of_uneven_voxels_have_cells_that_are_cubes():
+    assert views((1.0, 1.2, 1.4))[0] == View((1.0, 1.0, 1.0), "mirror")
+    narrow, wide = views((6.0, 0.375, 0.375))
+    assert narrow == View((0.25, 4.0, 4.0), "mirror")  # 1.5 mm along each axis
+    assert wide == View((0.5, 8.0, 8.0), "mirror")
+
+
+def test_a_view_s_window_is_the_same_number_of_cells_about_the_click():
+    (window,) = View((0.25, 4.0, 4.0), "mirror").windows_in_order([Click((10, 100, 41))], (16, 16, 16))
+    # Voxel 10's centre, 10.5, lies in cell 42; voxel 100's in cell 25; voxel 41's in cell 10.
+    assert window.grid == (16, 16, 16)
+    assert window.box == Box(((42 - 8) * 0.25, (25 - 8) * 4.0, (10 - 8) * 4.0), (12.5, 132.0, 72.0))
+
+
+def test_the_clearest_edges_are_those_of_the_object():
+    away = np.linalg.norm(np.stack(np.mgrid[:32, :32, :32], axis=-1) - 16, axis=-1)
+    image = (away <= 8).astype(np.float32)
+    strengths = {radius: edge_strength(image, away <= radius) for radius in (3, 5, 8, 11)}
+    assert max(strengths, key=strengths.__getitem__) == 8
+    assert edge_strength(image, np.zeros(image.shape, bool)) == 0

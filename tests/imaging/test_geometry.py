@@ -14,6 +14,7 @@ from dualclickmed.imaging.geometry import (
     MERGE_DISTANCE,
     Box,
     Index,
+    Outside,
     Position,
     Roi,
     axis_weights,
@@ -316,25 +317,32 @@ class TestLocalWindows:
 
 class TestAxisWeights:
     @pytest.mark.parametrize(
-        ("position", "support", "hold", "start", "row"),
+        ("position", "support", "outside", "start", "row"),
         [
-            (3.0, 1.0, False, 3, [1.0]),
-            (3.25, 1.0, False, 3, [0.75, 0.25]),
-            (-0.25, 1.0, False, 0, [0.75]),  # a quarter comes from the zeros outside
-            (-0.25, 1.0, True, 0, [1.0]),
-            (9.75, 1.0, False, 9, [0.25]),
-            (9.75, 1.0, True, 9, [1.0]),
-            (3.5, 2.0, False, 2, [0.125, 0.375, 0.375, 0.125]),
-            (4.0, 2.0, False, 3, [0.25, 0.5, 0.25]),
+            (3.0, 1.0, "zeros", 3, [1.0]),
+            (3.25, 1.0, "zeros", 3, [0.75, 0.25]),
+            (-0.25, 1.0, "zeros", 0, [0.75]),  # a quarter comes from the zeros outside
+            (-0.25, 1.0, "edge", 0, [1.0]),
+            (9.75, 1.0, "zeros", 9, [0.25]),
+            (9.75, 1.0, "edge", 9, [1.0]),
+            (-0.25, 1.0, "mirror", 0, [1.0]),
+            (-1.25, 1.0, "mirror", 0, [0.75, 0.25]),  # entries 0 and 1 seen from the other side
+            (10.25, 1.0, "mirror", 8, [0.25, 0.75]),
+            (-8.0, 1.0, "mirror", 7, [1.0]),
+            (3.5, 2.0, "zeros", 2, [0.125, 0.375, 0.375, 0.125]),
+            (4.0, 2.0, "zeros", 3, [0.25, 0.5, 0.25]),
         ],
     )
     def test_one_sample(
-        self, position: float, support: float, hold: bool, start: int, row: list[float]
+        self, position: float, support: float, outside: Outside, start: int, row: list[float]
     ) -> None:
-        weights = axis_weights([position], 10, support, hold)
+        weights = axis_weights([position], 10, support, outside)
         assert weights.start == start
         np.testing.assert_allclose(weights.matrix.numpy(), [row], atol=1e-7)
         assert weights.stop == start + len(row)
+
+    def test_beyond_the_mirrored_rim_nothing_has_weight(self) -> None:
+        assert axis_weights([-9.0, 18.0], 10, outside="mirror").matrix.shape == (2, 0)
 
     def test_far_outside_nothing_has_weight(self) -> None:
         assert axis_weights([-5.0, 40.0], 10).matrix.shape == (2, 0)

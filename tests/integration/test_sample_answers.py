@@ -56,8 +56,8 @@ def sample() -> Sample:
     ("strategy", "kind", "expected"),
     [
         ("paper", "box", {1: (116355, 0.846), 4: (15638, 0.920)}),
-        ("fused", "points", {1: (14053, 0.263), 4: (5210, 0.539)}),
-        ("fused", "both", {1: (152575, 0.748), 4: (15944, 0.926)}),
+        ("fused", "points", {1: (49281, 0.681), 4: (4648, 0.492)}),
+        ("fused", "both", {1: (140380, 0.785), 4: (15585, 0.937)}),
     ],
 )
 def test_the_answers_on_the_sample_study(

@@ -35,8 +35,8 @@ Outside: TypeAlias = Literal["zeros", "edge", "mirror"]
 """What is beyond the faces of an array: zeros, its outermost entries, or its mirror image in a rim of `RIM`
 entries and zeros further out."""
 RIM = 8
-"""Width of a mirrored rim. As wide as a window, the mirror images of a small volume's objects draw corrections
-away from it; without one, an object that a face cuts ends there (docs/fusion.md)."""
+"""Width of a mirrored rim. In one as wide as a window the mirror images of a small volume's objects draw
+corrections away from it; without one, an object that a face cuts ends there (docs/fusion.md)."""
 
 GLOBAL_SCALE = 1.8
 """How much larger than the prompts' box the global region is along each axis (the paper's k, section 2.2)."""

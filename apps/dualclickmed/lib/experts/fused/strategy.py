@@ -44,13 +44,13 @@ from ..prediction import (
     within,
 )
 from ..timing import StageTimer
+from .boxes import is_nearly_empty, proposed_box, widened
 from .random_walker import Field
 from .refinement import NETWORK_LIMIT as LIMIT
 from .refinement import (
     CellClick,
     ClickEvidence,
     Depths,
-    Mask,
     RegionFeatures,
     accumulate_click_evidence,
     held_away_from_clicks,
@@ -62,14 +62,11 @@ from .refinement import (
 CACHE_BYTES = 128 << 20
 """Of region features, and of what was found after each click, that are kept between requests."""
 MOST_ROUNDS = 16
-"""Steps in which all clicks are taken at most; of more clicks several are taken at once.
-A scribble, more clicks than `inputs.MAX_CLICKS`, is one gesture and taken in one step."""
+"""Steps in which all clicks are taken at most; of more clicks several are taken at once."""
 SURROUNDINGS = 1.5
 """How much longer than what the local expert found the region of an object without a box is, on each axis."""
 LEAST_SIDE = 24.0
 """Shortest side of that region in voxels."""
-LEAST_FILL = 0.02
-"""Share of a box that an answer to the box alone has to fill; otherwise the ellipsoid in it is the answer."""
 LEAST_EVIDENCE = 0.05
 """Evidence of clicks from which on a voxel of a given mask is decided anew (`refinement.ClickEvidence`)."""
 PROBED = 0.15
@@ -278,7 +275,7 @@ class _Request:
                 probability = refined(
                     features, resampled(opinion, source, features.roi).numpy(), self.prompts.box
                 )
-                if self.prompts.box is not None and _nothing_found(probability, features, self.prompts.box):
+                if self.prompts.box is not None and is_nearly_empty(probability, features, self.prompts.box):
                     probability = inscribed_ellipsoid(features.roi, self.prompts.box)
         return _Seen(features, probability, ClickEvidence.nothing(features.roi.grid), self.prompts.box)
 
@@ -289,7 +286,9 @@ class _Request:
         return self.cache.get((*key, given, new), lambda: self._corrected(seen, new, given))
 
     def _corrected(self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...]) -> _Seen:
-        new = _contradicting(seen, new)
+        # The first click without a box agrees by definition: what was seen is what it means.
+        opening = isinstance(self.expert, LocalExpert) and given == new
+        new = new if opening else _contradicting(seen, new)
         if not new:
             return seen
         source, opinion = self._asked(replace(self.prompts, clicks=given, mask=None), seen)
@@ -365,28 +364,6 @@ def _contradicting(seen: _Seen, clicks: Sequence[Click]) -> tuple[Click, ...]:
     return tuple(click for click in clicks if not agrees(click))
 
 
-def _nothing_found(probability: Field, features: RegionFeatures, box: Box) -> bool:
-    """Whether the mask is as good as empty: a box promises an object that reaches its faces."""
-    cells = math.prod(s / c for s, c in zip(box.sides, features.roi.spacing, strict=True))
-    return float(np.count_nonzero(probability > 0.5)) < LEAST_FILL * cells
-
-
-def widened(box: Box, foreground: Sequence[Index]) -> Box:
-    """A box that foreground clicks outside it enlarge: each lies about the middle of what the box leaves out.
-
-    Args:
-        box: in voxel edges.
-        foreground: clicked voxels.
-    """
-    lo, hi = list(box.lo), list(box.hi)
-    for index in foreground:
-        for axis, voxel in enumerate(index):
-            at = voxel + 0.5
-            lo[axis] = min(lo[axis], 2 * at - box.lo[axis])
-            hi[axis] = max(hi[axis], 2 * at - box.hi[axis])
-    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
-
-
 def _next_clicks(seen: _Seen, queues: Mapping[bool, deque[Click]], size: int) -> tuple[Click, ...]:
     """Take the clicks that were given next, at most `size`: of the two kinds' first ones the deeper one."""
     if size >= len(queues[True]) + len(queues[False]) or not (queues[True] and queues[False]):
@@ -453,29 +430,6 @@ def calibrated(probability: Field) -> Field:
     """Probabilities that are as often right as they say; above 0.5 where they were."""
     inside = torch.from_numpy(probability).clamp(0, 1)
     return torch.sigmoid(SHARPNESS * torch.logit(inside)).numpy()
-
-
-def proposed_box(found: Mask, features: RegionFeatures, clicked: Sequence[Index]) -> Box | None:
-    """The box around those parts of a mask that were clicked, or around the largest if none was.
-
-    Args:
-        found: mask on the grid of the region.
-        features: of the region.
-        clicked: foreground clicks, in voxels of the image.
-
-    Returns:
-        In voxel edges of the image; None for an empty mask.
-    """
-    parts, count = ndimage.label(found)
-    if count == 0:
-        return None
-    roi = features.roi
-    wanted = {int(parts[features.cell(index)]) for index in clicked if roi.box.contains(index)} - {0}
-    if not wanted:
-        wanted = {int(np.bincount(parts.ravel())[1:].argmax()) + 1}
-    around = Box.of_mask(np.isin(parts, list(wanted)))
-    lo, hi = (roi.to_voxel(np.asarray([corner]) - 0.5)[0] + 0.5 for corner in (around.lo, around.hi))
-    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
 
 
 def _cell_clicks(features: RegionFeatures, clicks: Sequence[Click]) -> list[CellClick]:
