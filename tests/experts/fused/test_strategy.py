@@ -5,8 +5,8 @@ import pytest
 import torch
 from dualclickmed.byte_cache import ByteCache
 from dualclickmed.experts import DualExpert, GlobalExpert, LocalExpert
-from dualclickmed.experts.fused.refinement import RegionFeatures
 from dualclickmed.experts.fused.boxes import proposed_box, widened
+from dualclickmed.experts.fused.refinement import RegionFeatures
 from dualclickmed.experts.fused.strategy import Refined, calibrated, resampled
 from dualclickmed.imaging.geometry import Box, Index, Roi, paste_from_grid
 from dualclickmed.imaging.prompts import Click, Prompts
