@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
+import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
-from ..imaging.geometry import Outside
 from ..networks.configs import GlobalConfig, LocalConfig
 from ..simulation.modes import Mode
 from ..weights.cards import Kind
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+if TYPE_CHECKING:
+    from ..imaging.geometry import Outside
 
 RECIPES = Path(__file__).with_name("recipes")
 # Of a fine-tuning: its part of the recipe's learning rate, and its share of generated scenes.
