@@ -124,7 +124,8 @@ def test_schedules() -> None:
 @pytest.mark.parametrize("steps", [20, 200, 20_000])
 def test_a_run_of_any_length_reaches_its_peak(steps: int) -> None:
     for name in recipe_names():
-        factors = [rate_factor(load_recipe(name), step / steps, steps) for step in range(steps)]
+        recipe = load_recipe(name)
+        factors = [rate_factor(recipe, step / steps, steps) for step in range(steps)]
         assert max(factors) == pytest.approx(1.0) and factors[0] > 0
 
 
