@@ -23,6 +23,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -105,12 +106,12 @@ def start(place: Path, figures: dict[str, float]) -> None:
             port = probe.getsockname()[1]
         address = f"http://127.0.0.1:{port}"
         log = tempfile.NamedTemporaryFile()  # noqa: SIM115
-        environment = {**os.environ, "ARGS": f"--port {port} --conf nninteractive=0"}
+        # On its command line: what `make first-minute ARGS=...` was given would count before the environment.
+        arguments = f"ARGS=--port {port} --conf nninteractive=0"
         begin = time.monotonic()
         server = subprocess.Popen(
-            ["make", "-s", "serve"],
+            ["make", "-s", "serve", arguments],
             cwd=place,
-            env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -122,7 +123,8 @@ def start(place: Path, figures: dict[str, float]) -> None:
             note(figures, f"{turn}: from 'make serve' to the line 'Ready'", time.monotonic() - begin, "s")
             note(figures, f"{turn}: processor seconds until then", spent_by(server.pid), "s")
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
             server.wait()
             log.close()
 
