@@ -56,17 +56,23 @@ def test_from_a_folder_of_cases_to_weights(tmp_path: Path) -> None:
     assert set(card["measured"]) == {"dice on validation cases"}
 
 
-def test_a_termination_signal_saves_and_exits_with_0(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "signum"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGINT)]
+)
+def test_a_signal_to_the_group_saves_and_exits_with_0(tmp_path: Path, workers: int, signum: int) -> None:
     command = [sys.executable, str(ROOT / "main.py"), "train", "global", "--out", str(tmp_path / "run")]
     command += ["--start", str(small_start(tmp_path / "start.safetensors")), "--steps", "100000"]
     command += ["--set", "scenes=1", "--set", "interactions=1", "--no-tensorboard", "--threads", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    command += ["--workers", str(workers)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ}, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "run").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
         time.sleep(3)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signum)
         _, told = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -152,6 +153,14 @@ class _Clock:
     def speed(self, samples: int) -> float:
         """Objects per second since the last row."""
         return (samples - self.row[0]) / max(1e-6, self.seconds - self.row[1])
+
+
+def _left_to_the_run(worker: int) -> None:
+    """In a process that makes batches: Ctrl-C and SIGTERM reach the whole group, and the run decides what
+    they mean. It ends its workers itself once it has saved.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 class _Run:
@@ -327,6 +336,7 @@ class _Run:
                 sampler=numbers,
                 num_workers=options.workers,
                 generator=torch.Generator(),
+                worker_init_fn=_left_to_the_run,
             )
         )
 
