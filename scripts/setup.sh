@@ -50,6 +50,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 pip=(.venv/bin/python -m pip install --quiet --progress-bar off --no-compile)
 "${pip[@]}" -c constraints.txt "${requirements[@]}"
 "${pip[@]}" --no-deps --editable .
+# A tenth of the size: PyTorch's own test programs, and headers for compiling extensions to it.
+.venv/bin/python - <<'EOF'
+import importlib.util, pathlib, shutil
+torch = pathlib.Path(importlib.util.find_spec("torch").origin).parent
+for part in ("test", "include"):
+    shutil.rmtree(torch / part, ignore_errors=True)
+EOF
 imports="from dualclickmed.server.starting import import_monai, import_web; import_monai(); import_web()
 import dualclickmed.infers.segmenter, monailabel.main"
 if ! problem=$(env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "$imports" 2>&1 >/dev/null); then
