@@ -81,13 +81,13 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/browser --cov --cov-report=term $(ARGS)
 
 test-learning: setup-dev
 	$(BIN)/python -m pytest -m slow tests/learning $(ARGS)
 
 test-all: lint
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/browser --cov --cov-report=term $(ARGS)
 
 .venv/setup-browser.stamp: requirements-browser.txt constraints.txt .venv/setup-dev.stamp
 	@scripts/setup.sh requirements.txt requirements-dev.txt requirements-browser.txt

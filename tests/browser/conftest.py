@@ -44,7 +44,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
@@ -64,20 +64,20 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
     context.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
     with orthanc(tmp_path_factory.mktemp("orthanc")) as running_archive:
         yield running_archive
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trunk() -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
     """The sample study and its labels, (x, y, z) towards Left, Posterior and Superior."""
     volume, labels, _ = make_trunk()
     return volume, labels
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def generated(
     archive: Archive,
     trunk: tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]],
@@ -92,7 +92,7 @@ def generated(
     return series
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server as `main.py serve` starts it for an archive."""
     folder = tmp_path_factory.mktemp("server")
