@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from playwright.sync_api import BrowserContext, Page, Request
 AXIAL, CORONAL, SAGITTAL = 0, 1, 2
 PATIENCE = 240.0
 """Seconds to wait for anything: the browser draws in software, on cores that others use."""
+FRAME_SECONDS = 20.0
+"""Seconds after an answer until it is drawn, at most."""
 
 _PLACE = """([plane, voxel]) => {
     const {viewer} = window.dualclickmed
@@ -106,6 +109,20 @@ class Annotator:
         shown = Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB")  # type: ignore[arg-type]
         red, green, blue = np.asarray(shown).reshape(-1, 3).mean(axis=0).astype(int).tolist()
         return red, green, blue
+
+    def sees_red(self, plane: int, voxel: Voxel) -> None:
+        """Wait until a voxel has the first label's colour; a frame may come later than the answer."""
+        self._sees(plane, voxel, lambda red, green, blue: red > green + 20 and red > blue + 20)
+
+    def sees_grey(self, plane: int, voxel: Voxel) -> None:
+        """Wait until a voxel has no label's colour."""
+        self._sees(plane, voxel, lambda *colour: max(colour) - min(colour) < 12)
+
+    def _sees(self, plane: int, voxel: Voxel, wanted: Callable[..., bool]) -> None:
+        deadline = time.monotonic() + FRAME_SECONDS
+        while not wanted(*(colour := self.pixel(plane, voxel))):
+            assert time.monotonic() < deadline, f"{voxel} has the colour {colour}"
+            time.sleep(0.1)
 
     def add_label(self, name: str) -> None:
         self.page.keyboard.press("n")
