@@ -315,6 +315,30 @@ class TestLocalWindows:
             assert max(abs(p - q) for p, q in zip(a.box.lo, b.box.lo, strict=True)) >= MERGE_DISTANCE
 
 
+@pytest.mark.parametrize("outside", ["zeros", "edge", "mirror"])
+def test_an_aligned_region_inside_is_copied_whatever_is_outside(outside: Outside) -> None:
+    volume = noise(SHAPE)
+    inside = crop_to_grid(volume, window_at((5, 7, 8), (6, 8, 10)), outside=outside)
+    assert np.array_equal(inside.numpy(), volume[2:8, 3:11, 3:13])
+    beyond = crop_to_grid(volume, window_at((0, 0, 0), (4, 4, 4)), outside=outside).numpy()
+    assert np.array_equal(beyond[2:, 2:, 2:], volume[:2, :2, :2])
+    first = {"zeros": 0.0, "edge": volume[0, 0, 0], "mirror": volume[1, 1, 1]}[outside]
+    assert beyond[0, 0, 0] == first
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "inside"),
+    [
+        ((0, 0, 0), (11, 14, 17), True),
+        ((1, 2, 3), (4, 5, 6), True),
+        ((-1, 0, 0), (4, 5, 6), False),
+        ((0, 0, 0), (11, 14, 17.5), False),
+    ],
+)
+def test_a_box_lies_in_an_image_or_reaches_beyond_it(lo: Position, hi: Position, inside: bool) -> None:
+    assert Box(lo, hi).lies_in(SHAPE) is inside
+
+
 class TestAxisWeights:
     @pytest.mark.parametrize(
         ("position", "support", "outside", "start", "row"),

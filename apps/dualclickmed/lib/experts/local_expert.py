@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -210,6 +211,21 @@ def views(spacing: Sequence[float]) -> tuple[View, View]:
     return View(cell, "mirror"), View((2 * cell[0], 2 * cell[1], 2 * cell[2]), "mirror")
 
 
+@dataclass(frozen=True, eq=False)
+class _Crop:
+    """A window of an image, resampled when somebody asks for it and no more than once."""
+
+    volume: Volume
+    window: Roi
+    intensity_map: IntensityMap
+    outside: Outside
+
+    @cached_property
+    def image(self) -> Tensor:
+        """float32 (1, 1, D, H, W) on the CPU, as the network takes it."""
+        return local_input(self.volume, self.window, self.intensity_map, self.outside)
+
+
 def edge_strength(image: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> float:
     """How much steeper an image is on the border of a mask than inside and just outside it.
 
@@ -323,7 +339,8 @@ class LocalExpert:
         found = []
         for group in _overlapping(windows):
             parts = [
-                self._window(volume, window, view.outside, clicks, intensity_map, stages) for window in group
+                self._prediction(_Crop(volume, window, intensity_map, view.outside), clicks, stages)
+                for window in group
             ]
             with stages.timed("paste"):
                 found.append(_mean(parts).trimmed())
@@ -352,50 +369,34 @@ class LocalExpert:
     ) -> float:
         clicks = (Click(index, True),)
         (window,) = view.windows_in_order(clicks, self.window)
-        logits = self._logits(volume, window, view.outside, clicks, intensity_map, stages)
+        crop = _Crop(volume, window, intensity_map, view.outside)
+        logits = self._logits(crop, clicks, stages)
         with stages.timed("crop"):
-            image = local_input(volume, window, intensity_map, view.outside)
-        return edge_strength(image[0, 0].numpy(), (logits > 0).numpy())
+            image = crop.image[0, 0].numpy()
+        return edge_strength(image, (logits > 0).numpy())
 
-    def _window(
-        self,
-        volume: Volume,
-        window: Roi,
-        outside: Outside,
-        clicks: Sequence[Click],
-        intensity_map: IntensityMap,
-        stages: StageTimer,
-    ) -> Prediction:
-        logits = self._logits(volume, window, outside, clicks, intensity_map, stages)
+    def _prediction(self, crop: _Crop, clicks: Sequence[Click], stages: StageTimer) -> Prediction:
+        logits = self._logits(crop, clicks, stages)
         with stages.timed("paste"):
-            region, values = paste_from_grid(logits, window, volume.shape)
+            region, values = paste_from_grid(logits, crop.window, crop.volume.shape)
             return Prediction(region, values.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).numpy())
 
-    def _logits(
-        self,
-        volume: Volume,
-        window: Roi,
-        outside: Outside,
-        clicks: Sequence[Click],
-        intensity_map: IntensityMap,
-        stages: StageTimer,
-    ) -> Tensor:
-        features = self._encoded(volume, window, outside, intensity_map, stages)
-        points, labels = point_prompts(window, clicks)
+    def _logits(self, crop: _Crop, clicks: Sequence[Click], stages: StageTimer) -> Tensor:
+        features = self._encoded(crop, stages)
+        points, labels = point_prompts(crop.window, clicks)
         with stages.timed("decode"), self._precision():
             logits = self.network.decode(features, points.to(self.device), labels.to(self.device))[0, 0]
             return logits.float().cpu()
 
-    def _encoded(
-        self, volume: Volume, window: Roi, outside: Outside, intensity_map: IntensityMap, stages: StageTimer
-    ) -> LocalFeatures:
+    def _encoded(self, crop: _Crop, stages: StageTimer) -> LocalFeatures:
         def encode() -> LocalFeatures:
             with stages.timed("crop"):
-                image = local_input(volume, window, intensity_map, outside).to(self.device)
+                image = crop.image.to(self.device)
             with stages.timed("encode"), self._precision():
                 return self.network.encode(image)
 
-        return self._cache.get((volume.key, self.weights_key, window, outside, intensity_map), encode)
+        key = (crop.volume.key, self.weights_key, crop.window, crop.outside, crop.intensity_map)
+        return self._cache.get(key, encode)
 
     def _precision(self) -> AbstractContextManager[object]:
         if self._autocast is None:

@@ -128,6 +128,10 @@ class Box:
         hi = [max(a, b) for a, b in zip(self.hi, other.hi, strict=True)]
         return Box(_three_floats(lo), _three_floats(hi))
 
+    def lies_in(self, shape: Sequence[int]) -> bool:
+        """Whether no part of it is outside an image of `shape`."""
+        return min(self.lo) >= 0 and all(hi <= size for hi, size in zip(self.hi, shape, strict=True))
+
     def scaled(self, factor: float) -> Box:
         """The same centre, with each side `factor` times as long.
 
@@ -338,7 +342,7 @@ def crop_to_grid(
     """
     if volume.ndim != 3:
         raise ValueError(f"a crop needs a 3D volume, got shape {volume.shape}")
-    if roi.is_aligned and outside == "zeros":
+    if roi.is_aligned and (outside == "zeros" or roi.box.lies_in(volume.shape)):
         return _copy_window(volume, roi, transform)
 
     axes = []
