@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 import typer
 from dualclickmed.cli import app as cli
+
+from tests.support.scripts import script
 
 from .test_requirements import ROOT
 
@@ -24,14 +25,6 @@ PAGES = (
 TOLERANCE = 0.02
 """Of a Dice: processors and libraries move it a little, and the page shows two digits."""
 _OURS = (re.compile(r"main\.py (.*)"), re.compile(r"^dualclickmed ([a-z].*)"))
-
-
-def figures() -> Any:
-    spec = importlib.util.spec_from_file_location("docs_figures", ROOT / "scripts" / "docs_figures.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def fenced(page: Path) -> Iterator[str]:
@@ -132,13 +125,13 @@ def test_every_block_of_figures_is_filled() -> None:
     assert names >= {"sample", "example", "modalities"}
     for page in PAGES:
         for name in re.findall(r"<!-- figures: ([\w-]+) -->", page.read_text()):
-            assert figures().block_of(page.read_text(), name), (
+            assert script("scripts/docs_figures.py").block_of(page.read_text(), name), (
                 f"{page.name}: make docs-figures fills '{name}'"
             )
 
 
 def test_readmes_numbers_of_the_sample_are_todays() -> None:
-    module, text = figures(), (ROOT / "README.md").read_text()
+    module, text = script("scripts/docs_figures.py"), (ROOT / "README.md").read_text()
     found = module.sample_dice()
     rows = re.findall(
         r"^\| ([a-z ]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",

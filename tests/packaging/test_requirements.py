@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +11,8 @@ import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support.scripts import script
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,14 +20,6 @@ def lines(file: str) -> list[str]:
     """The requirements of a file, without comments and options."""
     found = (line.strip() for line in (ROOT / file).read_text().splitlines())
     return [line for line in found if line and not line.startswith(("#", "-"))]
-
-
-def stand_ins() -> Any:
-    spec = importlib.util.spec_from_file_location("stand_ins", ROOT / "stand-ins" / "make.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_list_for_a_clone_is_the_packages_own_with_all_extras() -> None:
@@ -55,7 +47,7 @@ def test_every_package_of_the_lists_is_pinned() -> None:
 
 
 def test_stand_ins_are_what_their_source_makes(tmp_path: Path) -> None:
-    module = stand_ins()
+    module = script("stand-ins/make.py")
     made = {module.make(name, version, tmp_path).name for name, version in module.VERSIONS.items()}
     kept = {wheel.name for wheel in module.FOLDER.glob("*.whl")}
     assert made == kept
