@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from playwright.sync_api import BrowserContext, Page, Request
 AXIAL, CORONAL, SAGITTAL = 0, 1, 2
 PATIENCE = 240.0
 """Seconds to wait for anything: the browser draws in software, on cores that others use."""
+_COUNT = """
+window.handled = {keydown: 0, pointerup: 0}
+addEventListener('keydown', ({key}) => { handled.keydown += !['Control', 'Shift'].includes(key) }, true)
+addEventListener('pointerup', () => { handled.pointerup++ }, true)
+"""
+"""What is typed and clicked can reach the page after the driver's call has returned; this says what has."""
 FRAME_SECONDS = 20.0
 """Seconds after an answer until it is drawn, at most."""
 
@@ -51,6 +58,7 @@ class Annotator:
         self.outside: list[str] = []
         context.route("**/*", lambda route: route.continue_() if self._own(route.request) else route.abort())
         self.page: Page = context.new_page()
+        self.page.add_init_script(_COUNT)
         self.page.set_default_timeout(1000 * PATIENCE)
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -72,7 +80,7 @@ class Annotator:
 
     def answered(self) -> float:
         """Wait for the answer to what was just given; returns the milliseconds that the page says it took."""
-        self.wait("window.dualclickmed.session.history.now.answered && !window.dualclickmed.session.asking")
+        self.wait("!window.dualclickmed.session.history.stale.length && !window.dualclickmed.session.asking")
         self.page.wait_for_timeout(100)
         return float(self.page.evaluate("window.dualclickmed.session.answer?.milliseconds ?? 0"))
 
@@ -81,11 +89,17 @@ class Annotator:
         self.page.evaluate("voxel => { window.dualclickmed.viewer.crosshair = voxel }", list(voxel))
         self.page.wait_for_timeout(150)
 
+    def press(self, key: str) -> None:
+        """Press a key, as `Control+z`; the page has acted on it when this returns."""
+        with self._handled("keydown"):
+            self.page.keyboard.press(key)
+
     def click(self, plane: int, voxel: Voxel, outside: bool = False) -> None:
         x, y = self.place(plane, voxel)
         if outside:
             self.page.keyboard.down("Shift")
-        self.page.mouse.click(x, y)
+        with self._handled("pointerup"):
+            self.page.mouse.click(x, y)
         if outside:
             self.page.keyboard.up("Shift")
 
@@ -95,7 +109,8 @@ class Annotator:
         self.page.mouse.down()
         for part in (0.3, 0.6, 1.0):
             self.page.mouse.move(x0 + part * (x1 - x0), y0 + part * (y1 - y0))
-        self.page.mouse.up()
+        with self._handled("pointerup"):
+            self.page.mouse.up()
 
     def place(self, plane: int, voxel: Voxel) -> tuple[float, float]:
         """The pixel of a voxel in a plane."""
@@ -125,9 +140,9 @@ class Annotator:
             time.sleep(0.1)
 
     def add_label(self, name: str) -> None:
-        self.page.keyboard.press("n")
+        self.press("n")
         self.page.keyboard.type(name)
-        self.page.keyboard.press("Enter")
+        self.press("Enter")
 
     def label_map(self) -> npt.NDArray[np.uint8]:
         """The page's label map (x, y, z)."""
@@ -149,6 +164,12 @@ class Annotator:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.wait_for_timeout(400)
         self.page.screenshot(path=path)
+
+    @contextlib.contextmanager
+    def _handled(self, event: str) -> Iterator[None]:
+        before = self.page.evaluate("event => handled[event]", event)
+        yield
+        self.wait(f"handled.{event} > {before}")
 
     def _own(self, request: Request) -> bool:
         own = request.url.startswith((self.url, "blob:", "data:"))

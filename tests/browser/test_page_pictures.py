@@ -122,12 +122,12 @@ def test_pictures_of_the_page(context: Any, sample_server: Server, truth: npt.ND
     film.shoot(1.2)
     edges = [(int(found.min()), int(found.max())) for found in np.nonzero(liver)]
     (x0, x1), (y0, y1), (z0, z1) = edges
-    annotator.page.keyboard.press("b")
+    annotator.press("b")
     film.drag(AXIAL, (x1, y1, centre[2]), (x0, y0, centre[2]))
     film.drag(CORONAL, (x1, centre[1], z1), (x0, centre[1], z0))
     annotator.answered()
     film.shoot(1.4)
-    annotator.page.keyboard.press("c")
+    annotator.press("c")
     for _ in range(3):
         found = annotator.label_map() == 1
         # As an annotator would: in the middle of the largest error, inside or outside.
@@ -153,12 +153,12 @@ def test_pictures_of_the_page(context: Any, sample_server: Server, truth: npt.ND
         annotator.answered()
         film.shoot(1.2)
     annotator.picture(PICTURES / "page.png")
-    annotator.page.keyboard.press("o")
-    annotator.page.keyboard.press("t")
-    annotator.page.keyboard.press("m")
+    annotator.press("o")
+    annotator.press("t")
+    annotator.press("m")
     annotator.picture(PICTURES / "page-light.png")
-    annotator.page.keyboard.press("o")
-    annotator.page.keyboard.press("t")
+    annotator.press("o")
+    annotator.press("t")
     annotator.page.wait_for_timeout(400)
     film.shoot(2.0)
     assert film.save("page.gif") <= MAX_GIF_BYTES

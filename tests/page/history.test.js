@@ -10,7 +10,7 @@ function answered(steps) {
     const history = new History()
     for (let value = 1; value <= steps; value++) {
         history.push({ liver: value }, 'liver')
-        history.answer(map.write(BOX, Uint8Array.from([value])))
+        history.answer(map.write(BOX, Uint8Array.from([value])), ['liver'])
     }
     return { map, history }
 }
@@ -18,13 +18,13 @@ function answered(steps) {
 test('a hundred steps go back and forth without asking the server', () => {
     const { map, history } = answered(100)
     for (let value = 99; value >= 0; value--) {
-        assert.equal(history.undo(map).ask, false)
-        assert.equal(map.data[0], value)
+        history.undo(map)
+        assert.deepEqual([map.data[0], history.stale], [value, []])
     }
     assert.equal(history.canUndo, false)
     for (let value = 1; value <= 100; value++) {
-        assert.equal(history.redo(map).ask, false)
-        assert.deepEqual([map.data[0], history.now.prompts.liver], [value, value])
+        history.redo(map)
+        assert.deepEqual([map.data[0], history.now.prompts.liver, history.stale], [value, value, []])
     }
     assert.equal(history.canRedo, false)
 })
@@ -37,24 +37,85 @@ test('a new click forgets what was taken back', () => {
     assert.equal(history.now.prompts.liver, 9)
 })
 
+test('an answer that is asked for twice is taken back as a whole', () => {
+    const { map, history } = answered(1)
+    history.answer(map.write(BOX, Uint8Array.from([7])), ['liver'])
+    assert.deepEqual(history.undo(map).boxes, [BOX, BOX])
+    assert.equal(map.data[0], 0)
+    history.redo(map)
+    assert.equal(map.data[0], 7)
+})
+
 test('a click that got no answer is asked about when one comes back to it', () => {
     const { map, history } = answered(1)
     history.push({ liver: 2 }, 'liver')
     history.push({ liver: 3 }, 'liver')
-    history.answer(map.write(BOX, Uint8Array.from([3])))
-    assert.equal(history.undo(map).ask, true)
-    assert.equal(map.data[0], 1)
-    history.answer(map.write(BOX, Uint8Array.from([2])))
-    // What came after was counted from another label map.
-    assert.equal(history.redo(map).ask, true)
-    assert.equal(map.data[0], 2)
+    history.answer(map.write(BOX, Uint8Array.from([3])), ['liver'])
+    history.undo(map)
+    assert.deepEqual([map.data[0], history.stale], [1, ['liver']])
+    history.answer(map.write(BOX, Uint8Array.from([2])), ['liver'])
+    // What came after is still there.
+    history.redo(map)
+    assert.deepEqual([map.data[0], history.stale], [3, []])
+    history.undo(map)
+    assert.deepEqual([map.data[0], history.stale], [2, []])
+})
+
+test('a label whose answer was overtaken by the next label is still to be asked for', () => {
+    const { map, history } = answered(0)
+    history.push({ liver: 1 }, 'liver')
+    history.push({ liver: 1, spleen: 1 }, 'spleen')
+    assert.deepEqual(history.stale, ['liver', 'spleen'])
+    history.answer(map.write(BOX, Uint8Array.from([2])), ['liver', 'spleen'])
+    assert.deepEqual(history.stale, [])
+    history.undo(map)
+    assert.deepEqual([map.data[0], history.stale], [0, ['liver']])
+})
+
+test('an answer that comes while one goes back leaves what follows as it was', () => {
+    const map = new LabelMap([2, 1, 1])
+    const history = new History()
+    const write = (at, value) => map.write([at, at + 1, 0, 1, 0, 1], Uint8Array.from([value]))
+    history.push({ liver: 1 }, 'liver')
+    history.push({ liver: 2 }, 'liver')
+    history.answer(write(0, 2), ['liver'])
+    history.push({ liver: 2, spleen: 1 }, 'spleen')
+    history.answer(write(1, 3), ['spleen'])
+    for (let step = 0; step < 2; step++) history.undo(map)
+    // The first click had been overtaken by the second; now it gets its answer.
+    history.answer(write(0, 1), ['liver'])
+    const seen = [[...map.data]]
+    history.undo(map)
+    seen.push([...map.data])
+    for (let step = 0; step < 3; step++) {
+        history.redo(map)
+        seen.push([...map.data])
+    }
+    assert.deepEqual(seen, [[1, 0], [0, 0], [1, 0], [2, 0], [2, 3]])
+    assert.deepEqual(history.stale, [])
+})
+
+test('what the server refuses is not asked for again', () => {
+    const { history } = answered(0)
+    history.push({ liver: 1 }, 'liver')
+    history.settle(['liver'])
+    history.push({ liver: 1, spleen: 1 }, 'spleen')
+    assert.deepEqual(history.stale, ['spleen'])
 })
 
 test('what was kept comes back, and asks the server for what it did not keep', () => {
     const { map, history } = answered(3)
-    const restored = History.restored(JSON.parse(JSON.stringify(history.kept())))
-    assert.equal(restored.now.prompts.liver, 3)
-    const step = restored.undo(map)
-    assert.deepEqual([step.label, step.ask, restored.now.prompts.liver], ['liver', true, 2])
+    history.push({ liver: 3, spleen: 1 }, 'spleen')
+    const kept = JSON.parse(JSON.stringify(history.kept()))
+    const restored = History.restored(kept, true)
+    assert.deepEqual([restored.now.prompts.liver, restored.stale], [3, ['spleen']])
+    restored.answer(null, ['spleen'])
+    restored.undo(map)
+    restored.undo(map)
+    assert.deepEqual([restored.now.prompts, restored.stale], [{ liver: 2 }, ['spleen', 'liver']])
+    restored.answer(map.write(BOX, Uint8Array.from([2])), ['spleen', 'liver'])
+    restored.redo(map)
+    assert.deepEqual([map.data[0], restored.now.prompts.liver, restored.stale], [3, 3, ['spleen']])
+    assert.deepEqual(History.restored(kept, false).stale, ['liver', 'spleen'])
     assert.equal(history.kept(2).length, 2)
 })

@@ -1,11 +1,21 @@
 // Every state of the prompts since the image was opened, and what each changed in the label map. Without end.
 
-const state = (prompts, label) => ({ prompts, label, change: null, known: false, answered: false })
+/**
+ * `changes` lead from the former state's label map to this one's; they are not `known` of a state that was kept.
+ * @param {object} prompts by label
+ * @param {string?} label the one that was given something
+ * @param {string[]} stale labels whose voxels do not show their prompts yet
+ */
+const state = (prompts, label, stale) => ({ prompts, label, stale, changes: [], known: true })
+
+const without = (names, gone) => names.filter((name) => !gone.includes(name))
+const moved = ({ label, changes }) => ({ label, boxes: changes.map(({ box }) => box) })
+const joined = (names, name) => [...without(names, [name]), name]
 
 export class History {
     /** @param {object} prompts by label */
     constructor(prompts = {}) {
-        this.states = [{ ...state(prompts, null), known: true, answered: true }]
+        this.states = [state(prompts, null, [])]
         this.at = 0
     }
 
@@ -21,52 +31,73 @@ export class History {
         return this.at < this.states.length - 1
     }
 
+    /** The labels that the server has to be asked for, so that the label map shows all that was given. */
+    get stale() {
+        return this.now.stale
+    }
+
     /** A new state, after something was given for `label`; what had been taken back is gone. */
     push(prompts, label) {
+        const stale = joined(this.stale, label)
         this.states.length = this.at + 1
-        this.states.push(state(prompts, label))
+        this.states.push(state(prompts, label, stale))
         this.at++
     }
 
-    /** The answer to the present state has come; what later states changed was counted from another map. */
-    answer(change) {
-        Object.assign(this.now, { change, known: true, answered: true })
-        for (const later of this.states.slice(this.at + 1)) {
-            Object.assign(later, { change: null, known: false, answered: false })
-        }
+    /**
+     * The answer to the present state has come. Going on from here takes it back first, so that later states stay
+     * exactly what they were.
+     * @param change in the label map, or null
+     * @param {string[]} labels it is about
+     */
+    answer(change, labels) {
+        this.settle(labels)
+        if (!change) return
+        this.now.changes.push(change)
+        this.states[this.at + 1]?.changes.unshift({ ...change, before: change.after, after: change.before })
+    }
+
+    /** There will be no answer for these labels: the server has refused what was given. */
+    settle(labels) {
+        this.now.stale = without(this.now.stale, labels)
     }
 
     /**
      * Go back.
-     * @param map gets what it was
-     * @returns {{label, change, ask}} `ask` where the server has to be asked for the label's former answer
+     * @param map gets what it was, where that is known; otherwise the label is stale
+     * @returns {{label: string, boxes: number[][]}} where the map changed
      */
     undo(map) {
-        const undone = this.now
-        if (undone.change) map.apply(undone.change, false)
+        const { now } = this
+        for (const change of now.changes.toReversed()) map.apply(change, false)
         this.at--
-        const restored = undone.answered && !undone.known
-        return { label: undone.label, change: undone.change, ask: restored || !this.now.answered }
+        if (!now.known) this.now.stale = joined(now.stale, now.label)
+        now.known = true
+        return moved(now)
     }
 
     redo(map) {
         this.at++
-        const { label, change, answered } = this.now
-        if (change) map.apply(change, true)
-        return { label, change, ask: !answered }
+        for (const change of this.now.changes) map.apply(change, true)
+        return moved(this.now)
     }
 
     /** What can be kept: the prompts of the last states, without what they changed. */
     kept(most = 200) {
-        return this.states.slice(0, this.at + 1).slice(-most).map(({ prompts, label }) => ({ prompts, label }))
+        const states = this.states.slice(0, this.at + 1).slice(-most)
+        return states.map(({ prompts, label, stale }) => ({ prompts, label, stale }))
     }
 
-    /** As it was kept, together with the label map of the last state. */
-    static restored(states) {
+    /**
+     * As it was kept.
+     * @param {boolean} mapped whether the label map of the last state was kept as well
+     */
+    static restored(states, mapped) {
         const found = new History()
-        found.states = states.map(({ prompts, label }) => state(prompts, label))
+        found.states = states.map(({ prompts, label }) => ({ ...state(prompts, label, []), known: false }))
         found.at = found.states.length - 1
-        found.now.answered = true
+        const last = states.at(-1)
+        found.now.stale = mapped ? last.stale ?? [] : Object.keys(last.prompts)
         return found
     }
 }

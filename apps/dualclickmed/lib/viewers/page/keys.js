@@ -37,8 +37,9 @@ export class Keys {
             if (event.key === 'Escape') target.blur()
             return
         }
-        // A focused button or row answers these itself.
-        if (target.matches('button, summary, li, input') && ['Enter', ' '].includes(event.key)) return
+        // A focused button or row answers these itself; one of a sheet that was closed keeps the focus until the next frame.
+        const answers = target.matches('button, summary, li, input') && target.checkVisibility()
+        if (answers && ['Enter', ' '].includes(event.key)) return
         const action = this.actions.get(name(event))
         if (!action) return
         if (target.matches('input[type="range"]') && event.key.startsWith('Arrow')) return

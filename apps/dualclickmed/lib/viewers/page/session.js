@@ -13,6 +13,7 @@ export const COLOURS = [
 ]
 const MOST_LABELS = 254
 const SAVE_AFTER = 400 // milliseconds
+const REFUSED = [400, 413, 422] // statuses that say what is wrong with what was given
 
 export const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16))
 
@@ -175,7 +176,7 @@ export class Session extends EventTarget {
         const { name } = this.label
         this.history.push({ ...this.given, [name]: given }, name)
         this.changed()
-        if (this.settings.auto) this.ask(name)
+        if (this.settings.auto) this.ask()
     }
 
     changed() {
@@ -196,31 +197,32 @@ export class Session extends EventTarget {
     step(move) {
         if (!move) return
         this.cancel()
-        const { label, change, ask } = move()
+        const { label, boxes } = move()
         const at = this.labels.findIndex(({ name }) => name === label)
         if (at >= 0) this.active = at
-        if (change) this.viewer.paint(this.map, change.box)
+        for (const box of boxes) this.viewer.paint(this.map, box)
         this.changed()
-        if (ask) this.ask(label)
+        if (this.history.stale.length) this.ask(this.history.stale)
     }
 
     // Answers ------------------------------------------------------------------------------------------------
 
-    /** Ask the server for a label, and where others are not locked for all that have prompts. */
-    async ask(name = this.label.name) {
+    /**
+     * Ask the server for labels, and where others are not locked for all that have prompts.
+     * @param {string[]} wanted the active one, and all that were given something which has no answer yet
+     */
+    async ask(wanted = [this.label.name, ...this.history.stale]) {
         this.cancel()
-        const names = new Set([name])
-        if (!this.settings.lock) {
-            for (const [other, given] of Object.entries(this.given)) if (!prompts.isEmpty(given)) names.add(other)
-        }
+        const others = this.settings.lock ? [] : Object.keys(this.given).filter((name) => !prompts.isEmpty(this.given[name]))
         const valueOf = (label) => this.labels.findIndex((one) => one.name === label) + 1
-        const active = new Set([...names].map(valueOf))
+        const names = [...new Set([...wanted, ...others])].filter(valueOf)
+        const active = new Set(names.map(valueOf))
         const start = this.settings.correct ? this.stored : null
         const begun = (label) => start !== null && start.counts[valueOf(label)] > 0
-        const asked = [...names].filter((one) => prompts.canAsk(this.given[one], begun(one)))
+        const asked = names.filter((one) => prompts.canAsk(this.given[one], begun(one)))
         const held = heldBy(this.map, start, active)
         if (!asked.length) {
-            this.take({ parts: {} }, held, active)
+            this.take({ parts: {} }, held, active, names)
             return
         }
         const running = (this.asking = { abort: new AbortController(), since: performance.now() })
@@ -238,20 +240,22 @@ export class Session extends EventTarget {
             const found = await api.segment(this.image, params, packed, running.abort.signal)
             if (this.asking !== running) return
             this.asking = null
-            this.take(found, held, active, performance.now() - running.since)
+            this.take(found, held, active, names, performance.now() - running.since)
         } catch (error) {
             if (this.asking !== running) return
             this.asking = null
+            // What was refused is not sent again with the next label's click.
+            if (REFUSED.includes(error.status)) this.history.settle(names)
             this.tell('busy')
             if (error.name !== 'AbortError') this.tell('problem', error)
         }
     }
 
-    take(found, held, active, milliseconds = 0) {
+    take(found, held, active, names, milliseconds = 0) {
         const answer = found.parts.labels ?? { box: EMPTY, voxels: new Uint8Array(0) }
         const { box, voxels } = merged(this.map, held, active, answer)
         const change = this.map.write(box, voxels)
-        this.history.answer(change)
+        this.history.answer(change, names)
         if (change) this.viewer.paint(this.map, change.box)
         this.answer = { ...found, milliseconds }
         this.tell('busy')
@@ -297,10 +301,9 @@ export class Session extends EventTarget {
             const voxels = await api.gunzip(kept.packed)
             if (sizeOf(kept.box)) this.map.write(kept.box, voxels)
         }
-        this.history = History.restored(kept.states)
-        this.history.now.answered = Boolean(kept.packed)
+        this.history = History.restored(kept.states, Boolean(kept.packed))
         this.dirty = true
-        if (!kept.packed) queueMicrotask(() => this.ask(this.history.now.label ?? this.label.name))
+        if (this.history.stale.length) queueMicrotask(() => this.ask(this.history.stale))
         return true
     }
 
