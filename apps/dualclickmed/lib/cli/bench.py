@@ -52,8 +52,10 @@ def bench(
         int | None, typer.Option(min=1, help="Processor threads (default: all cores).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N, for the networks' table.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="File for all figures, JSON.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="File for the tables, Markdown.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for all figures, JSON (default: none).")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="File for the tables, Markdown (default: none).")
+    ] = None,
 ) -> None:
     """Measure the networks on this machine: size, speed, memory, and growth with volume and clicks.
 

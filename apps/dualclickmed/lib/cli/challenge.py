@@ -21,7 +21,9 @@ def predict(
     source: Annotated[Path, typer.Option("--input", help="Folder of case files (.npz).")],
     output: Annotated[Path, typer.Option("--output", help="Folder of answers of the same names, with segs.")],
     strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = DEFAULT_STRATEGY,
-    model_dir: Annotated[Path | None, typer.Option(help="Folder of our weights.")] = None,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="Folder of our weights (default: as for serve).")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Which of them (default: what 'weights use' chose).")
     ] = None,

@@ -31,7 +31,10 @@ WIDTH = 150
 def evaluate(
     cases: Annotated[
         Path | None,
-        typer.Option(help="Folder of case files (.npz) or of images with labels, or a list (CSV, JSON)."),
+        typer.Option(
+            help="Folder of case files (.npz) or of images with labels, or a list (CSV, JSON); "
+            "default: none, with --nested."
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder of scores and report; a run that was stopped goes on there.")
@@ -41,21 +44,25 @@ def evaluate(
         typer.Option(help=f"Repeatable; default: {', '.join(DEFAULT)}. All: {known()}."),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Only these classes: values or names with commas between them.")
+        str | None,
+        typer.Option(help="Only these classes: values or names with commas between them (default: all)."),
     ] = None,
     start: Annotated[
         str, typer.Option(help="What the user gives first: box, point, or box2d (in one slice).")
     ] = "box",
     clicks: Annotated[int, typer.Option(min=0, max=50, help="Clicks for each class after the start.")] = 5,
     smallest: Annotated[int, typer.Option(min=1, help="Leave out classes of fewer voxels.")] = 1,
-    most: Annotated[int | None, typer.Option(min=1, help="At most this many classes of a case.")] = None,
-    only: Annotated[str | None, typer.Option(help="Only cases whose name starts so.")] = None,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="At most this many classes of a case (default: all).")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Only cases whose name starts so (default: all).")] = None,
     truth: Annotated[
-        Path | None, typer.Option(help="Folder with the gts of case files that have none.")
+        Path | None, typer.Option(help="Folder with the gts of case files that have none (default: none).")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the cases.")] = 1,
     shard: Annotated[
-        str | None, typer.Option(help="i/n: only the i-th of n parts, for one of several machines.")
+        str | None,
+        typer.Option(help="i/n: only the i-th of n parts, for one of several machines (default: all of it)."),
     ] = None,
     limit: Annotated[
         float, typer.Option(min=0, help="Seconds for each class of a case over all steps; 0 for no limit.")
@@ -81,9 +88,11 @@ def evaluate(
         ),
     ] = 0,
     strategy: Annotated[
-        str | None, typer.Option(help=f"Short for --method: {', '.join(STRATEGIES)}.")
+        str | None, typer.Option(help=f"Short for --method: {', '.join(STRATEGIES)} (default: none).")
     ] = None,
-    model_dir: Annotated[Path | None, typer.Option(help="Folder of our weights.")] = None,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="Folder of our weights (default: as for serve).")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Which of them (default: what 'weights use' chose).")
     ] = None,

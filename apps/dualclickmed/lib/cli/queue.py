@@ -109,7 +109,9 @@ def learn_curve(
         str, typer.Option(help="global (starts with a box) or local (with a click).")
     ] = "global",
     every: Annotated[int, typer.Option(min=1, help="Images that are labelled between retrainings.")] = 5,
-    label: Annotated[int | None, typer.Option(min=1, help="Images that are labelled in all.")] = None,
+    label: Annotated[
+        int | None, typer.Option(min=1, help="Images that are labelled in all (default: all).")
+    ] = None,
     at: Annotated[
         str, typer.Option(help="Numbers of labelled images to retrain at, as 5,10,20, instead of --every.")
     ] = "",
@@ -118,14 +120,19 @@ def learn_curve(
     test: Annotated[int, typer.Option(min=1, help="The last cases, which are measured on only.")] = 10,
     clicks: Annotated[int, typer.Option(min=1, max=50, help="Most corrective clicks for an object.")] = 10,
     others: Annotated[
-        Path | None, typer.Option(help="Further labelled cases, where nothing should be lost.")
+        Path | None,
+        typer.Option(help="Further labelled cases, where nothing should be lost (default: none)."),
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.01, help="Of each retraining.")] = Settings().minutes,
     steps: Annotated[int, typer.Option(min=1, help="Of each retraining, at most.")] = Settings().steps,
-    model_dir: Annotated[Path | None, typer.Option(help="Folder of the weights to begin with.")] = None,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the weights to begin with (default: as for serve).")
+    ] = None,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of an earlier curve that together.png shows, too; may be repeated."),
+        typer.Option(
+            help="Folder of an earlier curve that together.png shows, too (repeatable; default: none)."
+        ),
     ] = None,
 ) -> None:
     """Simulate an annotator who labels, retrains and goes on, and plot the clicks that this saves.

@@ -21,16 +21,23 @@ if TYPE_CHECKING:
 def segment(
     image: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MHA, or a folder of DICOM slices.")],
     out: Annotated[Path, typer.Option(help="The mask: .nii.gz, .nii, .nrrd or .seg.nrrd.")],
-    point: Annotated[list[str] | None, typer.Option(help="i,j,k of a voxel inside (repeatable).")] = None,
+    point: Annotated[
+        list[str] | None, typer.Option(help="i,j,k of a voxel inside (repeatable; default: none).")
+    ] = None,
     background: Annotated[
-        list[str] | None, typer.Option(help="i,j,k of a voxel outside (repeatable).")
+        list[str] | None, typer.Option(help="i,j,k of a voxel outside (repeatable; default: none).")
     ] = None,
     box: Annotated[
-        str | None, typer.Option(help="i0,i1,j0,j1,k0,k1 around the object: voxels i0 to i1 - 1, and so on.")
+        str | None,
+        typer.Option(
+            help="i0,i1,j0,j1,k0,k1 around the object: voxels i0 to i1 - 1, and so on (default: no box)."
+        ),
     ] = None,
     order: Annotated[
         str | None,
-        typer.Option(help="Where there are points and background: fg,bg,... as they were clicked."),
+        typer.Option(
+            help="Where there are points and background: fg,bg,... as they were clicked (default: guessed)."
+        ),
     ] = None,
     strategy: Annotated[
         str | None,
@@ -49,7 +56,7 @@ def segment(
         str, typer.Option(help="What the object is called in the mask and the picture.")
     ] = "object",
     picture: Annotated[
-        Path | None, typer.Option(help="Also draw three slices with contours, as .png.")
+        Path | None, typer.Option(help="Also draw three slices with contours, as .png (default: no picture).")
     ] = None,
     device: Device = "auto",
     model_dir: ModelDir = None,

@@ -29,7 +29,10 @@ def serve(
     ),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     labels: Annotated[
-        str | None, typer.Option(help='Label names for "dualclickmed", e.g. "liver,spleen,tumor".')
+        str | None,
+        typer.Option(
+            help='Label names for "dualclickmed", e.g. "liver,spleen,tumor" (default: common organs).'
+        ),
     ] = None,
     device: Device = "auto",
     strategy: Annotated[
@@ -39,7 +42,8 @@ def serve(
     model_dir: ModelDir = None,
     preset: Preset = None,
     conf: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE for the app (repeatable), as MONAI Label's --conf.")
+        list[str] | None,
+        typer.Option(help="KEY=VALUE for the app, as MONAI Label's --conf (repeatable; default: none)."),
     ] = None,
 ) -> None:
     """Start the server: a page to click in, and MONAI Label for OHIF, 3D Slicer and MITK."""

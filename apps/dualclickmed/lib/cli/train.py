@@ -39,11 +39,13 @@ class Expert(str, enum.Enum):
 Data = Annotated[
     list[str] | None,
     typer.Option(
-        help="Folder, .csv or .json list of labelled cases, or 'generated'; PATH=WEIGHT mixes several."
+        help="Folder, .csv or .json list of labelled cases, or 'generated' (default); "
+        "PATH=WEIGHT mixes several."
     ),
 ]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="NAME=VALUE of any number of the recipe (repeatable).")
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE of any number of the recipe (repeatable; default: none)."),
 ]
 RecipeName = Annotated[
     str | None, typer.Option(help="A recipe that ships, or a .toml file (default: EXPERT-PRESET).")
@@ -58,7 +60,11 @@ def train_expert(
     start: Annotated[
         str | None,
         # torchrun takes --start for its own --start-method, even behind the script's name.
-        typer.Option("--start", "--from", help="Weights to begin from: a file, or a name in the folder."),
+        typer.Option(
+            "--start",
+            "--from",
+            help="Weights to begin from: a file, or a name in the folder (default: random ones).",
+        ),
     ] = None,
     tune: Annotated[
         bool,
@@ -69,23 +75,33 @@ def train_expert(
         typer.Option(help="Folder of checkpoint, log and weights (default: runs/EXPERT-PRESET)."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps; also the length of the schedule.")
+        int | None,
+        typer.Option(min=1, help="Optimiser steps; also the length of the schedule (default: the recipe's)."),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop after this time; the schedule is fitted to it.")
+        float | None,
+        typer.Option(min=0, help="Stop after this time; the schedule is fitted to it (default: no limit)."),
     ] = None,
-    rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of samples, clicks and initial weights.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0, help="Peak learning rate (default: the recipe's).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of samples, clicks and initial weights (default: the recipe's).")
+    ] = None,
     settings: Set = None,
     coreset_share: Annotated[
         float | None,
-        typer.Option("--coreset", help="Take this part of the cases, balanced by modality and data set."),
+        typer.Option(
+            "--coreset", help="Take this part of the cases, balanced by modality and data set (default: all)."
+        ),
     ] = None,
     validation: Annotated[
         Path | None, typer.Option(help="Cases to measure on (default: generated objects).")
     ] = None,
     validate_every: Annotated[int, typer.Option(min=0, help="Steps between validations; 0: the end.")] = 0,
-    prepared: Annotated[Path | None, typer.Option(help="Folder of crops made by 'prepare'.")] = None,
+    prepared: Annotated[
+        Path | None, typer.Option(help="Folder of crops made by 'prepare' (default: none).")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Processor threads (default: all cores).")
@@ -164,7 +180,9 @@ def prepare_crops(
     boxes: Annotated[int, typer.Option(min=1, help="Crops of each object, each with a box of its own.")] = 1,
     coreset_share: Annotated[
         float | None,
-        typer.Option("--coreset", help="Take this part of the cases, balanced by modality and data set."),
+        typer.Option(
+            "--coreset", help="Take this part of the cases, balanced by modality and data set (default: all)."
+        ),
     ] = None,
     bad_share: Annotated[
         float, typer.Option(min=0, max=1, help="Fail when more than this part of the cases is unusable.")

@@ -216,14 +216,19 @@ def ablate(
     ] = Path("ablations"),
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each training.")] = 400,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Time for each training, if it ends before the steps do.")
+        float | None,
+        typer.Option(
+            min=0, help="Time for each training, if it ends before the steps do (default: no limit)."
+        ),
     ] = None,
     epochs: Annotated[
         int, typer.Option(min=0, help="Passes over the objects of --data, instead of steps (paper: 20).")
     ] = 0,
     start: Annotated[
         list[str] | None,
-        typer.Option(help="Weights that the trainings of their expert begin from (repeatable)."),
+        typer.Option(
+            help="Weights that the trainings of their expert begin from (repeatable; default: random ones)."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Labelled cases to train on (default: generated volumes).")
@@ -235,7 +240,7 @@ def ablate(
     seed: Annotated[int, typer.Option(help="Of scenes, clicks and first weights.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of every recipe (repeatable).")
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of every recipe (repeatable; default: none).")
     ] = None,
 ) -> None:
     """Train and evaluate each choice of the paper's section 4.3 with and without it, at equal small
