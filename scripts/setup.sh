@@ -50,12 +50,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 pip=(.venv/bin/python -m pip install --quiet --progress-bar off --no-compile)
 "${pip[@]}" -c constraints.txt "${requirements[@]}"
 "${pip[@]}" --no-deps --editable .
-# A tenth of the size: PyTorch's own test programs, and headers for compiling extensions to it.
+# An eighth of the size: PyTorch's own test programs, and headers and tools for building extensions to it.
 .venv/bin/python - <<'EOF'
 import importlib.util, pathlib, shutil
 torch = pathlib.Path(importlib.util.find_spec("torch").origin).parent
 for part in ("test", "include"):
     shutil.rmtree(torch / part, ignore_errors=True)
+for part in (torch / "bin").glob("*"):
+    if part.is_file() and part.name != "torch_shm_manager":
+        part.unlink()
 EOF
 imports="from dualclickmed.server.starting import import_monai, import_web; import_monai(); import_web()
 import dualclickmed.infers.segmenter, monailabel.main"

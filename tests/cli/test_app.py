@@ -339,6 +339,28 @@ def test_main_py_uses_its_own_package_wherever_it_is_called(tmp_path: Path) -> N
     assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processor time of a child while it runs")
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_long_commands_show_from_the_first_second_that_they_work(command: str, tmp_path: Path) -> None:
+    (tmp_path / "cases").mkdir()
+    given = {"evaluate": ["--cases", "cases"], "predict": ["--input", "cases", "--output", "out"]}[command]
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "main.py"), command, *given],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "Loading PyTorch and MONAI\n"
+        # Processor time, since this machine may be busy.
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        assert (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") < 1.0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import sys; from typer.testing import CliRunner; from dualclickmed.cli import app as cli;"

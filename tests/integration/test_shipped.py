@@ -140,3 +140,16 @@ def test_a_warm_click_on_a_clinical_volume_is_quick(shipped: Server) -> None:
         assert answer.status_code == 200
     # Twice the bar: a test machine may be busy with something else.
     assert min(seconds) < 3.0, seconds
+
+
+def test_the_log_says_where_it_is_ready_and_nothing_stray(shipped: Server) -> None:
+    deadline = time.monotonic() + 300
+    while f"Ready: {shipped.url}" not in (log := shipped.log.read_text()):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.2)
+    started = log.splitlines()[: next(n for n, line in enumerate(log.splitlines()) if "Ready: " in line) + 1]
+    # What MONAI Label prints while it is imported, tasks of its timer, and the app under MONAI Label's names.
+    for stray in ("CORS", "allow_origins", "timeloop", "(lib.", "(main:", "Warning", "WARNING", "Traceback"):
+        assert not [line for line in started if stray in line], stray
+    assert started[0].startswith(f"Open {shipped.url} in a browser")
+    assert all(line.startswith("[") for line in started[1:]), "a line that no logger wrote"
