@@ -2,7 +2,7 @@ import js from '@eslint/js'
 
 const browser = [
     ...['window', 'document', 'location', 'history', 'localStorage', 'sessionStorage', 'performance', 'fetch'],
-    ...['Blob', 'FormData', 'Response', 'URL', 'URLSearchParams', 'AbortController', 'TextDecoder', 'CustomEvent'],
+    ...['Blob', 'FormData', 'Response', 'URL', 'URLSearchParams', 'AbortController', 'TextDecoder', 'CustomEvent', 'DOMException'],
     ...['CompressionStream', 'DecompressionStream', 'EventTarget', 'IntersectionObserver', 'ResizeObserver'],
     ...['setTimeout', 'clearTimeout', 'setInterval', 'clearInterval', 'requestAnimationFrame', 'queueMicrotask'],
     ...['matchMedia', 'atob', 'btoa']

@@ -67,3 +67,10 @@ test('without an answer a label goes, and nothing else', () => {
     map.write(box, voxels)
     assert.deepEqual([...map.data], [0, 0, 2, 0])
 })
+
+test('of the labels that are asked for only those begin with what is stored that are meant to', () => {
+    const map = new LabelMap([4, 1, 1])
+    const stored = new LabelMap([4, 1, 1])
+    stored.write([0, 4, 0, 1, 0, 1], Uint8Array.from([1, 0, 2, 2]))
+    assert.deepEqual([...heldBy(map, stored, new Set([1, 2]), new Set([2])).voxels], [0, 0, 2, 2])
+})

@@ -44,3 +44,11 @@ test('background clicks alone are asked about only where the label has begun', (
     assert.equal(prompts.canAsk(given, true), true)
     assert.equal(prompts.canAsk(prompts.none(), true), false)
 })
+
+test('a rectangle whose corner is pulled stays one until it has a depth', () => {
+    let given = prompts.boxed(prompts.none(), [10, 20, 30, 40, 5, 6], 2)
+    given = prompts.edited(given, [12, 20, 30, 40, 5, 6])
+    assert.deepEqual(given.box, { edges: [12, 20, 30, 40, 5, 6], flat: 2 })
+    assert.equal(prompts.boxed(given, [12, 20, 33, 34, 0, 9], 1).box.flat, null)
+    assert.equal(prompts.edited(given, [12, 20, 30, 40, 3, 8]).box.flat, null)
+})

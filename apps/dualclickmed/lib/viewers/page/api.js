@@ -16,18 +16,19 @@ export function setToken(token) {
     else sessionStorage.removeItem(TOKEN)
 }
 
-async function ask(path, options = {}) {
+/** Ask the server, and read what comes. A server that goes in the middle of its answer is no other case. */
+async function ask(path, options, read) {
     const token = sessionStorage.getItem(TOKEN)
-    const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) }
-    let response
+    const headers = { ...options?.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) }
     try {
-        response = await fetch(path, { ...options, headers })
+        const response = await fetch(path, { ...options, headers })
+        if (!response.ok) throw new ServerError(await sentence(response), response.status)
+        return await read(response)
     } catch (error) {
-        if (error.name === 'AbortError') throw error
-        throw new ServerError('The server does not answer. Is it still running?', 0)
+        // What browsers say where there is no connection, or none any more.
+        if (error instanceof TypeError) throw new ServerError('The server does not answer. Is it still running?', 0)
+        throw error
     }
-    if (!response.ok) throw new ServerError(await sentence(response), response.status)
-    return response
 }
 
 async function sentence(response) {
@@ -42,11 +43,12 @@ async function sentence(response) {
 }
 
 const query = (values) => new URLSearchParams(values).toString()
-const json = async (path, options) => (await ask(path, options)).json()
+const json = (path, options) => ask(path, options, (response) => response.json())
+const bytes = (path, options) => ask(path, options, (response) => response.arrayBuffer())
 
 export const state = () => json('state')
 export const images = () => json('images')
-export const describe = (image) => json(`image?${query({ image })}`)
+export const describe = (image, signal) => json(`image?${query({ image })}`, { signal })
 export const next = (strategy) => json(`../activelearning/${encodeURIComponent(strategy)}`, { method: 'POST' })
 export const rollBack = (kind) => json(`rollback?${query({ kind })}`, { method: 'POST' })
 export const stopTraining = () => json('../train/', { method: 'DELETE' })
@@ -61,29 +63,29 @@ export function train(model, minutes) {
 
 /** The thumbnail's address as a blob, because an <img> could not send the log-in. */
 export async function thumbnail(image) {
-    const blob = await (await ask(`thumbnail?${query({ image })}`)).blob()
-    return URL.createObjectURL(blob)
+    return URL.createObjectURL(await ask(`thumbnail?${query({ image })}`, {}, (response) => response.blob()))
 }
 
 /** An image's NIfTI bytes; `progress` is told the part that has come, from 0 to 1. */
-export async function volume(image, progress, signal) {
-    const response = await ask(`volume?${query({ image })}`, { signal })
-    const bytes = new Uint8Array(Number(response.headers.get('X-Image-Bytes')))
-    const reader = response.body.getReader()
-    let at = 0
-    for (;;) {
-        const { done, value } = await reader.read()
-        if (done) break
-        bytes.set(value, at)
-        at += value.length
-        progress(at / bytes.length)
-    }
-    if (at !== bytes.length) throw new ServerError('The image did not arrive whole. Open it again.', 0)
-    return bytes.buffer
+export function volume(image, progress, signal) {
+    return ask(`volume?${query({ image })}`, { signal }, async (response) => {
+        const found = new Uint8Array(Number(response.headers.get('X-Image-Bytes')))
+        const reader = response.body.getReader()
+        let at = 0
+        for (;;) {
+            const { done, value } = await reader.read()
+            if (done) break
+            found.set(value, at)
+            at += value.length
+            progress(at / found.length)
+        }
+        if (at !== found.length) throw new ServerError('The image did not arrive whole. Open it again.', 0)
+        return found.buffer
+    })
 }
 
-export async function stored(image, version) {
-    return unpack(await (await ask(`label?${query({ image, ...(version ? { version } : {}) })}`)).arrayBuffer())
+export async function stored(image, version, signal) {
+    return unpack(await bytes(`label?${query({ image, ...(version ? { version } : {}) })}`, { signal }))
 }
 
 /** Ask for an answer to all prompts; `held` are gzipped voxels or null. */
@@ -91,8 +93,7 @@ export async function segment(image, params, held, signal) {
     const form = new FormData()
     form.append('params', JSON.stringify(params))
     if (held) form.append('held', new Blob([held]), 'held.gz')
-    const response = await ask(`segment?${query({ image })}`, { method: 'POST', body: form, signal })
-    return unpack(await response.arrayBuffer())
+    return unpack(await bytes(`segment?${query({ image })}`, { method: 'POST', body: form, signal }))
 }
 
 export async function submit(image, params, voxels) {

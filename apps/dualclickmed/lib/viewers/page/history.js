@@ -9,7 +9,7 @@
 const state = (prompts, label, stale) => ({ prompts, label, stale, changes: [], known: true })
 
 const without = (names, gone) => names.filter((name) => !gone.includes(name))
-const moved = ({ label, changes }) => ({ label, boxes: changes.map(({ box }) => box) })
+const moved = ({ label, changes }, known = true) => ({ label, boxes: changes.map(({ box }) => box), known })
 const joined = (names, name) => [...without(names, [name]), name]
 
 export class History {
@@ -65,15 +65,16 @@ export class History {
     /**
      * Go back.
      * @param map gets what it was, where that is known; otherwise the label is stale
-     * @returns {{label: string, boxes: number[][]}} where the map changed
+     * @returns {{label: string, boxes: number[][], known: boolean}} where the map changed, and whether it is known
      */
     undo(map) {
         const { now } = this
+        const { known } = now
         for (const change of now.changes.toReversed()) map.apply(change, false)
         this.at--
         if (!now.known) this.now.stale = joined(now.stale, now.label)
         now.known = true
-        return moved(now)
+        return moved(now, known)
     }
 
     redo(map) {
@@ -90,14 +91,15 @@ export class History {
 
     /**
      * As it was kept.
-     * @param {boolean} mapped whether the label map of the last state was kept as well
+     * @param {string[]?} late labels of which the label map that was kept does not show the last answer; null if
+     *     none was kept
      */
-    static restored(states, mapped) {
+    static restored(states, late) {
         const found = new History()
         found.states = states.map(({ prompts, label }) => ({ ...state(prompts, label, []), known: false }))
         found.at = found.states.length - 1
         const last = states.at(-1)
-        found.now.stale = mapped ? last.stale ?? [] : Object.keys(last.prompts)
+        found.now.stale = late ? late.reduce(joined, last.stale) : Object.keys(last.prompts)
         return found
     }
 }

@@ -4,6 +4,8 @@ import * as api from './api.js'
 import { unfinished } from './store.js'
 import { $, ago, el } from './dom.js'
 
+const MOST_ROWS = 500
+
 export class Images {
     /** @param {(id: string) => void} choose */
     constructor(choose) {
@@ -16,6 +18,11 @@ export class Images {
         this.seen = new IntersectionObserver((entries) => {
             for (const { isIntersecting, target } of entries) if (isIntersecting) this.picture(target)
         }, { root: $('list') })
+    }
+
+    /** Show anew what is done and what has unfinished work, if that is otherwise than it was shown. */
+    refresh() {
+        if (this.shown !== [...unfinished()].sort().join('\n')) this.draw()
     }
 
     async load() {
@@ -35,8 +42,16 @@ export class Images {
     draw() {
         const wanted = $('filter').value.trim().toLowerCase()
         const open = unfinished()
+        this.shown = [...open].sort().join('\n')
+        this.seen.disconnect()
+        const byKeys = 'keyboard' in document.body.dataset && $('list').contains(document.activeElement)
+        const focused = byKeys && document.activeElement.dataset.id
         const shown = this.images.filter(({ id, title }) => `${id} ${title}`.toLowerCase().includes(wanted))
-        $('list').replaceChildren(...shown.slice(0, 500).map((image) => el('li', {}, this.row(image, open.has(image.id)))))
+        const rows = shown.slice(0, MOST_ROWS).map((image) => el('li', {}, this.row(image, open.has(image.id))))
+        if (shown.length > MOST_ROWS) rows.push(el('li', { className: 'note', textContent: `and ${shown.length - MOST_ROWS} more: type a part of the name above` }))
+        if (!shown.length) rows.push(el('li', { className: 'note', textContent: wanted ? 'No image has this in its name.' : 'The studies folder holds no image.' }))
+        $('list').replaceChildren(...rows)
+        if (focused) [...$('list').querySelectorAll('button')].find(({ dataset }) => dataset.id === focused)?.focus()
         const done = this.images.filter((image) => image.done).length
         $('done').textContent = `${done} of ${this.images.length} done`
     }

@@ -30,7 +30,7 @@ export class Keys {
     }
 
     pressed(event) {
-        if (document.querySelector('dialog[open]')) return
+        if (document.querySelector('dialog[open]') || event.isComposing) return
         const { target } = event
         const typing = target.matches('input:not([type="checkbox"], [type="range"], [type="color"]), select, textarea')
         if (typing) {
@@ -40,8 +40,10 @@ export class Keys {
         // A focused button or row answers these itself; one of a sheet that was closed keeps the focus until the next frame.
         const answers = target.matches('button, summary, li, input') && target.checkVisibility()
         if (answers && ['Enter', ' '].includes(event.key)) return
-        const action = this.actions.get(name(event))
-        if (!action) return
+        const key = name(event)
+        const action = this.actions.get(key)
+        // A key that is held down goes on moving, but gives one click.
+        if (!action || (event.repeat && !GOES_ON.test(key))) return
         if (target.matches('input[type="range"]') && event.key.startsWith('Arrow')) return
         event.preventDefault()
         action(event)
@@ -62,10 +64,15 @@ export class Keys {
     }
 }
 
+const GOES_ON = /Arrow|Page|^[.,+=[\]-]$|z$|^u$|y$/
+
 /** As the table writes it: Ctrl+Shift+z, ArrowUp, ?. */
 function name(event) {
     const key = event.key === ' ' ? 'Space' : event.key.length === 1 ? event.key.toLowerCase() : event.key
-    const control = event.ctrlKey || event.metaKey ? 'Ctrl+' : ''
+    // Some keyboards write signs such as [ with AltGr, which is told as Ctrl and Alt.
+    const sign = event.altKey && key.length === 1 && !/[a-z0-9]/.test(key)
+    if (event.altKey && !sign) return ''
+    const control = (event.ctrlKey || event.metaKey) && !sign ? 'Ctrl+' : ''
     // The sign is what counts where Shift makes another one of it.
     const shift = event.shiftKey && (event.key.length > 1 || event.key === ' ' || /[a-z]/i.test(event.key)) ? 'Shift+' : ''
     return control + shift + key

@@ -121,17 +121,18 @@ export class LabelMap {
  * @param map the present label map
  * @param start the label map that labels start from, or null
  * @param active values of the labels that are asked for
+ * @param begun values of those that start from what they have there
  * @returns {{box, voxels}} null if nothing stays
  */
-export function heldBy(map, start, active) {
+export function heldBy(map, start, active, begun = active) {
     const box = start ? union(map.filled(), start.filled()) : map.filled()
     if (!sizeOf(box)) return null
     const voxels = map.cut(box)
-    const begun = start ? start.cut(box) : null
+    const first = start ? start.cut(box) : null
     let any = false
     for (let at = 0; at < voxels.length; at++) {
         if (active.has(voxels[at])) voxels[at] = 0
-        if (begun && !voxels[at] && active.has(begun[at])) voxels[at] = begun[at]
+        if (first && !voxels[at] && begun.has(first[at])) voxels[at] = first[at]
         any = any || voxels[at] > 0
     }
     return any ? { box, voxels } : null

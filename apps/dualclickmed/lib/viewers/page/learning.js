@@ -7,9 +7,9 @@ const EVERY = 2000 // milliseconds between looks while a training runs
 const EXPERTS = { global: 'Global expert', local: 'Local expert' }
 
 export class Learning {
-    /** @param {() => Promise<object>} look asks the server anew; @param images the list; @param session */
-    constructor(look, images, session) {
-        Object.assign(this, { look, images, session, shown: false, minutes: 8 })
+    /** @param given {look, images, session, open, problem}: `look` asks the server anew */
+    constructor(given) {
+        Object.assign(this, given, { shown: false, acting: false, minutes: 8 })
     }
 
     toggle(shown = !this.shown) {
@@ -23,13 +23,19 @@ export class Learning {
 
     async update() {
         clearTimeout(this.timer)
+        const turn = (this.turn = Symbol('update'))
+        let wait = 5 * EVERY
         try {
             const server = await this.look()
+            if (running(server)) wait = EVERY
+            else await this.images.load()
+            if (turn !== this.turn) return
             this.draw(server)
-            if (this.shown) this.timer = setTimeout(() => this.update(), running(server) ? EVERY : 5 * EVERY)
         } catch (error) {
-            toast(error.message, { kind: 'bad' })
+            // A server that is away is looked for by `look`.
+            if (turn === this.turn && error.status !== 0) this.problem(error)
         }
+        if (this.shown && turn === this.turn) this.timer = setTimeout(() => this.update(), wait)
     }
 
     draw(server) {
@@ -86,12 +92,15 @@ export class Learning {
     }
 
     async act(work, done) {
+        if (this.acting) return
+        this.acting = true
         try {
             await work()
             toast(done, { kind: 'good' })
         } catch (error) {
-            toast(error.message, { kind: 'bad' })
+            this.problem(error)
         }
+        this.acting = false
         await this.update()
     }
 
@@ -124,19 +133,17 @@ export class Learning {
     }
 
     async show(image, version) {
-        if (this.session.image !== image.id) {
-            toast('Open that image first.')
-            return
-        }
+        if (this.session.image !== image.id) await this.open(image.id)
+        if (this.session.image !== image.id) return
         if (this.session.dirty) {
             toast('Submit your clicks first, or start anew.')
             return
         }
         try {
-            await this.session.showVersion(version.version)
-            toast(`The version of ${version.by}, ${ago(version.time)}.`, { action: { name: 'Back to the final one', run: () => this.session.reopen() } })
+            if (!(await this.session.showVersion(version.version))) return
+            toast(`The version of ${version.by}, ${ago(version.time)}.`, { action: { name: 'Back to the final one', run: () => this.open(image.id) } })
         } catch (error) {
-            toast(error.message, { kind: 'bad' })
+            this.problem(error)
         }
     }
 }

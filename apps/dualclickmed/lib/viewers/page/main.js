@@ -1,7 +1,7 @@
 // The page: puts the parts together and says what each action does.
 
 import * as api from './api.js'
-import { $, el, millilitres, toast } from './dom.js'
+import { $, millilitres, toast } from './dom.js'
 import { Images } from './images.js'
 import { Keys } from './keys.js'
 import { Learning } from './learning.js'
@@ -23,6 +23,7 @@ const settings = { ...DEFAULTS, ...store.settings() }
 let server = null
 let plane = AXIAL
 let corner = null // the first corner of a box that is given by keys
+let coming = null // what is said to be loading
 const timers = {}
 
 const viewer = new Viewer($('picture'), () => overlay.draw())
@@ -34,10 +35,9 @@ const panel = new Panel(session, settings, {
     hint: toHint,
     hintOf: () => hint(),
     problem,
-    windowed,
-    ask: () => session.ask()
+    windowed
 })
-const learning = new Learning(refresh, images, session)
+const learning = new Learning({ look: refresh, images, session, open, problem })
 const tools = new Tools($('over'), viewer, overlay, {
     click: (voxel, inside) => session.click(voxel, inside),
     stroke: (points, inside) => session.stroke(points, inside),
@@ -60,7 +60,8 @@ const tools = new Tools($('over'), viewer, overlay, {
     },
     scroll: (on, steps) => scroll(on, steps),
     windowed,
-    layout: (main) => arrange('one', main)
+    layout: (main) => arrange('one', main),
+    released: refreshOverlay
 })
 
 // What is seen --------------------------------------------------------------------------------------------
@@ -147,14 +148,16 @@ function choose(tool) {
 function problem(error) {
     if (error.status === 401) logIn()
     else toast(error.message, { kind: 'bad' })
+    if (error.status === 0 && server) away()
 }
 
 // Images ----------------------------------------------------------------------------------------------------
 
-async function open(id, asked = true) {
-    if (id === session.image && !asked) return
-    if (session.dirty && session.image !== id) await session.saveNow()
-    loading(`Opening ${images.find(id)?.title ?? id}`)
+async function open(id) {
+    if (session.submitting || (session.unkept && !(await leaves()))) return
+    tools.cancel()
+    corner = null
+    const done = loading(`Opening ${images.find(id)?.title ?? id}`)
     try {
         const opened = await session.open(id, server.labels, (part) => ($('loading-part').value = part))
         if (!opened) return
@@ -175,30 +178,46 @@ async function open(id, asked = true) {
     } catch (error) {
         problem(error)
     } finally {
-        loading(null)
+        done()
     }
 }
 
-session.reopen = () => open(session.image)
-
+/** Say what is waited for. @returns ends it, unless something else is waited for by then */
 function loading(text) {
-    $('loading').hidden = text === null
-    $('loading-text').textContent = text ?? ''
+    const mine = (coming = Symbol(text))
+    $('loading').hidden = false
+    $('loading-text').textContent = text
     $('loading-part').removeAttribute('value')
+    return () => {
+        if (coming === mine) $('loading').hidden = true
+    }
+}
+
+/** Whether the annotator gives up what this browser has no room for. */
+function leaves() {
+    const sheet = $('ask-leave')
+    sheet.returnValue = ''
+    if (!sheet.open) sheet.showModal()
+    return new Promise((resolve) => sheet.addEventListener('close', () => resolve(sheet.returnValue === 'leave'), { once: true }))
 }
 
 async function next() {
+    if ($('next').disabled) return
+    $('next').disabled = true
     try {
         const found = await api.next($('strategy').value)
         if (!found.id) toast('Every image is labelled.', { kind: 'good' })
         else await open(found.id)
     } catch (error) {
         problem(error)
+    } finally {
+        $('next').disabled = false
     }
 }
 
 async function submit() {
-    $('submit').disabled = true
+    if (!session.ready) return
+    const done = loading('Submitting')
     try {
         const told = await session.submit(settings.client)
         const lines = told.labels.map(({ name, ml }) => `${name}: ${millilitres(ml)}`)
@@ -209,14 +228,22 @@ async function submit() {
     } catch (error) {
         problem(error)
     } finally {
-        $('submit').disabled = settings.review
+        done()
     }
 }
 
 // The server ------------------------------------------------------------------------------------------------
 
 async function refresh() {
-    server = await api.state()
+    clearTimeout(timers.state)
+    let found
+    try {
+        found = await api.state()
+    } catch (error) {
+        if (server && error.status === 0) away()
+        throw error
+    }
+    server = found
     settings.review = server.review
     const [text, kind] = server.review
         ? ['Review, read-only', '']
@@ -227,8 +254,26 @@ async function refresh() {
             : ['Ready', 'good']
     $('server').textContent = text
     $('server').className = `pill ${kind}`
-    if (server.problem) timers.state = setTimeout(() => refresh().catch(problem), 1500)
+    if (server.problem || server.training) again(server.problem ? 1500 : 5000)
+    if (!server.problem && timers.away) {
+        timers.away = false
+        // What it was asked when it went is asked for again.
+        if (settings.auto && session.history.stale.length && !session.asking) session.ask()
+    }
     return server
+}
+
+/** The server does not answer: look for it until it does. */
+function away() {
+    timers.away = true
+    $('server').textContent = 'Not reachable'
+    $('server').className = 'pill bad'
+    again(2000)
+}
+
+function again(milliseconds) {
+    clearTimeout(timers.state)
+    timers.state = setTimeout(() => refresh().catch((error) => error.status !== 0 && problem(error)), milliseconds)
 }
 
 function busy() {
@@ -265,7 +310,16 @@ function logIn() {
         event.preventDefault()
         try {
             await api.logIn($('user').value, $('password').value)
-            location.reload()
+            // Clicks that were refused are still there.
+            if (!session.map) {
+                location.reload()
+                return
+            }
+            sheet.close()
+            $('password').value = $('log-in-problem').textContent = ''
+            await refresh()
+            panel.draw()
+            if (session.history.stale.length) session.ask()
         } catch (error) {
             $('log-in-problem').textContent = error.message
         }
@@ -301,8 +355,8 @@ function step(dx, dy) {
 }
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }
-const when = (action) => (event) => session.map && !settings.review && action(event)
-const shown = (action) => (event) => session.map && action(event)
+const when = (action) => (event) => session.ready && !settings.review && action(event)
+const shown = (action) => (event) => session.ready && action(event)
 
 const KEYS = [
     ['Tools', 'c', 'click', () => choose('click')],
@@ -318,9 +372,9 @@ const KEYS = [
     ['Answers', 'Delete', "forget the label's clicks", when(() => session.clear())],
     ['Answers', 'g', 'go where the server would click next', shown(toHint)],
     ['Answers', 'd', 'map of doubt', when(() => panel.switched('doubt', !settings.doubt))],
-    ['Labels', '1 2 3 4 5 6 7 8 9', 'choose a label', (event) => session.choose(Number(event.key) - 1)],
-    ['Labels', 'n', 'add a label', () => $('name').focus()],
-    ['Labels', 'l', 'lock other labels', () => panel.switched('lock', !settings.lock)],
+    ['Labels', '1 2 3 4 5 6 7 8 9', 'choose a label', shown((event) => session.choose(Number(event.key) - 1))],
+    ['Labels', 'n', 'add a label', when(() => $('name').focus())],
+    ['Labels', 'l', 'lock other labels', when(() => panel.switched('lock', !settings.lock))],
     ['Labels', 'h', 'hide or show the label', shown(() => session.toggle(session.active))],
     ['View', 'ArrowLeft ArrowRight ArrowUp ArrowDown', 'crosshair', shown(({ key }) => step(...ARROWS[key]))],
     ['View', 'PageUp . PageDown ,', 'slices', shown(({ key }) => scroll(plane, ['PageUp', '.'].includes(key) ? 1 : -1))],
@@ -332,7 +386,7 @@ const KEYS = [
     ['View', 'o', 'outlines only', () => panel.switched('outline', !settings.outline)],
     ['View', '[ ]', 'less or more opacity', ({ key }) => opacity(key === '[' ? -0.1 : 0.1)],
     ['View', 'x', 'crosshair on or off', () => panel.switched('crosshair', !settings.crosshair)],
-    ['Images', 'Shift+n', 'next image', when(next)],
+    ['Images', 'Shift+n', 'next image', shown(next)],
     ['Images', 'Ctrl+Enter', 'submit', when(submit)],
     ['Page', 'a', 'learning', () => learning.toggle()],
     ['Page', 't', 'light or dark', () => otherTheme()],
@@ -353,6 +407,7 @@ session.addEventListener('change', () => {
     panel.draw()
     refreshOverlay()
     if (session.map) where(viewer.crosshair)
+    images.refresh()
     $('work').hidden = !session.dirty
     $('work').textContent = 'Not submitted'
 })
@@ -364,12 +419,21 @@ for (const tool of TOOLS) document.querySelector(`[data-tool=${tool}]`).addEvent
 const press2 = { undo: () => session.undo(), redo: () => session.redo(), next, submit, cancel: () => session.cancel(), reset: () => viewer.resetView(), admin: () => learning.toggle(), theme: otherTheme, help: () => $('help-sheet').showModal(), layout: () => arrange(LAYOUTS[(LAYOUTS.indexOf(settings.layout) + 1) % 3]) }
 for (const [id, action] of Object.entries(press2)) $(id).addEventListener('click', action)
 
-window.addEventListener('beforeunload', (event) => {
-    if (!session.dirty) return
-    session.saveNow()
-    event.preventDefault()
+window.addEventListener('beforeunload', (event) => session.dirty && event.preventDefault())
+document.addEventListener('visibilitychange', () => document.hidden && session.saveMap())
+window.addEventListener('hashchange', () => {
+    const asked = images.find(wanted())
+    if (asked && asked.id !== session.image) open(asked.id)
 })
-document.addEventListener('visibilitychange', () => document.hidden && session.dirty && session.saveNow())
+
+/** The image that the address names. */
+function wanted() {
+    try {
+        return decodeURIComponent(location.hash.slice(1))
+    } catch {
+        return ''
+    }
+}
 
 async function begin() {
     theme(settings.theme)
@@ -389,10 +453,8 @@ async function begin() {
         document.body.classList.toggle('review', server.review)
         tools.readOnly = server.review
         if (server.review) choose('move')
-        const asked = decodeURIComponent(location.hash.slice(1))
-        const first = images.find(asked) ?? images.images.find((image) => !image.done) ?? images.images[0]
+        const first = images.find(wanted()) ?? images.images.find((image) => !image.done) ?? images.images[0]
         if (first) await open(first.id)
-        else $('list').replaceChildren(el('li', { className: 'note', textContent: 'The studies folder holds no image.' }))
     } catch (error) {
         problem(error)
     }

@@ -1,7 +1,7 @@
 // The panel of labels, answers and display.
 
 import { $, el, icon, millilitres } from './dom.js'
-import { count, isClick, isEmpty } from './prompts.js'
+import { count, isClick, isEmpty, of } from './prompts.js'
 
 const SWITCHES = ['auto', 'lock', 'correct', 'doubt', 'outline', 'crosshair', 'hints']
 
@@ -9,7 +9,7 @@ export class Panel {
     /**
      * @param session
      * @param settings kept by `keep`
-     * @param actions {look, ask, windowed, hint, problem}
+     * @param actions {look, windowed, hint, hintOf, problem}
      */
     constructor(session, settings, actions) {
         Object.assign(this, { session, settings, actions })
@@ -55,8 +55,10 @@ export class Panel {
     switched(name, value = $(name).checked) {
         $(name).checked = value
         this.settings[name] = value
-        if (name === 'doubt' && value) this.actions.ask()
-        else if (name === 'correct' || name === 'lock') this.session.tell('change')
+        const { session } = this
+        const otherwise = (name === 'correct' || (name === 'doubt' && value)) && !isEmpty(session.current)
+        const waits = name === 'auto' && value && session.history.stale.length
+        if (otherwise || waits) session.ask()
         this.actions.look()
     }
 
@@ -75,7 +77,13 @@ export class Panel {
         }
         // The server spells its own labels.
         const known = this.server.labels.find((one) => one.toLowerCase() === name.toLowerCase())
-        this.session.addLabel(known ?? name)
+        try {
+            if (!this.session.ready) return
+            this.session.addLabel(known ?? name)
+        } catch (error) {
+            this.actions.problem(error)
+            return
+        }
         $('name').value = ''
         $('over').focus()
     }
@@ -111,9 +119,11 @@ export class Panel {
 
     draw() {
         const { session, settings } = this
+        const [row, part] = this.focused()
         $('opacity-value').textContent = `${Math.round(100 * settings.opacity)} %`
         $('labels').replaceChildren(...session.labels.map((label, at) => this.row(label, at)))
         $('labels').querySelector('[aria-selected="true"]')?.scrollIntoView({ block: 'nearest' })
+        if (row >= 0 && 'keyboard' in document.body.dataset) ($('labels').children[row]?.querySelector(part) ?? $('labels').children[row])?.focus()
         $('label-count').textContent = session.labels.length > 1 ? `${session.labels.length}` : ''
         this.given()
         const review = settings.review
@@ -121,8 +131,15 @@ export class Panel {
         $('redo').disabled = review || !session.history.canRedo
         $('clear').disabled = isEmpty(session.current)
         $('ask').disabled = isEmpty(session.current)
-        $('submit').disabled = review || !session.map
+        $('submit').disabled = review || !session.ready
         $('suggest').disabled = !this.actions.hintOf()
+    }
+
+    /** The row of a label that has the focus, or -1, and which part of it. */
+    focused() {
+        const row = document.activeElement?.closest('#labels li')
+        const part = document.activeElement === row ? ':scope' : document.activeElement?.matches('input') ? 'input' : '.see'
+        return [[...$('labels').children].indexOf(row), part]
     }
 
     given() {
@@ -160,7 +177,7 @@ export class Panel {
                 session.toggle(at)
             }
         }, icon(label.shown ? 'eye' : 'hidden'))
-        const clicks = count(session.given[label.name])
+        const clicks = count(of(session.given, label.name))
         return el('li', {
             role: 'option',
             'aria-selected': String(chosen),
@@ -168,7 +185,7 @@ export class Panel {
             title: at < 9 ? `Key ${at + 1}` : '',
             onclick: () => session.choose(at),
             onkeydown: (event) => {
-                if (event.key === 'Enter' && event.target === event.currentTarget) session.choose(at)
+                if (['Enter', ' '].includes(event.key) && event.target === event.currentTarget) session.choose(at)
             }
         },
         colour,

@@ -6,6 +6,9 @@ export const STROKE_POINTS = 16
 
 export const none = () => ({ marks: [], box: null })
 
+/** What was given for a label, whatever it is called. */
+export const of = (given, name) => (Object.hasOwn(given, name) ? given[name] : none())
+
 export const isEmpty = (given) => !given || !(given.marks.length || given.box)
 
 export const count = (given) => (given ? given.marks.length : 0)
@@ -46,6 +49,13 @@ export function boxed(given, edges, axis) {
         }
     }
     return { ...given, box: { edges: joined, flat: null } }
+}
+
+/** With its box as it is after a handle was pulled; it stays flat until it has a depth. */
+export function edited(given, edges) {
+    const flat = given.box?.flat ?? null
+    const thin = flat !== null && edges[2 * flat + 1] - edges[2 * flat] === 1
+    return { ...given, box: { edges, flat: thin ? flat : null } }
 }
 
 /** A stroke's voxels, evenly thinned; the ends stay. */

@@ -17,14 +17,28 @@ const REFUSED = [400, 413, 422] // statuses that say what is wrong with what was
 
 export const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16))
 
+const noVoxels = () => new Uint8Array(0)
+
+/** Tells an image from another one of the same name. */
+const printOf = ({ shape, affine, range }) => JSON.stringify([shape, affine, range])
+
 /** Events: `change` (anything that panels show), `busy`, `answer`, `problem`. */
 export class Session extends EventTarget {
     constructor(viewer, settings) {
         super()
-        Object.assign(this, { viewer, settings, image: null, labels: [], active: 0, dirty: false })
+        Object.assign(this, { viewer, settings, image: null, labels: [], active: 0, dirty: false, unkept: false })
         this.history = new History()
+        this.late = new Map() // labels whose voxels changed since the label map was kept, and when
+        this.changes = 0
         this.asking = null
+        this.opening = null
+        this.submitting = false
         this.answer = null
+    }
+
+    /** Whether an image is there to be worked on; while another one comes, or this one is submitted, it is not. */
+    get ready() {
+        return Boolean(this.map) && !this.opening && !this.submitting
     }
 
     get given() {
@@ -36,7 +50,7 @@ export class Session extends EventTarget {
     }
 
     get current() {
-        return this.given[this.label?.name] ?? prompts.none()
+        return prompts.of(this.given, this.label?.name)
     }
 
     get millilitres() {
@@ -53,37 +67,94 @@ export class Session extends EventTarget {
 
     // Opening ------------------------------------------------------------------------------------------------
 
-    /** Show an image with its stored labels, and what was left unfinished. */
+    /**
+     * Show an image with its stored labels, and what was left unfinished.
+     * @returns false if another one was chosen meanwhile, 'restored' with unfinished work, else true
+     */
     async open(image, known, progress) {
+        this.opening?.abort()
+        const opening = (this.opening = new AbortController())
+        const { signal } = opening
         this.cancel()
-        const opening = (this.opening = Symbol(image))
-        // The volume is asked for first: the server reads it once for all three.
-        const [about, bytes] = await Promise.all([api.describe(image), api.volume(image, progress)])
-        if (opening !== this.opening) return false
-        await this.viewer.open(bytes, about)
-        Object.assign(this, { image, about, dirty: false, answer: null, doubt: null, notes: [] })
-        this.map = new LabelMap(about.shape)
-        this.stored = new LabelMap(about.shape)
-        this.history = new History()
-        this.labels = []
-        let problem = null
         try {
-            const found = await api.stored(image)
-            if (opening !== this.opening) return false
-            for (const name of found.labels) this.addLabel(name, false)
-            if (found.parts.labels) this.stored.write(found.parts.labels.box, found.parts.labels.voxels)
-            this.copyStored()
-            this.notes = found.notes
+            await this.saveMap()
+            // The volume is asked for first: the server reads it once for all three.
+            const [about, bytes] = await Promise.all([api.describe(image, signal), api.volume(image, progress, signal)])
+            const [found, picture] = await Promise.all([this.find(image, null, signal), this.viewer.read(bytes, about)])
+            const kept = this.settings.review ? null : await this.kept(image, about)
+            if (signal.aborted) return false
+            this.opening = null
+            this.begin(image, about, picture, found, kept, known)
+            return kept ? 'restored' : true
         } catch (error) {
-            problem = error
+            if (signal.aborted) return false
+            this.opening = null
+            // The former image is still there, and waits for the answer that was cancelled.
+            if (this.settings.auto && this.history.stale.length) this.ask()
+            throw error
         }
+    }
+
+    /** The stored labels; an image whose labels cannot be read is shown without. */
+    async find(image, version, signal) {
+        try {
+            return await api.stored(image, version, signal)
+        } catch (error) {
+            return { labels: [], notes: [], parts: {}, problem: error }
+        }
+    }
+
+    /** What was left unfinished of this very image, with the label map's voxels. */
+    async kept(image, about) {
+        const kept = store.kept(image)
+        if (!kept || kept.print !== printOf(about)) return null
+        if (!kept.map) return { ...kept, voxels: null }
+        const { box, packed } = kept.map
+        return { ...kept, voxels: sizeOf(box) ? await api.gunzip(packed).catch(() => null) : noVoxels() }
+    }
+
+    /** From one image to the next in one go, so that nothing is ever half of the one and half of the other. */
+    begin(image, about, picture, found, kept, known) {
+        this.viewer.show(picture, about)
+        Object.assign(this, { image, about, notes: found.notes, dirty: Boolean(kept), unkept: false })
+        this.labels = kept?.labels ?? []
+        this.active = kept?.active ?? 0
+        this.takeOver(found)
         if (!this.labels.length) this.addLabel(known[0] ?? 'object', false)
-        this.active = 0
-        const restored = await this.restore()
+        this.late.clear()
+        if (kept) this.restore(kept)
         this.show()
         this.tell('change')
-        if (problem) this.tell('problem', problem)
-        return restored ? 'restored' : true
+        if (found.problem) this.tell('problem', found.problem)
+        const { stale } = this.history
+        if (stale.length && (this.settings.auto || !kept.voxels)) this.ask(stale)
+    }
+
+    /** Begin with labels that are stored. Those of the file have numbers of their own, names say which is which. */
+    takeOver(found) {
+        const part = found.parts.labels
+        const values = Uint8Array.from([0, ...found.labels.map((name) => this.addLabel(name, false) + 1)])
+        this.map = new LabelMap(this.about.shape)
+        this.stored = new LabelMap(this.about.shape)
+        this.history = new History()
+        this.answer = null
+        if (part && sizeOf(part.box)) this.stored.write(part.box, part.voxels.map((value) => values[value]))
+        this.copyStored()
+    }
+
+    restore({ states, late, voxels, map }) {
+        if (voxels) {
+            this.map = new LabelMap(this.about.shape)
+            this.map.write(map.box, voxels)
+        }
+        this.history = History.restored(states, voxels ? late : null)
+        this.outdated(late)
+    }
+
+    /** The label map that was kept shows something else of these labels. */
+    outdated(names) {
+        this.changes++
+        for (const name of names) this.late.set(name, this.changes)
     }
 
     copyStored() {
@@ -93,13 +164,16 @@ export class Session extends EventTarget {
 
     /** Show another version of the image's label, for reviewing. */
     async showVersion(version) {
-        const found = await api.stored(this.image, version)
-        this.map = new LabelMap(this.about.shape)
+        const { image } = this
+        this.cancel()
+        const found = await api.stored(image, version)
+        if (image !== this.image || this.dirty || this.opening) return false
         this.labels = []
-        for (const name of found.labels) this.addLabel(name, false)
-        if (found.parts.labels) this.map.write(found.parts.labels.box, found.parts.labels.voxels)
+        this.active = 0
+        this.takeOver(found)
         this.show()
         this.tell('change')
+        return true
     }
 
     show() {
@@ -137,6 +211,7 @@ export class Session extends EventTarget {
     }
 
     toggle(at) {
+        if (!this.labels[at]) return
         this.labels[at].shown = !this.labels[at].shown
         this.recolour()
         this.tell('change')
@@ -164,7 +239,7 @@ export class Session extends EventTarget {
     }
 
     editBox(edges) {
-        this.give({ ...this.current, box: { edges, flat: null } })
+        this.give(prompts.edited(this.current, edges))
     }
 
     /** Forget what was given for the active label; what is stored of it stays. */
@@ -173,36 +248,38 @@ export class Session extends EventTarget {
     }
 
     give(given) {
+        if (!this.ready || !this.label) return
         const { name } = this.label
         this.history.push({ ...this.given, [name]: given }, name)
         this.changed()
         if (this.settings.auto) this.ask()
     }
 
+    /** An answer that is still to come is about what was given before. */
     changed() {
+        this.cancel()
         this.dirty = true
-        this.answer = null
-        this.tell('change')
+        this.answer = this.history.now.told ?? null
         this.save()
+        this.tell('change')
     }
 
     undo() {
-        this.step(this.history.canUndo && (() => this.history.undo(this.map)))
+        if (this.ready && this.history.canUndo) this.step(this.history.undo(this.map))
     }
 
     redo() {
-        this.step(this.history.canRedo && (() => this.history.redo(this.map)))
+        if (this.ready && this.history.canRedo) this.step(this.history.redo(this.map))
     }
 
-    step(move) {
-        if (!move) return
-        this.cancel()
-        const { label, boxes } = move()
+    step({ label, boxes, known }) {
         const at = this.labels.findIndex(({ name }) => name === label)
         if (at >= 0) this.active = at
         for (const box of boxes) this.viewer.paint(this.map, box)
+        if (boxes.length) this.outdated(this.labels.map(({ name }) => name))
         this.changed()
-        if (this.history.stale.length) this.ask(this.history.stale)
+        // Where answers do not come by themselves, what was seen before is seen again; but it has to be known.
+        if (this.history.stale.length && (this.settings.auto || !known)) this.ask(this.history.stale)
     }
 
     // Answers ------------------------------------------------------------------------------------------------
@@ -211,16 +288,19 @@ export class Session extends EventTarget {
      * Ask the server for labels, and where others are not locked for all that have prompts.
      * @param {string[]} wanted the active one, and all that were given something which has no answer yet
      */
-    async ask(wanted = [this.label.name, ...this.history.stale]) {
+    async ask(wanted = [this.label?.name, ...this.history.stale]) {
+        if (!this.ready) return
         this.cancel()
-        const others = this.settings.lock ? [] : Object.keys(this.given).filter((name) => !prompts.isEmpty(this.given[name]))
+        const empty = (name) => prompts.isEmpty(prompts.of(this.given, name))
+        const others = this.settings.lock ? [] : Object.keys(this.given).filter((name) => !empty(name))
         const valueOf = (label) => this.labels.findIndex((one) => one.name === label) + 1
         const names = [...new Set([...wanted, ...others])].filter(valueOf)
         const active = new Set(names.map(valueOf))
-        const start = this.settings.correct ? this.stored : null
-        const begun = (label) => start !== null && start.counts[valueOf(label)] > 0
-        const asked = names.filter((one) => prompts.canAsk(this.given[one], begun(one)))
-        const held = heldBy(this.map, start, active)
+        // A label that nothing is given for is what is stored of it.
+        const begun = new Set(names.filter((name) => this.settings.correct || empty(name)).map(valueOf))
+        const starts = (name) => begun.has(valueOf(name)) && this.stored.counts[valueOf(name)] > 0
+        const asked = names.filter((name) => prompts.canAsk(prompts.of(this.given, name), starts(name)))
+        const held = heldBy(this.map, this.stored, active, begun)
         if (!asked.length) {
             this.take({ parts: {} }, held, active, names)
             return
@@ -252,11 +332,16 @@ export class Session extends EventTarget {
     }
 
     take(found, held, active, names, milliseconds = 0) {
-        const answer = found.parts.labels ?? { box: EMPTY, voxels: new Uint8Array(0) }
+        const answer = found.parts.labels ?? { box: EMPTY, voxels: noVoxels() }
         const { box, voxels } = merged(this.map, held, active, answer)
         const change = this.map.write(box, voxels)
         this.history.answer(change, names)
-        if (change) this.viewer.paint(this.map, change.box)
+        if (change) {
+            this.viewer.paint(this.map, change.box)
+            this.outdated(names)
+        }
+        const { suggestions, boxes } = found
+        this.history.now.told = { suggestions, boxes }
         this.answer = { ...found, milliseconds }
         this.tell('busy')
         this.tell('answer', this.answer)
@@ -275,67 +360,81 @@ export class Session extends EventTarget {
 
     // Keeping ------------------------------------------------------------------------------------------------
 
+    /** Keep what was given, now, and the label map when nothing has happened for a moment. */
     save() {
-        clearTimeout(this.saving)
+        clearTimeout(this.waiting)
         if (!this.dirty || this.settings.review) return
-        this.saving = setTimeout(() => this.saveNow(), SAVE_AFTER)
+        this.keep()
+        this.waiting = setTimeout(() => this.saveMap(), SAVE_AFTER)
     }
 
-    async saveNow() {
-        clearTimeout(this.saving)
-        if (!this.dirty || !this.image) return
-        const box = this.map.filled()
+    keep() {
         const { image, labels, active, history } = this
-        const packed = sizeOf(box) ? await api.gzip(this.map.cut(box)) : new Uint8Array(0)
-        store.keep(image, { shape: this.about.shape, labels, active, states: history.kept(), box }, packed)
+        const work = { print: printOf(this.about), labels, active, states: history.kept(), late: [...this.late.keys()] }
+        const unkept = !store.keep(image, work)
+        if (unkept && !this.unkept) {
+            this.tell('problem', new Error('This browser has no room for unfinished work: submit before you leave.'))
+        }
+        this.unkept = unkept
     }
 
-    /** What was left unfinished when the page was closed. */
-    async restore() {
-        const kept = store.kept(this.image)
-        if (!kept || String(kept.shape) !== String(this.about.shape)) return false
-        this.labels = kept.labels
-        this.active = kept.active
-        if (kept.packed) {
-            this.map = new LabelMap(this.about.shape)
-            const voxels = await api.gunzip(kept.packed)
-            if (sizeOf(kept.box)) this.map.write(kept.box, voxels)
-        }
-        this.history = History.restored(kept.states, Boolean(kept.packed))
-        this.dirty = true
-        if (this.history.stale.length) queueMicrotask(() => this.ask(this.history.stale))
-        return true
+    async saveMap() {
+        clearTimeout(this.waiting)
+        if (!this.dirty || this.settings.review) return
+        // All of one moment: what comes while it is packed is kept the next time.
+        const { image, changes } = this
+        const box = this.map.filled()
+        const saving = (this.saving = Symbol(image))
+        const packed = sizeOf(box) ? await api.gzip(this.map.cut(box)) : noVoxels()
+        if (this.saving !== saving || !this.dirty || !store.keepMap(image, box, packed)) return
+        for (const [name, when] of this.late) if (when <= changes) this.late.delete(name)
+        this.keep()
     }
 
     /** Start from what is stored on the server. */
     discard() {
+        if (!this.ready) return
         this.cancel()
-        store.forget(this.image)
+        this.finish()
         this.map = new LabelMap(this.about.shape)
         this.copyStored()
         this.history = new History()
-        this.dirty = false
         this.answer = null
         this.show()
         this.tell('change')
     }
 
-    /** Store the label map as the image's final label. @returns what the server understood */
+    /** Nothing is unfinished any more. */
+    finish() {
+        clearTimeout(this.waiting)
+        store.forget(this.image)
+        this.saving = null
+        this.late.clear()
+        this.dirty = this.unkept = false
+    }
+
+    /** Store the label map as the image's final label. @returns what the server understood, null if it is not the time */
     async submit(client) {
+        if (!this.ready) return null
         const box = this.map.filled()
         if (!sizeOf(box)) throw new Error('There is nothing to submit yet: click inside a structure first.')
+        if (this.asking || this.history.stale.length) {
+            const names = this.history.stale.join(', ')
+            throw new Error(`What was given for ${names} has no answer yet. Wait for it, or press Answer, then submit what you see.`)
+        }
         const clicks = Object.values(this.given).reduce((sum, given) => sum + prompts.count(given), 0)
         const labels = this.labels.map((label) => label.name)
         const voxels = this.map.cut(box)
-        const image = this.image
-        const told = await api.submit(image, { labels, box, clicks, client }, await api.gzip(voxels))
-        store.forget(image)
-        if (image !== this.image) return told
-        this.dirty = false
-        clearTimeout(this.saving)
-        this.stored = new LabelMap(this.about.shape)
-        this.stored.write(box, voxels)
-        this.tell('change')
-        return told
+        this.submitting = true
+        try {
+            const told = await api.submit(this.image, { labels, box, clicks, client }, await api.gzip(voxels))
+            this.finish()
+            this.stored = new LabelMap(this.about.shape)
+            this.stored.write(box, voxels)
+            return told
+        } finally {
+            this.submitting = false
+            this.tell('change')
+        }
     }
 }

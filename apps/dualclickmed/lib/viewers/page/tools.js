@@ -8,7 +8,7 @@ const STILL = 4 // pixels within which a press is a click
 export class Tools {
     /**
      * @param target the element over the image
-     * @param actions {click, stroke, box, editBox, moved, hover, windowed, layout}
+     * @param actions {click, stroke, box, editBox, moved, hover, windowed, layout, released}
      */
     constructor(target, viewer, overlay, actions) {
         Object.assign(this, { target, viewer, overlay, actions, tool: 'click', held: null, readOnly: false })
@@ -30,7 +30,8 @@ export class Tools {
 
     down(event) {
         const at = this.place(event)
-        if (!at.tile) return
+        // A second finger does not take over what the first one draws.
+        if (!at.tile || this.held) return
         event.preventDefault()
         this.target.focus({ preventScroll: true })
         this.target.setPointerCapture(event.pointerId)
@@ -98,9 +99,12 @@ export class Tools {
         if (voxel) this.actions.click(voxel, inside)
     }
 
+    /** What was being drawn comes to nothing. */
     cancel() {
+        if (!this.held) return
         this.held = null
         this.dragged(null)
+        this.actions.released()
     }
 
     dragged(drag) {
@@ -140,7 +144,13 @@ export class Tools {
 
     pull(held, at) {
         const { tile } = held.start
-        const { edges } = this.overlay.show.prompts.box
+        const box = this.overlay.show.prompts?.box
+        if (!box) {
+            // It was taken back meanwhile.
+            this.cancel()
+            return
+        }
+        const { edges } = box
         const parts = this.viewer.inTile(at.x, at.y, tile)
         const pulled = edges.slice()
         for (const side of held.handle.moves) {

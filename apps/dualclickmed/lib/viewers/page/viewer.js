@@ -77,16 +77,14 @@ export class Viewer {
         new ResizeObserver(() => this.draw()).observe(this.canvas.parentElement)
     }
 
-    /** Show a volume. @param about what the server told of it */
-    async open(bytes, about) {
+    /** Read a volume, for `show`. @param about what the server told of it */
+    read(bytes, about) {
         const [low, high] = about.window
-        const image = await NVImage.loadFromUrl({
-            url: bytes,
-            name: 'image.nii',
-            colormap: 'gray',
-            cal_min: low,
-            cal_max: high
-        })
+        return NVImage.loadFromUrl({ url: bytes, name: 'image.nii', colormap: 'gray', cal_min: low, cal_max: high })
+    }
+
+    /** Show a volume that was read. */
+    show(image, about) {
         while (this.nv.volumes.length) this.nv.removeVolumeByIndex(0)
         this.about = about
         this.shape = about.shape
