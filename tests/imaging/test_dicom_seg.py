@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from dualclickmed.errors import UserError
 from dualclickmed.imaging.dicom_seg import converted, segmentation
-from dualclickmed.imaging.label_files import NamedLabels
+from dualclickmed.imaging.label_files import NamedLabels, read_labels
 from dualclickmed.imaging.label_map import LabelMap
 from dualclickmed.imaging.mask_files import LabelledMask, Segment, write
 from dualclickmed.imaging.volume import Volume, load_volume
@@ -114,6 +114,28 @@ def test_highdicom_reads_segments_by_their_source_slices(tmp_path: Path) -> None
     for number, mask in enumerate((layer == 1, layer == 2, second == 1)):
         raw = volume.to_raw_array(mask)
         np.testing.assert_array_equal(pixels[..., number].transpose(2, 1, 0) != 0, raw)
+
+
+@pytest.mark.parametrize("name", ["left\\right", "肝臓\\左葉", "Läsion " + 7 * "сердце\\"])
+def test_a_name_that_a_label_cannot_hold_is_whole_in_the_description(tmp_path: Path, name: str) -> None:
+    """A backslash makes two values of a SegmentLabel (LO), which has 64 characters; a description (ST) may
+    hold it, and every program gets one label that can be read."""
+    series = a_series(tmp_path / "series")
+    volume = load_volume(series.folder)
+    layer = np.zeros(volume.shape, np.uint16)
+    layer[3, 2, 2] = 1
+    path = tmp_path / "seg.dcm"
+    segmentation(NamedLabels([layer], [{1: name}]), volume, series.folder).save_as(path)
+    segment = pydicom.dcmread(path).SegmentSequence[0]
+    assert segment.SegmentLabel == name.replace("\\", "/")
+    assert segment.SegmentDescription == name
+    described = Segmentation.from_dataset(pydicom.dcmread(path)).get_segment_description(1)
+    assert described.segment_label == segment.SegmentLabel
+    assert read_labels(path, volume).voxels == {name: 1}
+    # What would come of it: the first part is all that most programs look at.
+    split = pydicom.Dataset()
+    split.SegmentLabel = name
+    assert name.count("\\") + 1 == split["SegmentLabel"].VM
 
 
 @pytest.mark.parametrize("modality", CLASSES)

@@ -119,3 +119,87 @@ def test_frames_of_nuclear_medicine_run_the_way_of_their_distance(tmp_path: Path
 def test_frames_that_follow_in_time_are_no_volume(tmp_path: Path, tags: dict[str, object]) -> None:
     with pytest.raises(VolumeError, match="film"):
         load_volume(save_dicom(tmp_path / "a", without_groups(Modality="XA", **tags)))
+
+
+@pytest.mark.parametrize(
+    ("directions", "offsets", "step"),
+    [
+        ([1, 0, 0, 0, 1, 0], [0, 2, 4, 6], (0, 0, 2)),
+        ([1, 0, 0, 0, 1, 0], [0, -2, -4, -6], (0, 0, -2)),
+        ([1, 0, 0, 0, 0, -1], [0, 2, 4, 6], (0, 2, 0)),
+        ([1, 0, 0, 0, 1, 0], [5, 7.5, 10, 12.5], (0, 0, 2.5)),
+        ([1, 0, 0, 0, -1, 0], [5, 7.5, 10, 12.5], (0, 0, 2.5)),
+    ],
+    ids=["up", "down", "coronal", "places", "places, turned over"],
+)
+def test_frames_at_listed_offsets_lie_there(
+    tmp_path: Path, directions: list[int], offsets: list[float], step: tuple[float, ...]
+) -> None:
+    """From the first frame along the normal, as dose grids and multi-frame captures list them."""
+    data = without_groups(
+        ImagePositionPatient=[-10, -20, 5],
+        PixelSpacing=[0.8, 0.9],
+        ImageOrientationPatient=directions,
+        GridFrameOffsetVector=[float(offset) for offset in offsets],
+    )
+    found = load_volume(save_dicom(tmp_path / "a", data))
+    np.testing.assert_array_equal(real(found), ARRAY)
+    row, column = np.reshape(directions, (2, 3))
+    wanted = np.column_stack([0.9 * row, 0.8 * column, step, [-10, -20, 5]])
+    np.testing.assert_allclose(found.affine[:3], RAS_FROM_LPS[:3, :3] @ wanted)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"GridFrameOffsetVector": [0.0, 2, 4, 6]}, "where the first one is"),
+        ({"GridFrameOffsetVector": [0.0, 2, 4]}, "4 finite numbers"),
+        ({"GridFrameOffsetVector": [3.0, 5, 7, 9], "ImagePositionPatient": [0, 0, 5]}, "must start with 0"),
+        ({"GridFrameOffsetVector": [0.0, 2, 5, 6], "ImagePositionPatient": [0, 0, 5]}, "equally far apart"),
+        ({"GridFrameOffsetVector": [0.0, 2, 6, 8], "ImagePositionPatient": [0, 0, 5]}, "missing"),
+        ({"GridFrameOffsetVector": [0.0, 2, 2, 4], "ImagePositionPatient": [0, 0, 5]}, "at each position"),
+    ],
+)
+def test_offsets_that_make_no_grid_are_refused(tmp_path: Path, tags: dict[str, object], message: str) -> None:
+    place = {} if len(tags) == 1 else {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    with pytest.raises(VolumeError, match=message):
+        load_volume(save_dicom(tmp_path / "a", without_groups(PixelSpacing=[1, 1], **place, **tags)))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values", "told"),
+    [
+        ("EchoNumbers", (1, 2), "echo 1, echo 2"),
+        ("EchoTime", (4.6, 9.2), "echo time 4.6, echo time 9.2"),
+        ("TemporalPositionIdentifier", (1, 2), "time point 1, time point 2"),
+        ("DiffusionBValue", (0.0, 1000.0), "b-value 0.0, b-value 1000.0"),
+    ],
+)
+@pytest.mark.parametrize("order", [(0, 1, 0, 1), (0, 0, 1, 1)], ids=["interleaved", "one behind the other"])
+def test_two_images_at_regular_positions_are_not_one(
+    tmp_path: Path, keyword: str, values: tuple[float, float], told: str, order: tuple[int, ...]
+) -> None:
+    slices = dicom_slices(ARRAY, LPS)
+    for one, which in zip(slices, order, strict=True):
+        setattr(one, keyword, values[which])
+    with pytest.raises(VolumeError, match=told):
+        load_volume(save_dicom(tmp_path / "a", *slices))
+
+
+def test_two_echoes_in_one_file_are_not_one_image(tmp_path: Path) -> None:
+    frames = dicom_frames(ARRAY, LPS)
+    for k, group in enumerate(frames.PerFrameFunctionalGroupsSequence):
+        echo = Dataset()
+        echo.EffectiveEchoTime = [4.6, 9.2][k % 2]
+        group.MREchoSequence = [echo]
+    with pytest.raises(VolumeError, match=r"echo time 4\.6, echo time 9\.2"):
+        load_volume(save_dicom(tmp_path / "a", frames))
+
+
+def test_a_number_that_every_slice_has_for_itself_splits_nothing(tmp_path: Path) -> None:
+    slices = dicom_slices(ARRAY, LPS, EchoTime=4.6)
+    for k, one in enumerate(slices):
+        one.TemporalPositionIdentifier = k + 1
+    found = load_volume(save_dicom(tmp_path / "a", *slices))
+    assert np.array_equal(real(found), ARRAY) and found.notes == ()

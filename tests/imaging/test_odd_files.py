@@ -125,6 +125,59 @@ def test_nrrds_lie_where_itk_puts_them(tmp_path: Path, before: str, after: str) 
     _same_as_itk(tmp_path / "a.nrrd")
 
 
+@pytest.mark.parametrize(
+    ("lines", "notes"),
+    [
+        ("", ["distance"]),
+        ("axis mins: 1 2 3\n", ["distance", "axis mins"]),
+        ("axis mins: nan 2 3\n", ["distance", "axis mins"]),
+        ("axis mins: 1 2 3\ncenters: node node node\n", ["distance", "axis mins"]),
+        ("axis mins: 1 2 3\nspacings: 2 nan 4\n", ["distance", "axis mins"]),
+        ("axis mins: nan 2 3\nspacings: 2 3 4\n", ["axis mins"]),
+        ("axis mins: 1 2 3\nspacings: 2 3 4\n", []),
+        ("axis mins: 1 2 3\nspacings: 2 3 4\ncenters: node cell node\n", []),
+        ("axis mins: 1 2 3\nspacings: 2 -3 4\n", []),
+        ("axis mins: 1 2 3\naxis maxs: 9 8 7\nspacings: 2 3 4\n", []),
+        ("space: left-posterior-superior\nspace origin: (1,2,3)\n", ["distance"]),
+    ],
+)
+def test_nrrds_of_which_little_is_told_lie_where_itk_puts_them_with_a_note(
+    tmp_path: Path, lines: str, notes: list[str]
+) -> None:
+    head = "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 5 6\nencoding: raw\nendian: little\n"
+    (tmp_path / "a.nrrd").write_bytes(f"{head}{lines}\n".encode() + ARRAY.tobytes("F"))
+    _same_as_itk(tmp_path / "a.nrrd")
+    found = load_volume(tmp_path / "a.nrrd").notes
+    assert len(found) == len(notes)
+    assert all(word in note for word, note in zip(notes, found, strict=True))
+
+
+def test_a_metaimage_without_a_spacing_is_noted(tmp_path: Path) -> None:
+    header, voxels = volume_files.meta(ARRAY, LPS)
+    (tmp_path / "a.mha").write_bytes(re.sub(rb"ElementSpacing.*\n", b"", header) + voxels)
+    _same_as_itk(tmp_path / "a.mha")
+    assert ["distance" in note for note in load_volume(tmp_path / "a.mha").notes] == [True]
+
+
+@pytest.mark.parametrize("ending", [".nhdr", ".mhd"])
+def test_a_file_beside_the_header_may_be_named_with_its_folder(tmp_path: Path, ending: str) -> None:
+    """'./x', as some programs write it; nothing else that looks like a path."""
+    header, voxels = (
+        volume_files.nrrd(ARRAY, LPS, encoding="raw")
+        if ending == ".nhdr"
+        else volume_files.meta(ARRAY, LPS, data="NAME")
+    )
+    told = header + b"data file: NAME\n" if ending == ".nhdr" else header
+    (tmp_path / "x.raw").write_bytes(voxels)
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(told.replace(b"NAME", b"./x.raw"))
+    _same_as_itk(path)
+    for name in (b".//x.raw", b"././x.raw", b"./../x.raw", b"./.x.raw", b"a/x.raw", b"./a/../x.raw"):
+        path.write_bytes(told.replace(b"NAME", name))
+        with pytest.raises(VolumeError, match="may name a file that lies beside it"):
+            load_volume(path)
+
+
 def _same_as_itk(path: Path) -> None:
     found, itk = load_volume(path), sitk.ReadImage(str(path))
     np.testing.assert_array_equal(real(found), sitk.GetArrayFromImage(itk).T)

@@ -22,6 +22,15 @@ NOT_IMAGES = frozenset({"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR",
 _FILMS = ("FrameTime", "FrameTimeVector", "CineRate")
 _IN_TIME = (0x00181063, 0x00181065)
 """FrameTime and FrameTimeVector, as FrameIncrementPointer names what differs from frame to frame."""
+_KINDS = {
+    "EchoNumbers": "echo",
+    "EchoTime": "echo time",
+    "EffectiveEchoTime": "echo time",
+    "TemporalPositionIdentifier": "time point",
+    "TemporalPositionIndex": "time point",
+    "DiffusionBValue": "b-value",
+}
+"""Tags that tell which of several images of one place a slice or frame belongs to."""
 _NAMED = 5
 
 
@@ -269,6 +278,8 @@ def _frame_planes(header: Dataset, frames: int, name: str) -> list[Plane]:
     if common.position is None and detector is not None and "ImagePositionPatient" in detector:
         return _detector_planes(common, detector, header, frames, name)
     if not _is_enhanced(header):
+        if "GridFrameOffsetVector" in header:
+            return _offset_planes(common, header, frames, name)
         if frames > 1:
             common = replace(common, position=None, directions=None)
         return [replace(common, source=f"frame {k + 1}", number=k) for k in range(frames)]
@@ -288,6 +299,7 @@ def _frame_plane(k: int, groups: Sequence[Dataset | None], header: Dataset, name
         return Dataset()
 
     measures, values = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
+    content = group("FrameContentSequence")
     if not len(values):
         values = header
     return Plane(
@@ -298,8 +310,36 @@ def _frame_plane(k: int, groups: Sequence[Dataset | None], header: Dataset, name
         number_list(measures, "PixelSpacing", 2, name),
         _step(measures, name),
         *_rescale(values, name),
-        rank=_integer(group("FrameContentSequence"), "InStackPositionNumber", 0) or None,
+        rank=_integer(content, "InStackPositionNumber", 0) or None,
+        kind=_kind([content, group("MREchoSequence"), group("MRDiffusionSequence")]),
     )
+
+
+def _offset_planes(common: Plane, header: Dataset, frames: int, name: str) -> list[Plane]:
+    """Frames whose distances from the first one are listed, as in dose grids (PS3.3 C.8.8.3.2).
+
+    The list starts with 0, and leads along the normal; or, for axial frames, it holds their z coordinates.
+    """
+    offsets = number_list(header, "GridFrameOffsetVector", frames, name)
+    if offsets is None:
+        raise VolumeError(f"GridFrameOffsetVector of {name} must be {frames} numbers, but it is empty.")
+    if common.position is None or common.directions is None:
+        raise VolumeError(
+            f"{name} tells how far apart its frames are (GridFrameOffsetVector), but not where the first one "
+            "is (ImagePositionPatient, ImageOrientationPatient)."
+        )
+    position, along = common.position, np.cross(common.directions[0], common.directions[1])
+    if offsets[0] != 0:
+        if abs(offsets[0] - position[2]) > 0.01 or abs(along[2]) < 0.999:
+            raise VolumeError(
+                f"GridFrameOffsetVector of {name} must start with 0 or, for axial frames, with the place of "
+                f"the first one ({position[2]:g}), but it starts with {offsets[0]:g}."
+            )
+        offsets, along = offsets - offsets[0], np.array([0.0, 0.0, 1.0])
+    return [
+        replace(common, source=f"frame {k + 1}", number=k, position=position + offset * along)
+        for k, offset in enumerate(offsets.tolist())
+    ]
 
 
 def _detector_planes(
@@ -334,7 +374,19 @@ def _plane(header: Dataset, name: str) -> Plane:
         number_list(header, "ImagerPixelSpacing", 2, name) if spacing is None else spacing,
         _step(header, name),
         *_rescale(header, name),
+        kind=_kind([header]),
     )
+
+
+def _kind(groups: Sequence[Dataset | None]) -> str:
+    """Echo, time point and diffusion weighting, as far as the file tells them."""
+    told = {
+        word: f"{word} {text_of(group, key)}"
+        for key, word in _KINDS.items()
+        for group in groups
+        if group is not None and text_of(group, key)
+    }
+    return ", ".join(told.values())
 
 
 def _directions(header: Dataset, name: str) -> npt.NDArray[np.float64] | None:
@@ -395,7 +447,9 @@ def text_of(header: Dataset, key: str) -> str:
     except (ValueError, TypeError, OverflowError):
         return ""
     # A backslash in a text makes two of it.
-    return "/".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "").strip()
+    if isinstance(value, MultiValue):
+        return "/".join(map(str, value))
+    return "" if value is None else str(value).strip()
 
 
 def first_item(header: Dataset, key: str) -> Dataset | None:

@@ -224,6 +224,8 @@ def sibling(header: Path, named: str, limits: ReadLimits) -> Path:
         VolumeError: it is not a plain name of a file of voxels that lies beside the header.
     """
     endings = ", ".join(DATA_ENDINGS)
+    # Some programs write that they mean the header's own folder.
+    named = named.removeprefix("./")
     if not limits.siblings:
         raise VolumeError(
             f"The voxels of an uploaded image must lie in the same file, but {header.name} names another "

@@ -31,6 +31,7 @@ _TYPES = {
     **{"MET_INT": "i4", "MET_UINT": "u4", "MET_LONG": "i4", "MET_ULONG": "u4"},
     **{"MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
 }
+_SPACINGS = ("elementspacing", "elementsize")
 _LAST = "elementdatafile"
 _IN_FILE = "local"
 _ORDERS = ("elementbyteordermsb", "binarydatabyteordermsb")
@@ -128,7 +129,7 @@ def _affine(fields: dict[str, str], count: int, name: str) -> npt.NDArray[np.flo
         _numbers(fields, ("transformmatrix", "rotation", "orientation"), count * count, name)
         or np.eye(count).ravel()
     )
-    step = _numbers(fields, ("elementspacing", "elementsize"), count, name) or [1.0] * count
+    step = _numbers(fields, _SPACINGS, count, name) or [1.0] * count
     origin = _numbers(fields, ("offset", "position", "origin"), count, name) or [0.0] * count
     lps = np.eye(4)
     lps[:3, :3] = matrix.reshape(count, count)[:3, :3].T * np.asarray(step[:3])
@@ -145,8 +146,13 @@ def _numbers(fields: dict[str, str], keys: tuple[str, ...], count: int, name: st
 
 
 def _notes(fields: dict[str, str], name: str) -> tuple[str, ...]:
+    notes = []
+    if not any(fields.get(key) for key in _SPACINGS):
+        notes.append(
+            f"The header of {name} does not tell the distance of its voxels: 1 mm was taken, as ITK does."
+        )
     slope = fields.get("elementtointensityfunctionslope", "1")
     offset = fields.get("elementtointensityfunctionoffset", "0")
-    if (real(slope, name, "The slope"), real(offset, name, "The offset")) == (1.0, 0.0):
-        return ()
-    return (f"The header of {name} asks for other intensities, which was passed over, as ITK does.",)
+    if (real(slope, name, "The slope"), real(offset, name, "The offset")) != (1.0, 0.0):
+        notes.append(f"The header of {name} asks for other intensities, which was passed over, as ITK does.")
+    return tuple(notes)

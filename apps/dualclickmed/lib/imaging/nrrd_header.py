@@ -73,6 +73,7 @@ _SPELLINGS = {
     "byteskip": "byte skip",
     "centerings": "centers",
 }
+_UNKNOWN = "The header of {name} does not tell the distance of its voxels: 1 mm was taken, as ITK does."
 _SPATIAL = ("domain", "space")
 _VECTOR = re.compile(r"none|\([^()]*\)")
 _MAX_AXES = 5
@@ -112,6 +113,7 @@ def nrrd_facts(path: Path, limits: ReadLimits) -> HeaderFacts:
             raise VolumeError(f"The endian of {name} must be little or big, but it is {order[:60]!r}.")
         dtype = dtype.newbyteorder("<" if order == "little" else ">")
     nbytes = checked_bytes(name, shape, dtype.itemsize, limits)
+    affine, notes = _affine(fields, shape, channel_axis, count, name)
     return HeaderFacts(
         name,
         "nrrd",
@@ -120,7 +122,8 @@ def nrrd_facts(path: Path, limits: ReadLimits) -> HeaderFacts:
         dtype,
         checked_block(name, _block(path, fields, length, nbytes, limits)),
         fields=pairs,
-        affine=_affine(fields, shape, channel_axis, count, name),
+        affine=affine,
+        notes=notes,
     )
 
 
@@ -198,9 +201,8 @@ def _block(path: Path, fields: dict[str, str], length: int, nbytes: int, limits:
 
 def _affine(
     fields: dict[str, str], shape: tuple[int, ...], channel_axis: int | None, count: int, name: str
-) -> npt.NDArray[np.float64]:
-    """Raw indices to RAS millimetres."""
-    lps = np.eye(4)
+) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
+    """Raw indices to RAS millimetres, and notes."""
     space = fields.get("space", "").lower()
     if space and space not in _SPACES:
         raise VolumeError(
@@ -208,26 +210,46 @@ def _affine(
         )
     if not space and fields.get("space dimension", "3").strip() != "3":
         raise VolumeError(f"An image must have three axes, but {name} has {count}, of lengths {shape}.")
-    if space or "space dimension" in fields:
-        if "spacings" in fields:
-            raise VolumeError(f"{name} has a space, so its spacing must come as 'space directions'.")
-        if "space directions" in fields:
-            lps[:3, :3] = np.array(_directions(fields["space directions"], count, name)).T
-        if "space origin" in fields:
-            lps[:3, 3] = _vector(fields["space origin"], name)
-        lps[:2] *= np.asarray(_SPACES.get(space, (1.0, 1.0)))[:, None]
-    else:
-        # Axes without a place of their own: the length of the steps, and where the first voxel's centre is.
+    if not space and "space dimension" not in fields:
         axes = [axis for axis in range(count) if axis != channel_axis][:3]
-        for row, axis in enumerate(axes):
-            if "axis maxs" in fields and "spacings" not in fields:
-                raise VolumeError(f"{name} must tell the distance of its voxels: it has no 'spacings'.")
-            step = _listed(fields, "spacings", axis, count, name)
-            low = _listed(fields, "axis mins", axis, count, name)
-            node = fields.get("centers", "").split()[axis : axis + 1] == ["node"]
-            lps[row, row] = 1.0 if step is None else step
-            lps[row, 3] = 0.0 if low is None else low + (0.0 if node else abs(lps[row, row]) / 2)
-    return RAS_FROM_LPS @ lps
+        lps, notes = _without_space(fields, axes, count, name)
+        return RAS_FROM_LPS @ lps, notes
+    if "spacings" in fields:
+        raise VolumeError(f"{name} has a space, so its spacing must come as 'space directions'.")
+    lps, notes = np.eye(4), ()
+    if "space directions" in fields:
+        lps[:3, :3] = np.array(_directions(fields["space directions"], count, name)).T
+    else:
+        notes = (_UNKNOWN.format(name=name),)
+    if "space origin" in fields:
+        lps[:3, 3] = _vector(fields["space origin"], name)
+    lps[:2] *= np.asarray(_SPACES.get(space, (1.0, 1.0)))[:, None]
+    return RAS_FROM_LPS @ lps, notes
+
+
+def _without_space(
+    fields: dict[str, str], axes: list[int], count: int, name: str
+) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
+    """Axes without a place of their own: the length of their steps, and where each begins.
+
+    Begins count where all are there, and all steps: otherwise ITK starts at the origin.
+    """
+    steps = [_listed(fields, "spacings", axis, count, name) for axis in axes]
+    lows = [_listed(fields, "axis mins", axis, count, name) for axis in axes]
+    nodes = [fields.get("centers", "").split()[axis : axis + 1] == ["node"] for axis in axes]
+    unknown = any(step is None for step in steps)
+    if unknown and "axis maxs" in fields:
+        raise VolumeError(f"{name} must tell the distance of its voxels: it has no 'spacings'.")
+    lps = np.diag([*(1.0 if step is None else step for step in steps), 1.0])
+    begins = [low for low in lows if low is not None]
+    if len(begins) == len(axes) and not unknown:
+        # The first voxel's centre lies half a step from the border, but for samples on the border itself.
+        lps[:3, 3] = np.asarray(begins) + np.where(nodes, 0.0, np.diag(lps)[:3] / 2)
+        return lps, ()
+    notes = [_UNKNOWN.format(name=name)] if unknown else []
+    if begins:
+        notes.append(f"Where the axes of {name} begin ('axis mins') was passed over, as ITK does.")
+    return lps, tuple(notes)
 
 
 def _directions(text: str, count: int, name: str) -> list[list[float]]:

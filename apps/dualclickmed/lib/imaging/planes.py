@@ -46,6 +46,8 @@ class Plane:
         slope, intercept: ``real = stored * slope + intercept``.
         rank: its place among the frames of its stack (InStackPositionNumber); None where the file does not
             tell.
+        kind: which of several images of one place it belongs to, as far as the file tells: its echo, its time
+            point, its diffusion weighting.
     """
 
     source: str
@@ -57,6 +59,7 @@ class Plane:
     slope: float = 1.0
     intercept: float = 0.0
     rank: int | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,7 @@ def stacked(planes: Sequence[Plane], name: str, keep_order: bool = False) -> Sta
     Raises:
         VolumeError: they make none; the message names the planes.
     """
+    _require_one_kind(planes, name)
     if any(plane.position is None or plane.directions is None for plane in planes):
         return _unplaced(planes, name, keep_order)
     directions = _one_orientation(planes, name)
@@ -115,6 +119,19 @@ def stacked(planes: Sequence[Plane], name: str, keep_order: bool = False) -> Sta
     lps[:3, 0], lps[:3, 1] = directions[0] * spacing[1], directions[1] * spacing[0]
     lps[:3, 2], lps[:3, 3] = step, positions[order[0]]
     return Stack(order.tolist(), RAS_FROM_LPS @ lps, notes, True)
+
+
+def _require_one_kind(planes: Sequence[Plane], name: str) -> None:
+    """Echoes or time points whose planes lie between, or behind, one another look like one regular stack.
+
+    A number that every plane has for itself counts the planes and tells nothing.
+    """
+    kinds = list(dict.fromkeys(plane.kind for plane in planes))
+    if 1 < len(kinds) < len(planes):
+        raise VolumeError(
+            f"A DICOM series must be one image, but {name} holds {len(kinds)}: "
+            f"{_some([kind or 'without a number' for kind in kinds])}. Split it into one series for each."
+        )
 
 
 def _unplaced(planes: Sequence[Plane], name: str, keep_order: bool) -> Stack:
