@@ -36,12 +36,17 @@ def nifti_image(array: npt.NDArray[np.generic], placing: Placing) -> nib.Nifti1I
         raise UserError(f"A NIfTI file has axes of at most 32767 voxels, not {array.shape}: ask for .nrrd.")
     image = _like(array, placing.header) if placing.header else nifti_of_affine(array, placing.affine)
     found = itk_reading(image.header.binaryblock)
-    wanted = placing.itk
-    if found is None or wanted is None or apart(wanted, found, array.shape[:3]) > NOTED:
+    # Of a file that ITK cannot read for its version alone, the answer can still lie where nibabel puts it.
+    wanted = placing.affine if placing.itk is None and placing.is_nifti2 else placing.itk
+    if found is None or wanted is None:
         raise UserError(
             "A NIfTI file that ITK (3D Slicer, MITK) can read holds no sheared grid, but the image's is: "
-            "ask for "
-            "the mask as .nrrd or .seg.nrrd."
+            "ask for the mask as .nrrd or .seg.nrrd."
+        )
+    if apart(wanted, found, array.shape[:3]) > NOTED:
+        raise UserError(
+            "A NIfTI file of this mask would lie at another place in ITK (3D Slicer, MITK) than the image: "
+            "ask for the mask as .nrrd or .seg.nrrd."
         )
     return image
 

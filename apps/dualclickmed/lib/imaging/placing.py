@@ -64,6 +64,11 @@ class Placing:
         """What nibabel gives: the numbers of the file."""
         return np.diag([1 / self.unit] * 3 + [1.0]) @ self.affine
 
+    @property
+    def is_nifti2(self) -> bool:
+        """Whether the header is that of NIfTI-2, which ITK 5.4 cannot read."""
+        return SIZES.get(len(self.header)) == 2
+
     @classmethod
     def plain(cls, affine: Affine) -> Placing:
         """Of a file that everybody reads in the same way."""
@@ -167,6 +172,11 @@ def place_notes(placing: Placing, shape: Sequence[int], name: str) -> list[str]:
     """What to know where programs put one file at several places."""
     if not placing.header:
         return []
+    if placing.itk is None and placing.is_nifti2:
+        return [
+            f"{name} is a NIfTI-2 file, which ITK and what is built on it (3D Slicer, MITK) cannot read: its "
+            "place is nibabel's, and answers in NIfTI are NIfTI-1."
+        ]
     if placing.itk is None:
         return [
             f"The grid of {name} is sheared or damaged, so that ITK and what is built on it (3D Slicer, "
