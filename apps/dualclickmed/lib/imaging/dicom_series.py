@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.uid import UID
 
 from ..errors import TooLargeError, VolumeError
 from .dicom_files import frame_shape, is_dicom, pixel_frames, read_dataset
@@ -158,6 +159,11 @@ def _found(folder: Path, limits: ReadLimits) -> tuple[dict[str, list[tuple[Path,
     strange, results = [], []
     for path in paths:
         if not is_dicom(path):
+            if path.name.lower().endswith(".dcm"):
+                raise VolumeError(
+                    f"The file {path.name} must be DICOM by its name, but it does not start as one: it is cut "
+                    "short, empty, or of another kind."
+                )
             strange.append(path.name)
             continue
         header = read_dataset(path, limits)
@@ -165,6 +171,8 @@ def _found(folder: Path, limits: ReadLimits) -> tuple[dict[str, list[tuple[Path,
             results.append(f"{path.name} ({text_of(header, 'Modality')})")
         elif "Rows" in header:
             series.setdefault(text_of(header, "SeriesInstanceUID"), []).append((path, header))
+        elif "Image Storage" in header.file_meta.get("MediaStorageSOPClassUID", UID("")).name:
+            raise VolumeError(f"The DICOM file {path.name} is cut short: an image without Rows and pixels.")
         elif path.name != "DICOMDIR":
             strange.append(path.name)
     notes = []
