@@ -161,8 +161,8 @@ def _found(folder: Path, limits: ReadLimits) -> tuple[dict[str, list[tuple[Path,
         if not is_dicom(path):
             if path.name.lower().endswith(".dcm"):
                 raise VolumeError(
-                    f"By its name {path.name} is a DICOM file, but it does not start as one: it is cut short, "
-                    "empty, or of another kind."
+                    f"By its name {path.name} is a DICOM file, but it does not start as one: it is cut "
+                    "short, empty, or of another kind."
                 )
             strange.append(path.name)
             continue
