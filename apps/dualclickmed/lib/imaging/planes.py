@@ -244,7 +244,8 @@ def _regular_step(
     if off.max() <= allowed:
         return step
     gaps = np.abs(np.diff(positions @ normal))
-    usual = float(np.median(gaps))
+    # The lower of the two in the middle: with many slices missing, a gap may be in the middle as well.
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     far = [
         f"{sources[k]} and {sources[k + 1]} ({gaps[k]:.4g} mm)"
         for k in np.flatnonzero(np.abs(gaps - usual) > max(ROUNDED, OFF_GRID * usual)).tolist()
