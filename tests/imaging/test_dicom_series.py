@@ -82,7 +82,7 @@ def test_slopes_of_each_slice_and_a_tilt_reach_the_nifti(tmp_path: Path) -> None
 
 def test_an_irregular_series_makes_no_nifti(tmp_path: Path) -> None:
     slices = dicom_slices(ARRAY, LPS)
-    with pytest.raises(VolumeError, match="equally far apart"):
+    with pytest.raises(VolumeError, match="are missing"):
         series_to_nifti(save_dicom(tmp_path / "a", slices[0], slices[1], slices[3]), tmp_path / "a.nii.gz")
     assert not (tmp_path / "a.nii.gz").exists()
 

@@ -79,6 +79,55 @@ def test_an_intercept_without_a_slope_is_noted(tmp_path: Path) -> None:
     assert len(found.notes) == 1 and "intercept (5)" in found.notes[0]
 
 
+def test_a_slope_that_itk_passes_over_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_bytes(patched(NIFTI, (112, "<2f", 1e-18, 0)))
+    found = load_volume(tmp_path / "a.nii")
+    np.testing.assert_allclose(real(found), nib.load(tmp_path / "a.nii").get_fdata(), rtol=1e-6)
+    assert np.abs(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii")))).max() > 1
+    assert len(found.notes) == 1 and "so small (1e-18)" in found.notes[0]
+
+
+def test_voxels_that_are_said_to_start_at_byte_0_start_behind_the_header(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_bytes(patched(NIFTI, (108, "<f", 0)))
+    found = load_volume(tmp_path / "a.nii")
+    assert np.array_equal(real(found), ARRAY)
+    assert len(found.notes) == 1 and "vox_offset 0" in found.notes[0]
+
+
+@pytest.mark.parametrize("line", ["Origin = 1 2 3", "Position = -5 7 11.5", "Rotation = 0 1 0 1 0 0 0 0 1"])
+def test_a_metaimage_of_two_places_is_refused(tmp_path: Path, line: str) -> None:
+    header, voxels = volume_files.meta(ARRAY, LPS)
+    (tmp_path / "a.mha").write_bytes(header.replace(b"DimSize", line.encode() + b"\nDimSize") + voxels)
+    with pytest.raises(VolumeError, match="its place twice"):
+        load_volume(tmp_path / "a.mha")
+    same = {"O": "Origin = -5 7 11", "P": "Position = -5 7 11", "R": "Rotation = 1 0 0 0 1 0 0 0 1"}[line[0]]
+    (tmp_path / "a.mha").write_bytes(header.replace(b"DimSize", same.encode() + b"\nDimSize") + voxels)
+    _same_as_itk(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize(
+    ("ending", "line", "told"),
+    [
+        (".nrrd", 'space units: "um" "um" "um"', "um"),
+        (".nrrd", 'space units: "mm" "mm" "mm"', ""),
+        (".mha", "DistanceUnits = um", "um"),
+        (".mha", "DistanceUnits = mm", ""),
+    ],
+)
+def test_a_unit_that_itk_does_not_heed_is_noted(tmp_path: Path, ending: str, line: str, told: str) -> None:
+    if ending == ".nrrd":
+        header, voxels = volume_files.nrrd(ARRAY, LPS, encoding="raw")
+        data = header + line.encode() + b"\n\n" + voxels
+    else:
+        header, voxels = volume_files.meta(ARRAY, LPS)
+        data = header.replace(b"DimSize", line.encode() + b"\nDimSize") + voxels
+    (tmp_path / f"a{ending}").write_bytes(data)
+    _same_as_itk(tmp_path / f"a{ending}")
+    notes = load_volume(tmp_path / f"a{ending}").notes
+    assert len(notes) == bool(told)
+    assert all(f"counts in {told}" in note for note in notes)
+
+
 def test_a_metaimage_of_two_byte_orders_is_refused(tmp_path: Path) -> None:
     header, voxels = volume_files.meta(ARRAY, LPS)
     both = header.replace(b"DimSize", b"ElementByteOrderMSB = True\nDimSize")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def repeated(slices: Slices, same_number: bool) -> Slices:
     again = [pydicom.Dataset(one) for one in dicom_slices(ARRAY, LPS)]
     for one, other in zip(slices, again, strict=True):
         other.file_meta = one.file_meta
-        other.SeriesInstanceUID = one.SeriesInstanceUID
+        other.SeriesInstanceUID, other.FrameOfReferenceUID = one.SeriesInstanceUID, one.FrameOfReferenceUID
         other.SOPInstanceUID = generate_uid()
         other.InstanceNumber = one.InstanceNumber if same_number else one.InstanceNumber + len(slices)
     return [*slices, *again]
@@ -99,6 +100,20 @@ REFUSED: dict[str, tuple[Callable[[], Slices], str]] = {
         lambda: given(given(series(), "SamplesPerPixel", 3, *range(8)), "PlanarConfiguration", 0, *range(8)),
         "one real number",
     ),
+    "two patients": (lambda: given(series(), "PatientID", "other", 3, 4), "one patient"),
+    "positions that cannot be compared": (
+        lambda: given(series(), "FrameOfReferenceUID", "1.2.3", 3, 4),
+        "one frame of reference",
+    ),
+    "two phases of the heart": (
+        lambda: given(
+            given(series(), "NominalPercentageOfCardiacPhase", 0, 0, 2, 4, 6),
+            "NominalPercentageOfCardiacPhase",
+            50,
+            *(1, 3, 5, 7),
+        ),
+        "cardiac phase 0.*cardiac phase 50",
+    ),
     "a second file of frames": (lambda: [dicom_frames(ARRAY, LPS) for _ in range(2)], "exactly one"),
 }
 
@@ -145,6 +160,33 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
     for name in ("scout.dcm", "result.dcm (SEG)", "zcopy.dcm", "notes.txt"):
         assert name in told
     assert ".hidden" not in told and len(found.notes) == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: given(series(), "ConvolutionKernel", "B70", 3, 4, 5), "several kernels"),
+        (
+            lambda: given(series(), "ImageType", ["DERIVED", "PRIMARY", "P"], 3, 4),
+            "several types of image.*DERIVED/PRIMARY/P",
+        ),
+        (lambda: without(without(series(), "RescaleSlope", 2), "RescaleIntercept", 2), r"\(002\.dcm\)"),
+        (
+            lambda: without(
+                given(series(), "ImagerPixelSpacing", [0.8, 0.9], *range(8)), "PixelSpacing", *range(8)
+            ),
+            "at the detector alone",
+        ),
+    ],
+)
+def test_what_slices_should_share_is_noted_where_they_do_not(
+    tmp_path: Path, make: Callable[[], Slices], told: str
+) -> None:
+    found = load_volume(save_dicom(tmp_path / "a", *make()))
+    assert np.array_equal(real(found), ARRAY)
+    np.testing.assert_allclose(found.affine, RAS_FROM_LPS @ LPS, atol=1e-6)
+    assert len(found.notes) == 1
+    assert re.search(told, found.notes[0])
 
 
 def test_pet_slopes_of_each_slice_are_those_of_its_values(tmp_path: Path) -> None:

@@ -17,22 +17,14 @@ from ..errors import TooLargeError, VolumeError
 from .dicom_files import frame_shape, is_dicom, pixel_frames, read_dataset
 from .facts import ReadLimits, checked_bytes
 from .planes import Plane, Stack, stacked
+from .series_kinds import kind_of, slice_notes, some_of, text_of
 
 NOT_IMAGES = frozenset({"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "REG", "DOC"})
 """DICOM modalities of results that may lie in the folder of the series that they describe."""
 _FILMS = ("FrameTime", "FrameTimeVector", "CineRate")
 _IN_TIME = (0x00181063, 0x00181065)
 """FrameTime and FrameTimeVector, as FrameIncrementPointer names what differs from frame to frame."""
-_KINDS = {
-    "EchoNumbers": "echo",
-    "EchoTime": "echo time",
-    "EffectiveEchoTime": "echo time",
-    "TemporalPositionIdentifier": "time point",
-    "TemporalPositionIndex": "time point",
-    "DiffusionBValue": "b-value",
-}
-"""Tags that tell which of several images of one place a slice or frame belongs to."""
-_NAMED = 5
+_KIND_GROUPS = ("MREchoSequence", "MRDiffusionSequence", "CardiacSynchronizationSequence")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +81,7 @@ def look_at_series(folder: Path, limits: ReadLimits) -> Series:
     notes += [f"{path.name} is the same image as another file and was left out." for path in twice]
     members, localizers = _without_localizers(members)
     if localizers:
-        notes.append(f"Localizers were left out: {_some([path.name for path in localizers])}.")
+        notes.append(f"Localizers were left out: {some_of([path.name for path in localizers])}.")
     notes += _colour_notes(members)
     shapes = {path.name: frame_shape(header, path.name) for path, header in members}
     if any(frames > 1 for frames, _, _ in shapes.values()) or _is_enhanced(members[0][1]):
@@ -100,9 +92,10 @@ def look_at_series(folder: Path, limits: ReadLimits) -> Series:
     other = [file for file, shape in shapes.items() if shape != first]
     if other:
         raise VolumeError(
-            f"The slices of a DICOM series must have one size, but {_some(other)} of {name} differ from "
+            f"The slices of a DICOM series must have one size, but {some_of(other)} of {name} differ from "
             "the rest."
         )
+    notes += slice_notes([(path.name, header) for path, header in members], name)
     planes = [_plane(header, path.name) for path, header in members]
     stack = stacked(planes, name)
     return _series(uid, members, planes, stack, 0, (first[2], first[1], len(planes)), limits, notes)
@@ -177,9 +170,9 @@ def _found(folder: Path, limits: ReadLimits) -> tuple[dict[str, list[tuple[Path,
             strange.append(path.name)
     notes = []
     if strange:
-        notes.append(f"Files that are no DICOM images were left out: {_some(strange)}.")
+        notes.append(f"Files that are no DICOM images were left out: {some_of(strange)}.")
     if results:
-        notes.append(f"Results beside the series were left out: {_some(results)}.")
+        notes.append(f"Results beside the series were left out: {some_of(results)}.")
     return series, notes
 
 
@@ -216,14 +209,14 @@ def _colour_notes(members: Sequence[tuple[Path, Dataset]]) -> list[str]:
     tables = [name for name, kind in told.items() if kind.startswith("PALETTE")]
     if tables:
         raise VolumeError(
-            f"An image must have one real number in each voxel, but {_some(tables)} hold numbers of colours "
-            "(PALETTE COLOR)."
+            f"An image must have one real number in each voxel, but {some_of(tables)} hold numbers of "
+            "colours (PALETTE COLOR)."
         )
     inverted = [name for name, kind in told.items() if kind == "MONOCHROME1"]
     if not inverted:
         return []
     return [
-        f"Small values are bright in {_some(inverted)} (MONOCHROME1): they were taken as they are stored, "
+        f"Small values are bright in {some_of(inverted)} (MONOCHROME1): they were taken as they are stored, "
         "while ITK (3D Slicer) turns them round."
     ]
 
@@ -319,7 +312,7 @@ def _frame_plane(k: int, groups: Sequence[Dataset | None], header: Dataset, name
         _step(measures, name),
         *_rescale(values, name),
         rank=_integer(content, "InStackPositionNumber", 0) or None,
-        kind=_kind([content, group("MREchoSequence"), group("MRDiffusionSequence")]),
+        kind=kind_of([content, *map(group, _KIND_GROUPS)]),
     )
 
 
@@ -382,19 +375,8 @@ def _plane(header: Dataset, name: str) -> Plane:
         number_list(header, "ImagerPixelSpacing", 2, name) if spacing is None else spacing,
         _step(header, name),
         *_rescale(header, name),
-        kind=_kind([header]),
+        kind=kind_of([header]),
     )
-
-
-def _kind(groups: Sequence[Dataset | None]) -> str:
-    """Echo, time point and diffusion weighting, as far as the file tells them."""
-    told = {
-        word: f"{word} {text_of(group, key)}"
-        for key, word in _KINDS.items()
-        for group in groups
-        if group is not None and text_of(group, key)
-    }
-    return ", ".join(told.values())
 
 
 def _directions(header: Dataset, name: str) -> npt.NDArray[np.float64] | None:
@@ -449,22 +431,6 @@ def _integer(header: Dataset, key: str, default: int) -> int:
         return default
 
 
-def text_of(header: Dataset, key: str) -> str:
-    try:
-        value = header.get(key)
-    except (ValueError, TypeError, OverflowError):
-        return ""
-    # A backslash in a text makes two of it.
-    if isinstance(value, MultiValue):
-        return "/".join(map(str, value))
-    return "" if value is None else str(value).strip()
-
-
 def first_item(header: Dataset, key: str) -> Dataset | None:
     found = header.get(key)
     return found[0] if found else None
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +39,7 @@ MAX_SIDE = 1 << 20
 """Longest axis, in voxels."""
 ENCODINGS = ("raw", "gzip", "zlib", "bzip2", "text", "hex")
 _PLAIN_NAME = re.compile(r"[^/\\%\x00-\x1f]{1,200}")
+_MILLIMETRES = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "none")
 _DEFLATE_RATIO = 1100
 """No deflate stream unpacks to more than 1,032 times its size."""
 _BZIP2_RATIO = 200_000
@@ -274,6 +275,17 @@ def real(text: str, name: str, what: str) -> float:
     if not math.isfinite(value):
         raise VolumeError(f"{what} of {name} must be a finite number, but it is {text.strip()[:60]!r}.")
     return value
+
+
+def unit_notes(units: Iterable[str], name: str) -> list[str]:
+    """A note where a header counts in another unit than millimetres, which ITK does not heed there."""
+    other = sorted({unit for unit in units if unit.lower() not in _MILLIMETRES})
+    if not other:
+        return []
+    return [
+        f"The header of {name} counts in {', '.join(unit[:20] for unit in other)}, which was taken for "
+        "millimetres, as ITK (3D Slicer) does."
+    ]
 
 
 def text_lines(stream: BinaryIO, name: str, limits: ReadLimits, last: str) -> tuple[list[str], int]:

@@ -22,6 +22,7 @@ from .facts import (
     real,
     sibling,
     text_lines,
+    unit_notes,
     whole,
 )
 from .placing import RAS_FROM_LPS
@@ -32,6 +33,8 @@ _TYPES = {
     **{"MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
 }
 _SPACINGS = ("elementspacing", "elementsize")
+_MATRICES = ("transformmatrix", "rotation", "orientation")
+_ORIGINS = ("offset", "position", "origin")
 _LAST = "elementdatafile"
 _IN_FILE = "local"
 _ORDERS = ("elementbyteordermsb", "binarydatabyteordermsb")
@@ -125,16 +128,25 @@ def _block(path: Path, fields: dict[str, str], length: int, nbytes: int, limits:
 
 
 def _affine(fields: dict[str, str], count: int, name: str) -> npt.NDArray[np.float64]:
-    matrix = np.array(
-        _numbers(fields, ("transformmatrix", "rotation", "orientation"), count * count, name)
-        or np.eye(count).ravel()
-    )
+    matrix = np.array(_agreed(fields, _MATRICES, count * count, name) or np.eye(count).ravel())
     step = _numbers(fields, _SPACINGS, count, name) or [1.0] * count
-    origin = _numbers(fields, ("offset", "position", "origin"), count, name) or [0.0] * count
+    origin = _agreed(fields, _ORIGINS, count, name) or [0.0] * count
     lps = np.eye(4)
     lps[:3, :3] = matrix.reshape(count, count)[:3, :3].T * np.asarray(step[:3])
     lps[:3, 3] = origin[:3]
     return RAS_FROM_LPS @ lps
+
+
+def _agreed(fields: dict[str, str], keys: tuple[str, ...], count: int, name: str) -> list[float]:
+    """The numbers that a header tells under one or several names.
+
+    Raises:
+        VolumeError: they differ, and programs take one or the other.
+    """
+    told = [_numbers(fields, (key,), count, name) for key in keys if key in fields]
+    if any(numbers != told[0] for numbers in told):
+        raise VolumeError(f"The header of {name} tells its place twice ({' and '.join(keys)}), differently.")
+    return told[0] if told else []
 
 
 def _numbers(fields: dict[str, str], keys: tuple[str, ...], count: int, name: str) -> list[float]:
@@ -151,6 +163,7 @@ def _notes(fields: dict[str, str], name: str) -> tuple[str, ...]:
         notes.append(
             f"The header of {name} does not tell the distance of its voxels: 1 mm was taken, as ITK does."
         )
+    notes += unit_notes([fields.get("distanceunits", "mm")], name)
     slope = fields.get("elementtointensityfunctionslope", "1")
     offset = fields.get("elementtointensityfunctionoffset", "0")
     if (real(slope, name, "The slope"), real(offset, name, "The offset")) != (1.0, 0.0):

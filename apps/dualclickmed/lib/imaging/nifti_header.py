@@ -35,6 +35,7 @@ _NOT_REAL = {
     2304: "RGBA",
 }
 _FIRST_BYTES = 1 << 16
+_NO_SLOPE_FOR_ITK = float(np.finfo(np.float64).eps)
 
 
 def nifti_facts(path: Path, limits: ReadLimits) -> HeaderFacts:
@@ -73,7 +74,7 @@ def nifti_facts(path: Path, limits: ReadLimits) -> HeaderFacts:
         )
     shape, channel_axis = _axes(name, dims)
     nbytes = checked_bytes(name, shape, dtype.itemsize, limits)
-    skip = _offset(offset, len(header), name, limits)
+    skip, before = _offset(offset, len(header), name, limits)
     block = VoxelBlock(path, 0, "gzip", skip, nbytes) if packed else VoxelBlock(path, skip, "raw", 0, nbytes)
     slope, intercept, notes = _scale(slope, intercept, name)
     return HeaderFacts(
@@ -86,7 +87,7 @@ def nifti_facts(path: Path, limits: ReadLimits) -> HeaderFacts:
         slope,
         intercept,
         header=header,
-        notes=notes,
+        notes=(*before, *notes),
     )
 
 
@@ -132,16 +133,21 @@ def _axes(name: str, dims: tuple[int, ...]) -> tuple[tuple[int, ...], int | None
     return tuple(shape[:3]), None
 
 
-def _offset(offset: float, header: int, name: str, limits: ReadLimits) -> int:
+def _offset(offset: float, header: int, name: str, limits: ReadLimits) -> tuple[int, tuple[str, ...]]:
+    """Where the voxels start, and notes."""
     least = header + 4
     if offset == 0:
-        return least
+        note = (
+            f"The header of {name} does not say where its voxels start (vox_offset 0): they were read from "
+            f"byte {least} on, right behind it, where ITK and nibabel take the header for voxels."
+        )
+        return least, (note,)
     if not (math.isfinite(offset) and least <= offset <= least + limits.header_bytes):
         raise VolumeError(
             f"The voxels of {name} should start behind its header, at byte {least} or a little later, "
             f"but the header says {offset:.6g}."
         )
-    return int(offset)
+    return int(offset), ()
 
 
 def _scale(slope: float, intercept: float, name: str) -> tuple[float, float, tuple[str, ...]]:
@@ -156,4 +162,10 @@ def _scale(slope: float, intercept: float, name: str) -> tuple[float, float, tup
         return 1.0, 0.0, ()
     if not math.isfinite(intercept):
         raise VolumeError(f"The intercept of {name} must be a finite number, but it is {intercept}.")
+    if abs(slope) <= _NO_SLOPE_FOR_ITK:
+        small = (
+            f"The slope of {name} is so small ({slope:g}) that ITK (3D Slicer) passes over it: it was heeded "
+            "here, as nibabel does."
+        )
+        return float(slope), float(intercept), (small,)
     return float(slope), float(intercept), ()

@@ -24,6 +24,7 @@ from .facts import (
     real,
     sibling,
     text_lines,
+    unit_notes,
     whole,
 )
 from .placing import RAS_FROM_LPS
@@ -76,6 +77,7 @@ _SPELLINGS = {
 _UNKNOWN = "The header of {name} does not tell the distance of its voxels: 1 mm was taken, as ITK does."
 _SPATIAL = ("domain", "space")
 _VECTOR = re.compile(r"none|\([^()]*\)")
+_QUOTED = re.compile(r'"([^"]*)"')
 _MAX_AXES = 5
 
 
@@ -123,7 +125,7 @@ def nrrd_facts(path: Path, limits: ReadLimits) -> HeaderFacts:
         checked_block(name, _block(path, fields, length, nbytes, limits)),
         fields=pairs,
         affine=affine,
-        notes=notes,
+        notes=(*notes, *unit_notes(_units(fields, channel_axis), name)),
     )
 
 
@@ -225,6 +227,14 @@ def _affine(
         lps[:3, 3] = _vector(fields["space origin"], name)
     lps[:2] *= np.asarray(_SPACES.get(space, (1.0, 1.0)))[:, None]
     return RAS_FROM_LPS @ lps, notes
+
+
+def _units(fields: dict[str, str], channel_axis: int | None) -> list[str]:
+    """The units that are told: of space, or of each axis of space."""
+    if "space units" in fields:
+        return _QUOTED.findall(fields["space units"])
+    units = _QUOTED.findall(fields.get("units", ""))
+    return [unit for axis, unit in enumerate(units) if axis != channel_axis]
 
 
 def _without_space(

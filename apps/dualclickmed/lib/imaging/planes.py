@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..errors import VolumeError
 from .placing import RAS_FROM_LPS
+from .series_kinds import some_of
 
 SAME_DIRECTION = 1e-3
 """How far the components of two unit vectors may differ: 0.06 degrees."""
@@ -27,7 +28,6 @@ MOST_OFF = 0.1
 """Millimetres that a plane may lie off its place whatever the step is."""
 STRAIGHT = 2e-3
 """Part of a step by which the next plane may be moved sideways before the stack counts as slanted."""
-_NAMED = 5
 
 Vector = npt.NDArray[np.float64]
 
@@ -130,7 +130,7 @@ def _require_one_kind(planes: Sequence[Plane], name: str) -> None:
     if 1 < len(kinds) < len(planes):
         raise VolumeError(
             f"A DICOM series must be one image, but {name} holds {len(kinds)}: "
-            f"{_some([kind or 'without a number' for kind in kinds])}. Split it into one series for each."
+            f"{some_of([kind or 'without a number' for kind in kinds])}. Split it into one series for each."
         )
 
 
@@ -139,7 +139,7 @@ def _unplaced(planes: Sequence[Plane], name: str, keep_order: bool) -> Stack:
     missing = [p.source for p in planes if p.position is None or p.directions is None]
     if len(missing) < len(planes):
         raise VolumeError(
-            f"Every slice of a DICOM series needs its position and orientation, but {_some(missing)} of "
+            f"Every slice of a DICOM series needs its position and orientation, but {some_of(missing)} of "
             f"{name} "
             "have none."
         )
@@ -171,7 +171,7 @@ def _one_orientation(planes: Sequence[Plane], name: str) -> Vector:
         raise VolumeError(
             f"The slices of a DICOM series must have one orientation, but {int(other.sum())} of the "
             f"{len(planes)} of {name} have another, as localizers have: "
-            f"{_some([p.source for p, differs in zip(planes, other, strict=True) if differs])}."
+            f"{some_of([p.source for p, differs in zip(planes, other, strict=True) if differs])}."
         )
     lengths = np.linalg.norm(nearest, axis=1)
     if np.abs(lengths - 1).max() > 0.01 or abs(nearest[0] @ nearest[1]) > 0.01:
@@ -187,7 +187,7 @@ def _one_spacing(planes: Sequence[Plane], name: str) -> tuple[Vector, list[str]]
     if len(missing) == len(planes):
         return np.ones(2), [f"The files of {name} do not tell the size of a pixel: 1 mm was taken."]
     if missing:
-        raise VolumeError(f"Every slice of {name} needs its PixelSpacing, but {_some(missing)} have none.")
+        raise VolumeError(f"Every slice of {name} needs its PixelSpacing, but {some_of(missing)} have none.")
     found = np.array([plane.spacing for plane in planes])
     if not (np.isfinite(found).all() and found.min() > 0):
         raise VolumeError(f"PixelSpacing must be positive, but that of {name} is {found.min():g}.")
@@ -195,7 +195,7 @@ def _one_spacing(planes: Sequence[Plane], name: str) -> tuple[Vector, list[str]]
     if other.any():
         raise VolumeError(
             f"The slices of a DICOM series must have one PixelSpacing, but those of {name} differ: "
-            f"{_some([p.source for p, differs in zip(planes, other, strict=True) if differs])}."
+            f"{some_of([p.source for p, differs in zip(planes, other, strict=True) if differs])}."
         )
     return found[0], []
 
@@ -212,7 +212,7 @@ def _require_distinct(depths: Vector, sources: Sequence[str], name: str) -> None
         pairs = [f"{sources[k]} and {sources[k + 1]}" for k in same.tolist()]
         raise VolumeError(
             f"A DICOM series must have one slice at each position, but {name} has {same.size} more: "
-            f"{_some(pairs)}. It may hold several time points or echoes."
+            f"{some_of(pairs)}. It may hold several time points or echoes."
         )
 
 
@@ -255,15 +255,10 @@ def _regular_step(
         raise VolumeError(
             f"Slices of the DICOM series {name} are missing: most are {usual:.4g} mm apart, but there is "
             "more "
-            f"between {_some(far)}."
+            f"between {some_of(far)}."
         )
     raise VolumeError(
         f"The slices of a DICOM series must be equally far apart, but those of {name} are not: most are "
-        f"{usual:.4g} mm apart{', but not ' + _some(far) if far else ', but not on one line'}. Resample it "
+        f"{usual:.4g} mm apart{', but not ' + some_of(far) if far else ', but not on one line'}. Resample it "
         "first."
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown

@@ -16,9 +16,10 @@ from pydicom.dataset import Dataset
 
 from ..errors import VolumeError
 from .dicom_files import frame_shape, plane_by_plane, read_dataset
-from .dicom_series import first_item, number_list, text_of
+from .dicom_series import first_item, number_list
 from .facts import ReadLimits, checked_bytes
 from .placing import RAS_FROM_LPS
+from .series_kinds import text_of
 
 ON_GRID = 0.05
 """Part of a step that a frame may lie off the grid of the others."""
