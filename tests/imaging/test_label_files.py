@@ -381,7 +381,7 @@ def test_overlapping_segments_of_a_dicom_seg_stay_whole(tmp_path: Path) -> None:
         (blocks() * 0.5, AFFINE, "whole numbers"),
         (-blocks().astype(np.int16), AFFINE, "negative"),
         (blocks(), AFFINE + np.array([[0, 0, 0, 500.0]] + [[0] * 4] * 3), "another image"),
-        (blocks(8, 9), AFFINE, "The value 8 has no name"),
+        (blocks(8, 9), AFFINE, "The values 8, 9 have no name"),
         (np.zeros((4, 4, 4, 2, 2), np.uint8), AFFINE, "three axes"),
     ],
     ids=["empty", "fractions", "negative", "elsewhere", "unknown values", "five axes"],
@@ -415,6 +415,75 @@ def test_reserved_names_are_kept_under_another_name(tmp_path: Path, volume: Volu
     found = read_labels(nifti(tmp_path, array), volume, info, LabelMap(("liver",), frozenset({"roi"})))
     same(volume, found, **{"segment roi": array == 1, "b": array == 2})
     assert found.notes == ["No label can be called 'roi': it was kept as 'segment roi'."]
+
+
+@pytest.mark.parametrize(
+    ("affine", "told"),
+    [
+        (AFFINE @ np.array([[1, 0, 0, 0.3], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), True),
+        (AFFINE @ np.diag([0.5, 1, 1, 1]), True),
+        (AFFINE @ np.diag([0.9, 1, 1, 1]), True),
+        (AFFINE @ np.array([[1, 0, 0, 1], [0, 1, 0, -2], [0, 0, 1, 3], [0, 0, 0, 1]]), False),
+        (AFFINE + 1e-5, False),
+    ],
+    ids=["a part of a voxel off", "twice as fine", "a little finer", "whole voxels off", "last digits"],
+)
+def test_a_label_that_has_to_be_resampled_is_noted(
+    tmp_path: Path, volume: Volume, affine: np.ndarray, told: bool
+) -> None:
+    array = np.zeros(SHAPE, np.uint8)
+    array[4:9, 5:9, 4:8] = 1
+    found = read_labels(nifti(tmp_path, array, affine), volume, {}, KNOWN)
+    assert any("another grid" in note for note in found.notes) == told
+
+
+def test_a_one_hot_file_has_its_background_first(tmp_path: Path, volume: Volume) -> None:
+    """As MONAI's transforms write it; a label never covers all that the others leave."""
+    array = blocks()
+    codes = np.stack([array == n for n in range(3)], axis=-1).astype(np.uint8)
+    found = read_labels(nifti(tmp_path, codes), volume, {}, KNOWN)
+    same(volume, found, liver=array == 1, spleen=array == 2)
+    assert len(found.notes) == 1 and "taken for the background" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("info", "names"),
+    [
+        ({"label_names": {"a": "1", "b": 2.0}}, {"a": 1, "b": 2}),
+        ({"label_info": ["a", "b"]}, {"a": 1, "b": 2}),
+        ({"labels": {"background": 0, "b": 2}}, {"b": 2}),
+    ],
+)
+def test_names_in_other_forms_that_mean_one_thing(
+    tmp_path: Path, volume: Volume, info: dict[str, Any], names: dict[str, int]
+) -> None:
+    array = blocks()
+    found = read_labels(nifti(tmp_path, array), volume, info, KNOWN)
+    assert found.voxels == {name: (array == value).sum() for name, value in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"label_names": {"a": 1, "b": 1}}, "'a' and 'b' share 1"),
+        ({"label_names": {"a": "one"}}, "'a' has 'one'"),
+        ({"labels": {"a": 1.5}}, "'a' has '1.5'"),
+        ({"label_names": {"a": True}}, "'a' has 'True'"),
+        ({"label_info": {"a": 1}}, "lists the labels"),
+    ],
+)
+def test_names_that_could_mean_several_things_are_refused(
+    tmp_path: Path, volume: Volume, info: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LabelError, match=message):
+        read_labels(nifti(tmp_path, blocks()), volume, info, KNOWN)
+
+
+def test_many_values_without_a_name_are_one_note(tmp_path: Path, volume: Volume) -> None:
+    array = blocks()
+    array[0, 0, :9] = np.arange(11, 20)
+    found = read_labels(nifti(tmp_path, array), volume, {}, KNOWN)
+    assert found.notes == ["The values 11, 12, 13, 14, 15 and 4 more have no name and were left out."]
 
 
 @given(st.permutations(["liver", "spleen", "posterior", "anterior", "tumor"]), st.data())

@@ -15,9 +15,9 @@ from pydicom.uid import UID
 
 from ..errors import TooLargeError, VolumeError
 from .dicom_files import frame_shape, is_dicom, pixel_frames, read_dataset
-from .facts import ReadLimits, checked_bytes
+from .facts import ReadLimits, checked_bytes, some_of
 from .planes import Plane, Stack, stacked
-from .series_kinds import kind_of, slice_notes, some_of, text_of
+from .series_kinds import kind_of, slice_notes, text_of
 
 NOT_IMAGES = frozenset({"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "REG", "DOC"})
 """DICOM modalities of results that may lie in the folder of the series that they describe."""

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +39,7 @@ MAX_SIDE = 1 << 20
 """Longest axis, in voxels."""
 ENCODINGS = ("raw", "gzip", "zlib", "bzip2", "text", "hex")
 _PLAIN_NAME = re.compile(r"[^/\\%\x00-\x1f]{1,200}")
+_NAMED = 5
 _MILLIMETRES = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "none")
 _DEFLATE_RATIO = 1100
 """No deflate stream unpacks to more than 1,032 times its size."""
@@ -275,6 +276,12 @@ def real(text: str, name: str, what: str) -> float:
     if not math.isfinite(value):
         raise VolumeError(f"{what} of {name} must be a finite number, but it is {text.strip()[:60]!r}.")
     return value
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
 def unit_notes(units: Iterable[str], name: str) -> list[str]:

@@ -63,8 +63,14 @@ def on_grid(
             "it seems to belong to another image."
         )
     notes = _notes(pairs, shape, name)
+    one_to_one = steps is not None and all((np.abs(np.diff(at)) == 1).all() for _, at in steps)
+    if steps is None or not (one_to_one and _is_whole(steps)):
+        notes.append(
+            f"{name} lies on another grid than its image: every voxel of the image took what the nearest one "
+            "of the label holds."
+        )
     # Where a voxel of the label is one of the image, what is outside can be counted.
-    if steps is not None and all((np.abs(np.diff(at)) == 1).all() for _, at in steps):
+    if one_to_one:
         outside = np.count_nonzero(array) - np.count_nonzero(found)
         if outside:
             notes.append(f"{outside} voxels of {name} lie outside the image and were left out.")

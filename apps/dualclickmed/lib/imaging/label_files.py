@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TooLargeError, UserError, VolumeError
-from .facts import ReadLimits
+from .facts import ReadLimits, some_of
 from .grids import on_grid
 from .label_map import BACKGROUND, MAX_LABELS, MAX_NAME_LENGTH, LabelMap
 from .label_parts import read_parts
@@ -214,39 +214,73 @@ def _meaning(
     if not meant:
         meant = {value: name for name, value in known.values.items() if value}
     names: dict[int, str] = {}
+    nameless: list[str] = []
     for value in values:
         sent = meant.get(value, "").strip()
         name = known.find(sent) or kept_name(sent, known)
         if not name:
-            notes.append(f"The value {value} has no name and was left out.")
+            nameless.append(str(value))
             continue
         if name != sent and known.find(sent) is None:
             if name in meant.values() or name in names.values():
                 name = f"{name[: MAX_NAME_LENGTH - 6].strip()} {value}"
             notes.append(f"No label can be called {sent[:100]!r}: it was kept as {name!r}.")
         names[value] = name
+    if len(nameless) == 1:
+        notes.append(f"The value {nameless[0]} has no name and was left out.")
+    elif nameless:
+        notes.append(f"The values {some_of(nameless)} have no name and were left out.")
     return names
 
 
 def _mapped(info: Mapping[str, Any]) -> dict[int, str]:
-    """A mapping of names to values that was sent along, as the answers of this server hold one."""
+    """A mapping of names to values that was sent along, as the answers of this server hold one.
+
+    Raises:
+        VolumeError: a value is no whole number, or two names have one value.
+    """
     for key in ("label_names", "labels"):
         sent = info.get(key)
-        if isinstance(sent, Mapping) and sent:
-            return {
-                int(value): str(name)
-                for name, value in sent.items()
-                if isinstance(value, (int, float)) and not isinstance(value, bool) and int(value) == value > 0
-            }
+        if not (isinstance(sent, Mapping) and sent):
+            continue
+        found: dict[int, str] = {}
+        for name, told in sent.items():
+            value = _whole(told)
+            if value is None:
+                raise VolumeError(
+                    f"{key} gives each label its value, a whole number, but {str(name)[:60]!r} has "
+                    f"{str(told)[:60]!r}."
+                )
+            if value > 0 and found.setdefault(value, str(name)) != str(name):
+                raise VolumeError(
+                    f"Each label must have a value of its own, but {found[value][:60]!r} and "
+                    f"{str(name)[:60]!r} share {value} in {key}."
+                )
+        return found
     return {}
+
+
+def _whole(told: Any) -> int | None:
+    """A whole number that JSON may hold as one, as a float or as text; None for anything else."""
+    if isinstance(told, bool) or not isinstance(told, (int, float, str)):
+        return None
+    try:
+        return int(told) if float(told) == int(float(told)) else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _by_position(values: Sequence[int], info: Mapping[str, Any], known: LabelMap) -> dict[int, str]:
     """MONAI Label's `label_info`: the n-th entry has the value n."""
     sent = info.get("label_info")
-    if not isinstance(sent, Sequence) or isinstance(sent, str):
+    if not sent:
         return {}
-    names = [str(entry.get("name", "")) if isinstance(entry, Mapping) else "" for entry in sent]
+    if not isinstance(sent, Sequence) or isinstance(sent, str):
+        raise VolumeError(
+            'label_info lists the labels in the order of their values, as [{"name": "liver"}, ...], but it '
+            f"is {str(sent)[:60]!r}."
+        )
+    names = [str(entry.get("name", "")) if isinstance(entry, Mapping) else str(entry) for entry in sent]
     if names and names[0].strip().casefold() == BACKGROUND:
         # Listed as what it is, the value 0.
         names = names[1:]

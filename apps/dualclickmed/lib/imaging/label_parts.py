@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ def read_parts(
                 f"A label must be a DICOM SEG or end in {', '.join(SUFFIXES)}, but the file is {path.name}."
             )
         found = read_channels(path, limits)
-        return list(_map_parts(found, path.name)), found.notes
+        parts, notes = _map_parts(found, path.name)
+        return parts, [*found.notes, *notes]
 
 
 def _dicom_parts(path: Path, limits: ReadLimits, image: npt.NDArray[np.float64] | None) -> list[LabelPart]:
@@ -85,7 +86,7 @@ def _dicom_parts(path: Path, limits: ReadLimits, image: npt.NDArray[np.float64] 
     return [LabelPart(m.array, sorted(m.names), Placing.plain(m.affine), m.names) for m in maps]
 
 
-def _map_parts(found: Read, name: str) -> Iterator[LabelPart]:
+def _map_parts(found: Read, name: str) -> tuple[list[LabelPart], list[str]]:
     channels = found.array.shape[3] if found.array.ndim == 4 else 1
     if channels > MAX_VALUES:
         raise VolumeError(f"A label file may hold {MAX_VALUES} labels, but {name} holds {channels} channels.")
@@ -95,11 +96,23 @@ def _map_parts(found: Read, name: str) -> Iterator[LabelPart]:
     several = [value for _, values in maps for value in values]
     # Channels with values of their own are label maps; others hold a label each, numbered from 1.
     own = len(set(several)) == len(several) and set(several) != {1}
-    numbered = channels > 1 and not segments and not own
-    for n, (array, values) in enumerate(maps):
-        if numbered:
-            array, values = (array != 0).astype(np.uint16) * np.uint16(n + 1), [n + 1] if values else []
-        yield LabelPart(array, values, found.placing, segments.get(n, {}))
+    if channels == 1 or segments or own:
+        return [
+            LabelPart(array, values, found.placing, segments.get(n, {}))
+            for n, (array, values) in enumerate(maps)
+        ], []
+    notes = []
+    if (np.sum([array != 0 for array, _ in maps], axis=0) == 1).all():
+        # As one-hot codes have it: labels alone never cover all of an image.
+        maps = maps[1:]
+        notes.append(
+            f"Every voxel of {name} is in exactly one of its {channels} channels: the first one was taken "
+            "for the background."
+        )
+    return [
+        LabelPart((array != 0).astype(np.uint16) * np.uint16(n), [n] if values else [], found.placing)
+        for n, (array, values) in enumerate(maps, start=1)
+    ], notes
 
 
 def slicer_segments(fields: Mapping[str, str], channels: int = 1) -> dict[int, dict[int, str]]:

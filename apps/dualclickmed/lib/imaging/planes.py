@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import VolumeError
+from .facts import some_of
 from .placing import RAS_FROM_LPS
-from .series_kinds import some_of
 
 SAME_DIRECTION = 1e-3
 """How far the components of two unit vectors may differ: 0.06 degrees."""

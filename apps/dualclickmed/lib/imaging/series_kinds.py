@@ -8,6 +8,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from ..errors import VolumeError
+from .facts import some_of
 
 _IMAGES = {
     "EchoNumbers": "echo",
@@ -22,7 +23,6 @@ _IMAGES = {
 _ONE = {"PatientID": "patient", "FrameOfReferenceUID": "frame of reference"}
 """What slices with comparable positions share."""
 _USUALLY_ONE = {"ImageType": "types of image", "ConvolutionKernel": "kernels"}
-_NAMED = 5
 
 
 def text_of(header: Dataset, key: str) -> str:
@@ -35,12 +35,6 @@ def text_of(header: Dataset, key: str) -> str:
     if isinstance(value, MultiValue):
         return "/".join(map(str, value))
     return "" if value is None else str(value).strip()
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    shown = ", ".join(names[:_NAMED])
-    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
 def kind_of(groups: Sequence[Dataset | None]) -> str:
