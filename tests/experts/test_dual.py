@@ -9,6 +9,7 @@ import torch
 from dualclickmed.byte_cache import ByteCache
 from dualclickmed.errors import PromptError, UserError, WeightsError
 from dualclickmed.experts import DualExpert, GlobalExpert, LocalExpert
+from dualclickmed.experts.dual import BOX_WEIGHT, _handicapped
 from dualclickmed.experts.prediction import Prediction
 from dualclickmed.imaging.geometry import Box, Index
 from dualclickmed.imaging.prompts import Click, Prompts
@@ -179,9 +180,9 @@ def fused_blocks(volume, fakes, names, parts):
 
 
 @pytest.mark.parametrize("names", [("large", "small"), ("small", "a large one")])
-@pytest.mark.parametrize(("surer", "winner"), [(0.89, "small"), (0.92, "large")])
-def test_fused_wants_a_larger_object_to_be_surer(volume, fakes, names, surer, winner):
-    """1000 against 27 voxels, 8 of them shared: a quarter of their log ratio is 0.903."""
+@pytest.mark.parametrize(("surer", "winner"), [(5.41, "small"), (5.43, "large")])
+def test_fused_wants_an_object_with_a_larger_box_to_be_surer(volume, fakes, names, surer, winner):
+    """1000 against 27 voxels, 8 of them shared: 1.5 times their log ratio is 5.418."""
     large, small = sorted(names, key=lambda name: "large" not in name)
     parts = {large: (Box((2, 2, 2), (12, 12, 12)), 1 + surer), small: (Box((10, 10, 10), (13, 13, 13)), 1.0)}
 
@@ -191,13 +192,26 @@ def test_fused_wants_a_larger_object_to_be_surer(volume, fakes, names, surer, wi
 
 
 @pytest.mark.parametrize("names", [("large", "small"), ("small", "a large one")])
-def test_an_object_inside_another_keeps_its_voxels_however_sure_the_other_is(volume, fakes, names):
+def test_an_object_inside_another_keeps_its_voxels_though_the_other_is_surer(volume, fakes, names):
     large, small = sorted(names, key=lambda name: "large" not in name)
-    parts = {large: (Box((2, 2, 2), (12, 12, 12)), 6.0), small: (Box((5, 5, 5), (8, 8, 8)), 0.1)}
+    parts = {large: (Box((2, 2, 2), (12, 12, 12)), 5.0), small: (Box((5, 5, 5), (8, 8, 8)), 0.1)}
 
     result = fused_blocks(volume, fakes, names, parts)
     assert result.mask(small).sum() == 27
     assert result.mask(large).sum() == 973
+
+
+def test_without_a_drawn_box_that_of_what_was_found_counts():
+    region = (slice(0, 9),) * 3
+    logits = np.full((9, 9, 9), -1, np.float32)
+    logits[1:3, 2:7, 4:8] = 2
+    (found,) = _handicapped([Prediction(region, logits)], None)
+    assert found.handicap == pytest.approx(BOX_WEIGHT * np.log(2 * 5 * 4))
+    (drawn,) = _handicapped([Prediction(region, logits)], Box((0, 0, 0), (4, 5, 6)))
+    assert drawn.handicap == pytest.approx(BOX_WEIGHT * np.log(120))
+    assert _handicapped([], None) == []
+    (nothing,) = _handicapped([Prediction(region, -np.abs(logits))], None)
+    assert nothing.handicap == 0
 
 
 def test_a_label_keeps_its_click_though_another_is_surer(volume, fakes):

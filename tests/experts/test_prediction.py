@@ -10,7 +10,6 @@ from dualclickmed.experts.prediction import (
     enclosing_region,
     merge,
     merged_labels_at,
-    parts_of,
     paste_object,
     within,
 )
@@ -135,48 +134,3 @@ def test_regions_enclose_and_count_from_one_another():
     assert enclosing_region([a, nothing, b]) == (slice(2, 7), slice(1, 6), slice(0, 9))
     assert enclosing_region([nothing]) == (slice(0, 0),) * 3
     assert within(b, (slice(2, 7), slice(1, 6), slice(0, 9))) == (slice(1, 5), slice(0, 1), slice(4, 5))
-
-
-def block(lo: int, hi: int, logit: float) -> Prediction:
-    """A cube of voxels [lo, hi) along each axis with one logit."""
-    region = (slice(lo, hi),) * 3
-    return Prediction(region, np.full((hi - lo,) * 3, logit, dtype=np.float32))
-
-
-def test_an_object_inside_a_larger_one_is_its_part_and_keeps_its_voxels() -> None:
-    whole, part, beside = block(0, 8, 5.0), block(2, 4, 0.5), block(7, 9, 1.0)
-    wholes = parts_of({1: [whole], 2: [part], 3: [beside]})
-    assert wholes == {1: frozenset(), 2: frozenset({1}), 3: frozenset()}
-    found = [(value, replace(p, part_of=wholes[value])) for value, p in ((1, whole), (2, part), (3, beside))]
-    shape = (10, 10, 10)
-    for order in permutations(found):
-        labels = merge(shape, order)
-        assert (labels[2:4, 2:4, 2:4] == 2).all()
-        assert (labels == 2).sum() == 8
-        # The rest is settled by the logits.
-        assert labels[7, 7, 7] == 1 and labels[8, 8, 8] == 3
-        points = np.argwhere(np.ones(shape, dtype=bool))
-        np.testing.assert_array_equal(merged_labels_at(points, order), labels.reshape(-1))
-
-
-def test_objects_of_like_size_or_side_by_side_are_no_parts() -> None:
-    assert parts_of({1: [block(0, 8, 1.0)], 2: [block(0, 8, 2.0)]}) == {1: frozenset(), 2: frozenset()}
-    # An eighth of the small one lies in the large one.
-    assert parts_of({1: [block(0, 8, 1.0)], 2: [block(7, 9, 2.0)]})[2] == frozenset()
-    assert parts_of({1: [], 2: [block(0, 2, 1.0)]}) == {1: frozenset(), 2: frozenset()}
-
-
-def test_a_box_in_a_larger_box_makes_a_part_if_the_whole_is_about_it() -> None:
-    # Two thirds of the whole's size: too large to be a part by what was found.
-    found = {1: [block(0, 8, 1.0)], 2: [block(1, 8, 1.0)]}
-    assert parts_of(found)[2] == frozenset({1})
-    found[2] = [block(0, 8, 1.0)]
-    whole, part = Box((0, 0, 0), (10, 10, 10)), Box((1, 1, 1), (8, 8, 8))
-    assert parts_of(found)[2] == frozenset()
-    found[1] = [block(0, 9, 1.0)]
-    assert parts_of(found)[2] == frozenset()
-    assert parts_of(found, {1: whole, 2: part}) == {1: frozenset(), 2: frozenset({1})}
-    # Half of the box is outside; of like size; and nothing of the whole is about it.
-    assert parts_of(found, {1: whole, 2: Box((7, 4, 4), (13, 8, 8))})[2] == frozenset()
-    assert parts_of(found, {1: whole, 2: Box((0, 0, 0), (10, 10, 9))})[2] == frozenset()
-    assert parts_of({1: [block(0, 3, 1.0)], 2: [block(6, 9, 1.0)]}, {1: whole, 2: part})[2] == frozenset()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import PromptError, WeightsError
-from ..imaging.geometry import Index, paste_from_grid
+from ..imaging.geometry import Box, Index, paste_from_grid
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..strategies import DEFAULT_STRATEGY, STRATEGIES
@@ -21,7 +21,7 @@ from .click_constraints import enforce_clicks
 from .fused.strategy import Fusion, Refined
 from .global_expert import GlobalExpert
 from .local_expert import LocalExpert
-from .prediction import Prediction, merge, parts_of
+from .prediction import Prediction, enclosing_region, merge
 from .timing import StageTimer
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 UNREFINED = ("pt",)
 """Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide.
 On the few volumes that were measured, the expert alone scored higher."""
-SIZE_WEIGHT = 0.25
-"""The advantage, in logits for each unit of log size, that ``fused`` gives the smaller of two objects at a
-voxel that both claim: an object that spreads too far covers many small ones, and the reverse is
-impossible."""
+BOX_WEIGHT = 1.5
+"""The advantage that ``fused`` gives the object with the smaller box at a voxel that two objects claim, in
+logits for each unit of the log of the boxes' volumes. So an object inside another takes its voxels from it,
+and one that spreads too far does not cover many small ones."""
 MAX_LABELS = 255
 
 
@@ -115,10 +115,9 @@ class DualExpert:
         section 2.2), else at one about every click. ``global`` and ``local`` name the expert; ``fused``
         chooses it as ``paper`` does and refines what it says by the image's edges and the clicks (`fused`),
         but for `UNREFINED`. Where objects overlap, the higher foreground probability wins, whatever the order
-        of the labels; with ``fused`` the smaller object has an advantage (`SIZE_WEIGHT`), one that lies
-        inside a much larger one takes its voxels from it (`prediction.parts_of`), and a foreground click
-        counts as a background click for all other labels. Every click holds afterwards (`enforce_clicks`).
-        The answer is a function of the arguments and the weights alone.
+        of the labels; with ``fused`` the object with the smaller box has an advantage (`BOX_WEIGHT`), and a
+        foreground click counts as a background click for all other labels. Every click holds afterwards
+        (`enforce_clicks`). The answer is a function of the arguments and the weights alone.
 
         Args:
             volume: the image.
@@ -149,20 +148,14 @@ class DualExpert:
                     refined[label] = self._fusion.predict(
                         its.expert, volume, its.given, intensity, stages, other, theirs
                     )
-                    parts = _handicapped(refined[label].predictions)
+                    parts = _handicapped(refined[label].predictions, its.given.box)
                 elif isinstance(its.expert, LocalExpert):
                     last = strategy == "paper" and its.given.ordered and bool(its.given.clicks)
                     parts = its.expert.predict(volume, its.given, intensity, stages, last=last)
                 else:
                     parts = its.expert.predict(volume, its.given, intensity, stages)
             found[values[label]] = parts
-        boxes = {values[label]: its.given.box for label, its in asked.items() if its.given.box is not None}
-        wholes = parts_of(found, boxes) if strategy == "fused" else {}
-        predictions = [
-            (value, replace(part, part_of=wholes.get(value, frozenset())))
-            for value, parts in found.items()
-            for part in parts
-        ]
+        predictions = [(value, part) for value, parts in found.items() for part in parts]
 
         with stages.timed("merge"):
             labels = merge(volume.shape, predictions)
@@ -211,10 +204,11 @@ def _route(prompts: Prompts, strategy: str) -> str:
     return "local" if prompts.box is None else "global"
 
 
-def _handicapped(parts: Sequence[Prediction]) -> list[Prediction]:
-    """An object's predictions with the handicap of its size."""
-    size = sum(int(np.count_nonzero(part.logits > 0)) for part in parts)
-    return [replace(part, handicap=SIZE_WEIGHT * math.log(max(size, 1))) for part in parts]
+def _handicapped(parts: Sequence[Prediction], drawn: Box | None) -> list[Prediction]:
+    """An object's predictions with the handicap of its box: the drawn one, or that of what was found."""
+    region = enclosing_region([part.trimmed().region for part in parts])
+    sides = [float(s.stop - s.start) for s in region] if drawn is None else drawn.sides
+    return [replace(part, handicap=BOX_WEIGHT * math.log(max(math.prod(sides), 1.0))) for part in parts]
 
 
 @contextmanager

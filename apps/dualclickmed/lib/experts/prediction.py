@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 from torch import Tensor
 
 from ..imaging.geometry import Box, Position, Region, Roi, paste_from_grid
 
-LEAST_INSIDE, LARGEST_PART = 0.5, 0.7
-"""A part lies inside the whole by at least the first share of its own voxels, and has at most the second
-share of the whole's."""
-SHELL, LEAST_AROUND = 2, 0.2
-"""The whole is on at least this share of the voxels up to so many outside the part: what lies beside an
-object is none of its parts, though its box may reach there."""
-LEAST_BOX_INSIDE = 0.9
-"""The same of the parts' boxes: users draw them a little off."""
 NOWHERE: Region = (slice(0, 0), slice(0, 0), slice(0, 0))
 
 
@@ -33,14 +22,11 @@ class Prediction:
         region: which voxels (z, y, x), as slices; possibly none.
         logits: float32, as large as the region; the object is where they are above 0.
         handicap: what its logits are lowered by where they are compared with those of another object.
-        part_of: values of the objects that this one is a part of: it takes its voxels from them, whatever
-            the logits.
     """
 
     region: Region
     logits: npt.NDArray[np.float32]
     handicap: float = 0.0
-    part_of: frozenset[int] = frozenset()
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +78,7 @@ def paste_object(logits: Tensor, roi: Roi, shape: Sequence[int]) -> Prediction:
 
 def merge(shape: Sequence[int], predictions: Sequence[tuple[int, Prediction]]) -> npt.NDArray[np.uint8]:
     """A label map: of the objects whose logit is above 0, each voxel takes the value of the one with the
-    highest, after their handicaps. An object has no voxel that one of its parts claims.
+    highest, after their handicaps.
 
     Args:
         shape: the volume's (D, H, W).
@@ -105,10 +91,6 @@ def merge(shape: Sequence[int], predictions: Sequence[tuple[int, Prediction]]) -
     labels = np.zeros(tuple(shape), dtype=np.uint8)
     for at, (value, prediction) in enumerate(predictions):
         wins = prediction.logits > 0
-        for _, part in predictions:
-            shared = intersection(prediction.region, part.region) if value in part.part_of else None
-            if shared is not None:
-                wins[within(shared, prediction.region)] &= part.logits[within(shared, part.region)] <= 0
         for other_value, other in predictions[:at]:
             shared = intersection(prediction.region, other.region)
             if shared is None:
@@ -129,82 +111,9 @@ def merged_labels_at(
     found = [prediction.at(points) for _, prediction in predictions]
     for (value, prediction), logits in zip(predictions, found, strict=True):
         claims = np.where(logits > 0, logits - np.float32(prediction.handicap), -np.inf)
-        for (_, part), theirs in zip(predictions, found, strict=True):
-            if value in part.part_of:
-                claims[theirs > 0] = -np.inf
         values[claims > best] = value
         best = np.maximum(best, claims)
     return values
-
-
-def parts_of(
-    predictions: Mapping[int, Sequence[Prediction]], boxes: Mapping[int, Box] | None = None
-) -> dict[int, frozenset[int]]:
-    """Which objects are parts of which others: those that lie mostly inside a much larger one, by their boxes
-    or as they were found.
-
-    Args:
-        predictions: value to predictions, each object's as found alone.
-        boxes: value to the box that the user drew, where there is one.
-
-    Returns:
-        For every value, the values of the objects that it is a part of.
-    """
-    if len(predictions) < 2:
-        return {value: frozenset() for value in predictions}
-    drawn = boxes or {}
-    masks = {value: _one_mask(parts) for value, parts in predictions.items()}
-    sizes = {value: int(np.count_nonzero(mask)) for value, (_, mask) in masks.items()}
-    wholes: dict[int, set[int]] = {value: set() for value in predictions}
-    for value, other in itertools.permutations(predictions, 2):
-        if sizes[value] == 0 or sizes[other] == 0:
-            continue
-        nested = value in drawn and other in drawn and _holds(drawn[other], drawn[value])
-        smaller = sizes[value] <= LARGEST_PART * sizes[other]
-        if (nested or smaller) and _surrounds(masks[other], masks[value], nested):
-            wholes[value].add(other)
-    return {value: frozenset(found) for value, found in wholes.items()}
-
-
-def _one_mask(parts: Sequence[Prediction]) -> tuple[Region, npt.NDArray[np.bool_]]:
-    """Where an object was found: a region and the mask in it."""
-    region = enclosing_region([part.trimmed().region for part in parts])
-    mask = np.zeros([s.stop - s.start for s in region], dtype=np.bool_)
-    for part in parts:
-        shared = intersection(part.region, region)
-        if shared is not None:
-            mask[within(shared, region)] |= part.logits[within(shared, part.region)] > 0
-    return region, mask
-
-
-def _surrounds(
-    whole: tuple[Region, npt.NDArray[np.bool_]], part: tuple[Region, npt.NDArray[np.bool_]], nested: bool
-) -> bool:
-    """Whether one mask lies in another: the voxels that it shares with it, and those just outside it."""
-    (region, mask), (place, mine) = whole, part
-    margin = SHELL + 1
-    z, y, x = (slice(s.start - margin, s.stop + margin) for s in place)
-    wider = (z, y, x)
-    mine = np.pad(mine, margin)
-    theirs = np.zeros_like(mine)
-    shared = intersection(wider, region)
-    if shared is None:
-        return False
-    theirs[within(shared, wider)] = mask[within(shared, region)]
-    shell = ndimage.binary_dilation(mine, iterations=SHELL) & ~mine
-    inside = np.count_nonzero(mine & theirs) / np.count_nonzero(mine)
-    around = np.count_nonzero(shell & theirs) / np.count_nonzero(shell)
-    return bool((nested or inside >= LEAST_INSIDE) and around >= LEAST_AROUND)
-
-
-def _holds(whole: Box, part: Box) -> bool:
-    """Whether a box lies in a much larger one, but for a little."""
-    shared = [
-        max(0.0, min(a, b) - max(c, d))
-        for a, b, c, d in zip(whole.hi, part.hi, whole.lo, part.lo, strict=True)
-    ]
-    mine, theirs, common = (math.prod(sides) for sides in (part.sides, whole.sides, shared))
-    return mine <= LARGEST_PART * theirs and common >= LEAST_BOX_INSIDE * mine
 
 
 def filled_region(mask: npt.NDArray[np.generic]) -> Region:
