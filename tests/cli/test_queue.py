@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from dualclickmed.cli import queue
 from dualclickmed.cli.app import app
 from dualclickmed.learning import curve
 from dualclickmed.learning.curve import Scores, clicks_to
@@ -40,6 +41,30 @@ def test_queue(tmp_path: Path) -> None:
     assert [cell.strip() for cell in row.split("│")[4:7]] == ["3", "tail", "global"]
     assert "ann:" in row
     assert "local-learned-0001" in shown
+
+
+def test_queue_tells_of_a_running_training_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = tmp_path / "label.nii.gz"
+    label.write_text("1")
+    Record(tmp_path / "learning").submit("image 7", label, {"client_id": "ann"})
+    told = {
+        "kind": "local",
+        "state": "training",
+        "step": 41,
+        "steps": 600,
+        "labels": 3,
+        "elapsed": 68,
+        "left": 7.8,
+    }
+    monkeypatch.setattr(queue, "is_training", lambda folder: True)
+    monkeypatch.setattr(queue, "progress_of", lambda folder: told)
+    shown = run("queue", "--studies", str(tmp_path)).output
+    sentence = "the local expert, training, step 41 of at most 600, on 3 labels, for 68 s, about 8 s left"
+    assert f"Running: {sentence}.\n" in shown
+    monkeypatch.setattr(queue, "progress_of", lambda folder: {})
+    assert "Running: a training that has told nothing yet." in run("queue", "--studies", str(tmp_path)).output
 
 
 def test_queue_follows_the_folder_and_compares_annotators(tmp_path: Path) -> None:

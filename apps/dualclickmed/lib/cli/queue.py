@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from ..learning.record import FOLDER, Record
 from ..learning.runs import is_training, progress_of, settle
 from ..learning.settings import ORDERS, Settings
 from ..weights.cards import KINDS
-from .console import existing, loading
+from .console import existing, loading, say
 
 if TYPE_CHECKING:
     from ..learning.curve import Point
@@ -78,7 +78,23 @@ def queue(
             table.add_row(training.kind, when, training.state, str(len(training.versions)), str(detail))
         console.print(table)
     if is_training(record.folder):
-        console.print("Running:", progress_of(record.folder), highlight=False)
+        say(console, f"Running: {_running(progress_of(record.folder))}.")
+
+
+def _running(told: dict[str, Any]) -> str:
+    """One sentence's worth of what a training tells."""
+    if not told:
+        return "a training that has told nothing yet"
+    parts = [f"the {told.get('kind', '')} expert, {told.get('state', 'started')}"]
+    if told.get("step") is not None:
+        parts.append(f"step {told['step']} of at most {told.get('steps', '?')}")
+    if told.get("labels") is not None:
+        parts.append(f"on {told['labels']} labels")
+    if told.get("elapsed") is not None:
+        parts.append(f"for {told['elapsed']} s")
+    if told.get("left") is not None:
+        parts.append(f"about {told['left']:.0f} s left")
+    return ", ".join(parts)
 
 
 def _agreement(studies: Path, record: Record, images: list[str]) -> Table:
