@@ -18,5 +18,6 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 git ls-files -z | xargs -0 cp --parents -t "$copy"
 cp "$page/niivue.js" "$copy/$page/"
-PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir "$out" "$copy"
+DUALCLICKMED_REPOSITORY=$(git config --get remote.origin.url || true) PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    .venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir "$out" "$copy"
 echo "$out/$(ls -t "$out" | grep '^dualclickmed-.*\.whl$' | head -1)"

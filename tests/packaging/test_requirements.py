@@ -73,3 +73,24 @@ def test_monai_labels_own_writer_runs_on_the_stand_in_for_itk(tmp_path: Path, en
     np.testing.assert_allclose(np.asarray(read.affine), affine, atol=1e-5)
     if ending == ".nii.gz":
         np.testing.assert_allclose(nib.load(path).affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("origin", "page"),
+    [
+        ("https://host.example/group/dualclickmed.git", "https://host.example/group/dualclickmed"),
+        ("https://host.example/group/dualclickmed", "https://host.example/group/dualclickmed"),
+        ("git@host.example:group/dualclickmed.git", "https://host.example/group/dualclickmed"),
+        ("ssh://git@host.example/group/dualclickmed.git", "https://host.example/group/dualclickmed"),
+    ],
+)
+def test_the_packages_address_is_where_it_was_cloned_from(origin: str, page: str) -> None:
+    assert script("setup.py").addresses(origin) == {"Homepage": page, "Source": page}
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["", "/home/me/clone", "file:///clone", "https://me:secret@host.example/a/b", "http://10.0.0.1:3000/a/b"],
+)
+def test_a_private_address_stays_out_of_the_package(origin: str) -> None:
+    assert script("setup.py").addresses(origin) == {}
