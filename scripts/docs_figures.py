@@ -6,9 +6,11 @@ Numbers stand between `<!-- figures: NAME -->` and `<!-- /figures -->` in Markdo
 
     sample      what boxes and clicks give on the sample study, computed now
     example     what README's own example gives, computed now
+    shipped     parameters of the networks that are served by default, and what they were trained on
     modalities  Dice by modality, as docs/evaluation/table.json keeps it. After weights have changed:
                 `python main.py evaluate --cases FOLDER --smallest 50 --method fused --out OUT`, then
                 `--results OUT/results.csv`; methods that are not in that file keep what they had
+    harmful     share of clicks that made a mask worse, from the same file
     peers       seconds beside the peers, from `python main.py bench --peers --out FILE`, then `--peers FILE`
 
 The picture of the example is drawn anew, and where this machine has Chromium those of the page.
@@ -31,9 +33,12 @@ import nibabel as nib
 import numpy as np
 from dualclickmed.demo.sample import ORGANS, make_trunk, write_sample
 from dualclickmed.evaluation.metrics import dice
-from dualclickmed.evaluation.protocol import expert_method, run_object
+from dualclickmed.evaluation.protocol import HARM, expert_method, run_object
+from dualclickmed.evaluation.records import WHOLE
 from dualclickmed.imaging.volume import from_grid
 from dualclickmed.predictor import Predictor
+from dualclickmed.weights.cards import KINDS, read_card
+from dualclickmed.weights.files import default_path, load_expert
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
@@ -65,8 +70,10 @@ def main() -> None:
     if options.peers is not None:
         shutil.copyfile(options.peers, PEERS)
     blocks = {"sample": sample_block(sample_dice()), "example": example_block(example())}
+    blocks["shipped"] = shipped_block()
     if TABLE.exists():
-        blocks["modalities"] = modalities_block(json.loads(TABLE.read_text()))
+        table = json.loads(TABLE.read_text())
+        blocks |= {"modalities": modalities_block(table), "harmful": harmful_block(table)}
     if PEERS.exists():
         blocks["peers"] = peers_block(json.loads(PEERS.read_text()))
     for page in PAGES:
@@ -146,6 +153,22 @@ def example_block(found: float) -> str:
     return f"The box, {clicks} give the liver of the sample with a Dice of {found:.2f}."
 
 
+# The networks -------------------------------------------------------------------------------------------
+
+
+def shipped_block() -> str:
+    """What is served unless somebody chooses other weights."""
+    million, data = 0.0, set()
+    for kind in KINDS:
+        path = default_path(kind)
+        million += sum(p.numel() for p in load_expert(kind, path).parameters()) / 1e6
+        data.add(str(read_card(path)["data"]))
+    return (
+        f"The networks that ship have {million:.1f} million parameters together and run on an ordinary "
+        f"processor. They were trained on {' and '.join(sorted(data))}."
+    )
+
+
 # Real volumes -------------------------------------------------------------------------------------------
 
 
@@ -155,13 +178,20 @@ def keep(results: Path) -> None:
     values: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     with results.open(newline="") as lines:
         for row in csv.DictReader(lines):
-            if row["label"] != "all" and int(row["voxels"]) >= SMALLEST:
+            if row["label"] != WHOLE and int(row["voxels"]) >= SMALLEST:
                 values[row["group"], row["method"], int(row["step"])].append(float(row["dice"]))
     for (group, method, step), found in sorted(values.items()):
         means = table.setdefault(group, {}).setdefault(method, [])
         del means[step:]
         means.append(round(float(np.mean(found)), 4))
         table[group]["objects"] = [len(found)]
+        if step and method == "fused":
+            # The objects of a step stand in the order of those before it.
+            before = values[group, method, step - 1]
+            fallen = sum(now - then < -HARM for now, then in zip(found, before, strict=True))
+            falls = table[group].setdefault("harmful", [])
+            del falls[step - 1 :]
+            falls.append(fallen)
     TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
 
 
@@ -181,7 +211,29 @@ def modalities_block(table: Means) -> str:
         shown = [f"**{v:.2f}**" if v == best[at % 2] else f"{v:.2f}" for at, v in enumerate(cells)]
         shown[3] += f" ({peer.replace('-', ' ')})"
         lines.append(f"| {name} | {int(found['objects'][0])} | {' | '.join(shown)} |")
+    enough = [
+        f"{name} ({table[group]['ellipsoid'][0]:.2f})"
+        for group, name in NAMES.items()
+        if group in table and table[group]["ellipsoid"][0] >= table[group]["fused"][0]
+    ]
+    if enough:
+        lines += ["", f"From the box alone, an ellipsoid drawn in it does as well in {' and '.join(enough)}."]
     return "\n".join(lines)
+
+
+def harmful_block(table: Means) -> str:
+    """Clicks after which an object's Dice fell, of all clicks, by modality."""
+    counts = {
+        name: (sum(table[group]["harmful"]), len(table[group]["harmful"]) * table[group]["objects"][0])
+        for group, name in NAMES.items()
+        if "harmful" in table.get(group, {})
+    }
+    fallen, clicks = (sum(count[at] for count in counts.values()) for at in (0, 1))
+    shares = ", ".join(f"{name} {count / of:.1%}" for name, (count, of) in counts.items())
+    return (
+        f"- **Some clicks do harm**: of the {clicks:.0f} clicks behind this table {fallen / clicks:.1%} made "
+        f"their mask worse by more than {HARM:g} ({shares})."
+    )
 
 
 # Peers --------------------------------------------------------------------------------------------------

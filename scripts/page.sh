@@ -23,7 +23,7 @@ if ! command -v npm >/dev/null; then
         borrowed=1
     fi
 fi
-options=(--ignore-scripts --no-audit --no-fund --omit=optional --loglevel=error)
+options=(--ignore-scripts --no-audit --no-fund --omit=optional --loglevel=error --update-notifier=false)
 [[ ${1:-} == --dev ]] || options+=(--omit=dev)
 if ! npm ci "${options[@]}" >/dev/null; then
     echo "setup: NiiVue could not be fetched with npm, so the page will not show images; everything else works." >&2

@@ -3,7 +3,8 @@
 #
 #     scripts/setup.sh requirements.txt [requirements-dev.txt]
 #
-# PYTHON=/path/to/python3.12 chooses the interpreter. Only Python's venv module is needed from the system; where it
+# PYTHON=/path/to/python3.12 chooses the interpreter, TORCH=cpu or TORCH=pypi the build of PyTorch; by default it is the
+# one without CUDA where this Linux has no NVIDIA driver (4 GB less), else the one of PyPI. Only Python's venv module is needed from the system; where it
 # is missing it is installed with apt-get if that is allowed, else the message says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,6 +49,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 # Not compiled, because most of what lies in these packages is never imported (a tenth of the size); what the
 # server imports is compiled by the last line.
 pip=(.venv/bin/python -m pip install --quiet --progress-bar off --no-compile)
+has_torch='import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'
+if [[ $(uname -sm) == "Linux x86_64" && ${TORCH:-} != pypi ]] && ! .venv/bin/python -c "$has_torch"; then
+    if [[ ${TORCH:-} == cpu ]] || ! command -v nvidia-smi >/dev/null; then
+        # A wheel in a folder that pip was told of, or PyTorch's own index; PyPI's below where neither is at hand.
+        alone=("${pip[@]}" --no-deps -c constraints.txt torch)
+        "${alone[@]}" --no-index 2>/dev/null ||
+            "${alone[@]}" --index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 15 2>/dev/null ||
+            echo "setup: PyTorch's build without CUDA is not within reach; PyPI's takes 4 GB more." >&2
+    fi
+fi
 "${pip[@]}" -c constraints.txt "${requirements[@]}"
 "${pip[@]}" --no-deps --editable .
 # An eighth of the size: PyTorch's own test programs, and headers and tools for building extensions to it.

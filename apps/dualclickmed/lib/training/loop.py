@@ -418,6 +418,7 @@ class _Run:
     def _validated(self, log: RunLog) -> None:
         """Measure the weights that would be kept, once a step, and remember them if they are the best."""
         if self.team.leads and self.validated != self.step:
+            logger.info("Measuring the weights of step %d.", self.step)
             measured = self.validate(self.learner.kept)
             score = sum(measured.values()) / len(measured)
             log.validation(self.step, measured)
@@ -448,6 +449,7 @@ class _Run:
                 "measured": {},
             }
             if measure:
+                logger.info("Measuring the weights on %s.", where)
                 with contextlib.suppress(_Stopped):
                     card["measured"] = {f"dice on {where}": self.validate(network)}
             save_expert(network, recipe.kind, path, card)
