@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ..errors import UserError
 from ..training.recipes import BAD_SHARE, Recipe, changed, fine_tune, load_recipe, recipe_names
-from ..weights.cards import Kind, default_path, named_path
+from ..weights.cards import Kind, default_path, model_dir, named_path
 from .console import existing, loading, pairs
 
 if TYPE_CHECKING:
@@ -168,7 +168,12 @@ def train_expert(
         return
     if stop.is_set():
         logger.info("Stopped; the same command goes on from %s.", options.out)
-    logger.info("Wrote %s and its card.", path)
+    logger.info(
+        "To serve these weights, copy '%s' and its card (.json) into '%s' under a name of your own; "
+        "then 'python main.py weights use NAME'.",
+        path,
+        model_dir(),
+    )
 
 
 def prepare_crops(
