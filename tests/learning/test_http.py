@@ -189,4 +189,7 @@ def test_the_loop(tmp_path: Path) -> None:
         server.http.delete(f"{server.url}/train/", timeout=60).raise_for_status()
         (ended,) = (training for training in trainings(server) if training["run"] == begun["run"])
         assert (ended["state"], ended["reason"]) == ("stopped", "cancelled")
+        info = server.get("/info/").json()
+        assert info["train_stats"]["dualclickmed_local"]["state"] == "cancelled"
+        assert info["learning"]["progress"]["state"] == "cancelled"
         assert click(server) == second
