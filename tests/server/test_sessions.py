@@ -10,11 +10,15 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dualclickmed.errors import UserError
+from dualclickmed.imaging.volume import load_volume
 from dualclickmed.server.answers import StorageFullError
 from dualclickmed.server.sessions import MAX_FILES, SafeSessions, image_in, received, unpacked
 from starlette.datastructures import UploadFile
+
+from tests.support.volume_files import dicom_bytes, dicom_frames
 
 ID = "01234567-89ab-cdef-0123-456789abcdef"
 
@@ -127,6 +131,29 @@ def test_links_in_archives_are_left_out(tmp_path: Path) -> None:
     out.mkdir()
     unpacked(a_tar(tmp_path / "a", {"1.dcm": b"x"}, {"2.dcm": "/etc/passwd"}), out, 1000)
     assert [path.name for path in out.iterdir()] == ["1.dcm"]
+
+
+@pytest.mark.parametrize("make", [a_zip, a_tar])
+def test_what_a_system_keeps_beside_the_files_is_left_out(tmp_path: Path, make: object) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    entries = {
+        "scan/1.dcm": b"x",
+        "__MACOSX/scan/._1.dcm": b"y",
+        "scan/.DS_Store": b"z",
+        "scan/._1.dcm": b"z",
+    }
+    unpacked(make(tmp_path / "a", entries), out, 1000)  # type: ignore[operator]
+    assert [path.name for path in out.iterdir()] == ["1.dcm"]
+
+
+def test_one_file_of_dicom_is_a_series(tmp_path: Path) -> None:
+    """A multi-frame file that is uploaded by itself."""
+    array = np.random.default_rng(0).integers(0, 99, (4, 5, 6)).astype(np.int16)
+    file = UploadFile(io.BytesIO(dicom_bytes(dicom_frames(array, np.eye(4)))), filename="ct.dcm")
+    image = received([file], tmp_path, False, 1 << 20)
+    volume = load_volume(image_in(image))
+    np.testing.assert_array_equal(volume.to_raw_array(volume.array), array)
 
 
 @pytest.mark.parametrize("make", [a_zip, a_tar])

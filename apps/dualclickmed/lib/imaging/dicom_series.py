@@ -74,7 +74,7 @@ def look_at_series(folder: Path, limits: ReadLimits) -> Series:
         )
         raise VolumeError(
             f"A DICOM folder must hold exactly one image series, but {name} holds {len(series)}"
-            f"{': ' + found if found else ''}."
+            f"{': ' + found if found else ''}. {' '.join(notes)}".rstrip()
         )
     ((uid, members),) = series.items()
     members, twice = _without_copies(members)

@@ -142,7 +142,8 @@ def received(files: Sequence[UploadFile], folder: Path, uncompress: bool, most_b
         return into
     path = into / next(iter(names))
     if not uncompress:
-        return path
+        # A file of DICOM is a series of one, and series are folders.
+        return into if path.name.lower().endswith(".dcm") else path
     out.mkdir()
     unpacked(path, out, most_bytes)
     held = list(out.iterdir())
@@ -183,6 +184,8 @@ def unpacked(archive: Path, folder: Path, most_bytes: int) -> None:
                 _check_count(len(names))
                 left = most_bytes
                 for number, entry in enumerate(names):
+                    if _is_hidden(entry.filename):
+                        continue
                     with packed.open(entry) as stream:
                         left -= _write(stream, folder, entry.filename, number, left)
         elif tarfile.is_tarfile(archive):
@@ -192,7 +195,8 @@ def unpacked(archive: Path, folder: Path, most_bytes: int) -> None:
                     if member.isfile() and (read := packed_tar.extractfile(member)) is not None:
                         number += 1
                         _check_count(number)
-                        left -= _write(read, folder, member.name, number, left)
+                        if not _is_hidden(member.name):
+                            left -= _write(read, folder, member.name, number, left)
         else:
             raise UserError("With 'uncompress' the upload must be a .zip or .tar archive, but it is none.")
     except UserError:
@@ -202,6 +206,12 @@ def unpacked(archive: Path, folder: Path, most_bytes: int) -> None:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
         raise UserError(f"The uploaded archive cannot be unpacked: {str(error)[:200]}.") from error
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether an entry is what a system keeps beside the files, as macOS does in ``__MACOSX/._name``."""
+    parts = name.replace("\\", "/").split("/")
+    return parts[-1].startswith(".") or "__MACOSX" in parts
 
 
 def new_folder() -> Path:
