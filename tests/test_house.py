@@ -70,7 +70,7 @@ def test_the_document_of_the_architecture_names_what_there_is() -> None:
     }
     way = " ".join(text[text.index("## The way of a click") : text.index("## The two experts")].split())
     named = re.findall(r"`([\w/]+\.py)`(?:, `([\w.]+)`)?", way)
-    assert len(named) > 15
+    assert len(named) > 50
     for path, name in named:
         file = APP / path if path == "main.py" else APP / "lib" / path
         assert file.is_file(), path
@@ -78,6 +78,21 @@ def test_the_document_of_the_architecture_names_what_there_is() -> None:
             n.name for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, (*Function, ast.ClassDef))
         }
         assert set(name.split(".") if name else ()) <= defined, f"{path}: {name}"
+
+
+def test_every_argument_has_a_line_of_its_own_in_docstrings() -> None:
+    crowded = [
+        f"{name}: {line.strip()}"
+        for name, text in modules()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (*Function, ast.ClassDef))
+        for section in re.findall(
+            r"^(?:Args|Attributes):\n((?: {4}.*\n?|\n)+)", ast.get_docstring(node) or "", re.MULTILINE
+        )
+        for line in section.splitlines()
+        if re.search(r"[.;] [a-z_]+(?:, [a-z_]+)*: ", line)
+    ]
+    assert crowded == []
 
 
 def test_the_folders_of_tests_are_the_rooms() -> None:

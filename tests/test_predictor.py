@@ -76,6 +76,12 @@ def test_boxes_and_masks_of_files_are_in_the_files_order(predictor, nifti):
     assert (without != mask).any()
 
 
+def test_the_edges_of_a_box_may_come_in_either_order(predictor, nifti):
+    predictor.set_image(nifti)
+    forwards = predictor.predict(box=(5, 12, 2, 10, 11, 22), strategy="global")
+    np.testing.assert_array_equal(predictor.predict(box=(12, 5, 2, 10, 22, 11), strategy="global"), forwards)
+
+
 def test_arrays_keep_their_own_order(predictor):
     array = np.random.default_rng(1).integers(0, 256, (12, 30, 26)).astype(np.uint8)
     predictor.set_image(array)

@@ -10,9 +10,9 @@ from dualclickmed.benchmarks.training import training_speeds
 from dualclickmed.errors import UserError
 from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.training import learner
-from dualclickmed.training.recipes import COMPACT
 
 from tests.support.cases import SMALL
+from tests.support.recipes import COMPACT
 
 
 @pytest.fixture(autouse=True)

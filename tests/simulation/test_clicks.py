@@ -9,9 +9,10 @@ import pytest
 import torch
 from dualclickmed.simulation import clicks
 from dualclickmed.simulation.clicks import Draws, balanced, boundary_attenuated, realistic, uniform_error
-from dualclickmed.training.recipes import COMPACT
 from dualclickmed.training.samples import Samples
 from scipy import ndimage, stats
+
+from tests.support.recipes import COMPACT
 
 STRATEGIES = (boundary_attenuated, balanced, uniform_error, realistic)
 

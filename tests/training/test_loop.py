@@ -22,12 +22,13 @@ from dualclickmed.training import learner, loop, validation
 from dualclickmed.training.loop import CHECKPOINT, Options, Progress, train
 from dualclickmed.training.losses import dice_focal
 from dualclickmed.training.plan import masks_of, steps_of, with_replay
-from dualclickmed.training.recipes import COMPACT, Recipe, changed, fine_tune, load_recipe
+from dualclickmed.training.recipes import Recipe, changed, fine_tune, load_recipe
 from dualclickmed.training.samples import Samples
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
 from dualclickmed.weights.files import load_expert, save_expert
 
 from tests.support.cases import SMALL, decathlon, volume_and_labels, write_nifti
+from tests.support.recipes import COMPACT
 
 TINY = {
     "global": dataclasses.replace(COMPACT["global"], steps=4, scenes=1, targets=1, interactions=1, points=2),

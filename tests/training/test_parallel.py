@@ -13,11 +13,11 @@ import torch
 from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.training import loop
 from dualclickmed.training.loop import Options
-from dualclickmed.training.recipes import COMPACT
 from dualclickmed.training.sources import WeightedSource, folder_cases
 from dualclickmed.weights.files import save_expert
 
 from tests.support.cases import SMALL, decathlon
+from tests.support.recipes import COMPACT
 
 RECIPES = {
     "global": dataclasses.replace(

@@ -16,11 +16,11 @@ from dualclickmed.training import prepare as module
 from dualclickmed.training.case_samples import global_crop
 from dualclickmed.training.opened import OpenedCases, open_case
 from dualclickmed.training.prepare import INDEX, PreparedCrops, prepare, read_crop
-from dualclickmed.training.recipes import COMPACT
 from dualclickmed.training.samples import Samples
 from dualclickmed.training.sources import WeightedSource, folder_cases
 
 from tests.support.cases import decathlon, volume_and_labels, write_nifti
+from tests.support.recipes import COMPACT
 
 EXACT = dataclasses.replace(COMPACT["global"], exact_boxes=True, targets=2, scenes=1, affine=0.0, flip=0.0)
 

@@ -9,7 +9,6 @@ import re
 import pytest
 from dualclickmed.errors import UserError
 from dualclickmed.training.recipes import (
-    COMPACT,
     RECIPES,
     Recipe,
     changed,
@@ -19,6 +18,8 @@ from dualclickmed.training.recipes import (
     recipe_names,
 )
 from dualclickmed.training.schedules import rate_factor
+
+from tests.support.recipes import COMPACT
 
 
 def test_the_paper_s_protocols_are_those_of_its_table_2() -> None:

@@ -18,12 +18,13 @@ from dualclickmed.training.case_samples import global_crop, local_case_sample
 from dualclickmed.training.first_prompts import extreme_points, first_box, simulated_box
 from dualclickmed.training.generated import SyntheticVolume
 from dualclickmed.training.opened import OpenedCase, OpenedCases, find_objects, open_case
-from dualclickmed.training.recipes import COMPACT, Recipe
+from dualclickmed.training.recipes import Recipe
 from dualclickmed.training.samples import Samples, Share
 from dualclickmed.training.scene_samples import global_samples, part_of
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
 
 from tests.support.cases import challenge_file, decathlon, volume_and_labels, write_nifti
+from tests.support.recipes import COMPACT
 
 BOXES_ONLY = {
     "grid": 64,

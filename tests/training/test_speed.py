@@ -16,7 +16,9 @@ from dualclickmed.simulation import clicks
 from dualclickmed.training import loop
 from dualclickmed.training.batches import GlobalBatch, LocalBatch
 from dualclickmed.training.loop import Options
-from dualclickmed.training.recipes import COMPACT, Recipe, load_recipe
+from dualclickmed.training.recipes import Recipe, load_recipe
+
+from tests.support.recipes import COMPACT
 
 logger = logging.getLogger(__name__)
 

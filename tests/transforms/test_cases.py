@@ -24,7 +24,7 @@ from dualclickmed.training.pipeline import (
     Transforms,
     hooks_named,
 )
-from dualclickmed.training.recipes import COMPACT, Recipe, fine_tune
+from dualclickmed.training.recipes import Recipe, fine_tune
 from dualclickmed.training.samples import Samples
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
 from dualclickmed.transforms import click_transforms, sample_transforms
@@ -32,6 +32,7 @@ from dualclickmed.weights.files import Kind, save_expert
 from monai.transforms import Lambdad, RandAdjustContrastd, RandScaleIntensityd
 
 from tests.support.cases import SMALL, decathlon
+from tests.support.recipes import COMPACT
 
 STOCK = Hooks(sample_transforms, click_transforms)
 RECIPES: dict[str, Recipe] = {

@@ -30,11 +30,11 @@ class Stopper:
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
     def stop(self) -> None:
-        """Nobody waits any more."""
+        """End the computation at its next `check`."""
         self._stop.set()
 
     def check(self) -> None:
-        """Go on, or end.
+        """Return, or end the computation.
 
         Raises:
             Stopped: `stop` was called, or the time is over.
@@ -59,7 +59,7 @@ def within(stopper: Stopper) -> Iterator[None]:
 
 
 def check() -> None:
-    """End here if the computation is to end.
+    """Return, or end the computation that runs here.
 
     Raises:
         Stopped: see `Stopper.check`.

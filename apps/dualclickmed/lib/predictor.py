@@ -17,7 +17,7 @@ from .errors import PromptError
 from .experts import DEFAULT_STRATEGY, DualExpert, Result
 from .experts.devices import resolved_device
 from .experts.loading import load_experts
-from .imaging.geometry import Box, Index
+from .imaging.geometry import Box, Index, ordered_corners
 from .imaging.prompts import Click, Prompts, in_order, one_kind
 from .imaging.volume import Volume, from_array, load_volume
 from .weights.files import default_path
@@ -142,7 +142,8 @@ class Predictor:
         Args:
             points: voxels (i, j, k) inside the object.
             background: voxels (i, j, k) outside it.
-            box: (i0, i1, j0, j1, k0, k1) around the object, half-open: voxels i0 to i1 - 1, and so on.
+            box: (i0, i1, j0, j1, k0, k1) around the object, half-open: voxels i0 to i1 - 1, and so on; each
+                pair in either order.
             mask: the object so far, of the image's shape; non-zero is inside.
             strategy: "fused", "paper", "global" or "local" (`DualExpert.segment`).
             intensity: "auto", a CT window's name, or "none" (`intensity.CHOICES`).
@@ -228,12 +229,12 @@ class Predictor:
         if box is None:
             return None
         edges = np.asarray(box, dtype=np.float64)
-        if edges.shape != (6,) or not np.isfinite(edges).all() or not (edges[::2] < edges[1::2]).all():
+        if edges.shape != (6,) or not np.isfinite(edges).all() or (edges[::2] == edges[1::2]).any():
             raise PromptError(f"A box must be (i0, i1, j0, j1, k0, k1) with i0 < i1, ..., but {box} came.")
+        lo, hi = ordered_corners(edges.tolist())
         if not self._is_array:
-            return self.volume.box_to_canonical(edges[::2], edges[1::2])
-        (z0, y0, x0), (z1, y1, x1) = edges[::2].tolist(), edges[1::2].tolist()
-        return Box((z0, y0, x0), (z1, y1, x1))
+            return self.volume.box_to_canonical(lo, hi)
+        return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
 
     def _mask(self, mask: npt.NDArray[np.generic] | None) -> npt.NDArray[Any] | None:
         if mask is not None and mask.shape != self._shape:

@@ -1,1 +1,1 @@
-"""Which image to annotate next, and the scores that say so."""
+"""Which image to annotate next, and the scores by which it is chosen."""

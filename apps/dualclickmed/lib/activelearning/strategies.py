@@ -1,4 +1,4 @@
-"""Strategies for MONAI Label's "next sample": in order, at random, or by what an image would teach."""
+"""Strategies for MONAI Label's "next sample": in order, at random, or by score."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HANDED_OUT_SECONDS = 3600
 
 
 class NextImage(Strategy):
-    """Images that the datastore has no final label of, those that were handed out in the last hour last.
+    """Images without a final label; those handed out in the last hour come last.
 
     Args:
         record: whose folder holds the scores.
@@ -55,7 +55,7 @@ class NextImage(Strategy):
 
 
 class First(NextImage):
-    """In order of id, after those whose label was deleted: somebody wants them done again."""
+    """In order of id, but first those whose label was deleted, which are to be done again."""
 
     def __init__(self, record: Record) -> None:
         super().__init__(record, "The first image without a final label, one whose label was deleted first")
@@ -78,7 +78,7 @@ class Random(NextImage):
 class ByScore(NextImage):
     """The image with the highest score; images without one come after those that have one.
 
-    Scores are made by ``POST /scoring/dualclickmed``, never by this.
+    Scores are computed by ``POST /scoring/dualclickmed``; this class only reads them.
 
     Args:
         record: whose folder holds the scores.

@@ -24,7 +24,8 @@ class Speed:
     """What a step of a recipe takes, medians.
 
     Attributes:
-        recipe: its name. masks: predictions for each object in a step.
+        recipe: its name.
+        masks: predictions for each object in a step.
         objects: in a step, mean.
         making: seconds to make the samples of a step from generated scenes, in the training process.
         step: seconds of the step itself.

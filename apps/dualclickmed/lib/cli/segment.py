@@ -83,8 +83,6 @@ def segment(
     points = [_whole_numbers("--point", text, 3) for text in point or []]
     outside = [_whole_numbers("--background", text, 3) for text in background or []]
     edges = None if box is None else _whole_numbers("--box", box, 6)
-    if edges is not None:
-        edges = [edge for at in (0, 2, 4) for edge in sorted(edges[at : at + 2])]
     ending = max((end for end in EXTENSIONS if out.name.lower().endswith(end)), key=len, default=None)
     if ending is None:
         raise UserError(f"The mask can be written as {', '.join(EXTENSIONS)}, but --out is '{out}'.")
@@ -134,6 +132,7 @@ def _draw(
     window: str,
 ) -> None:
     from ..demo.picture import save_picture
+    from ..imaging.geometry import ordered_corners
     from ..imaging.prompts import Click, Prompts
 
     volume, result = predictor.volume, predictor.result
@@ -144,7 +143,7 @@ def _draw(
         if group
         for z, y, x in volume.to_canonical(group)
     ]
-    box = None if edges is None else volume.box_to_canonical(edges[::2], edges[1::2])
+    box = None if edges is None else volume.box_to_canonical(*ordered_corners(edges))
     save_picture(
         path, volume, result.labels, [segment], [Prompts(tuple(clicks), box)], caption, intensity=window
     )

@@ -82,7 +82,7 @@ class ServerOptions:
         return [self.strategy, *(name for name in STRATEGIES if name != self.strategy)]
 
     def device_for(self, name: str | None) -> str:
-        """The device that a request means; a GPU that is asked for where there is none means the CPU.
+        """The device for a request; the CPU where a GPU is asked for and there is none.
 
         MONAI Label does the same, and its batch inference asks for "cuda" unless told otherwise.
 

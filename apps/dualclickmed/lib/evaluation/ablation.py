@@ -52,7 +52,8 @@ class AblationRow:
     """One row of section 4.3.
 
     Attributes:
-        key: on the command line. title: what is compared.
+        key: on the command line.
+        title: what is compared.
         kind: the expert that is trained.
         chosen, other: what the recipe has with the paper's choice and without it.
         paper: final DSC without and with it in the paper, or the gain alone.
@@ -110,10 +111,12 @@ class TrainingBudget:
     """What every training gets.
 
     Attributes:
-        steps: of the optimiser; minutes: instead of them, where given.
+        steps: of the optimiser.
+        minutes: instead of them, where given.
         epochs: passes over the labelled objects instead of the steps; 0 leaves it to them.
         starts: weight files to begin from, by expert; those that are missing begin from random weights.
-        seed: of scenes, clicks and first weights. device: where it runs.
+        seed: of scenes, clicks and first weights.
+        device: where it runs.
         overrides: of every recipe.
     """
 

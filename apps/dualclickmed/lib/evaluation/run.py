@@ -43,7 +43,8 @@ class Plan:
         cases: where the cases are from, as it was given.
         methods: as `methods.make` takes them.
         settings: how they are made.
-        start: one of `protocol.STARTS`. clicks: rounds after it.
+        start: one of `protocol.STARTS`.
+        clicks: rounds after it.
         labels, smallest, most: which classes of a case; see `Case.task`.
         limit: seconds for each class of a case; 0 for none.
     """

@@ -47,8 +47,9 @@ def enforce_clicks(
 ) -> list[Index]:
     """Correct a label map in place so that it obeys every click.
 
-    Afterwards each foreground click's voxel has its label's value and each background click's voxel has not,
-    and so does at least one of its six neighbours, provided one of them is nearer to it than to other clicks.
+    Afterwards the voxel of every foreground click has its label's value and that of every background click
+    has not. The same holds for at least one of its six neighbours, if one is nearer to this click than to all
+    others.
 
     Args:
         labels: uint8 (D, H, W), as `merge` made it.

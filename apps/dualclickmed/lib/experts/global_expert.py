@@ -17,6 +17,7 @@ from ..imaging.geometry import Box, Roi, crop_to_grid, global_roi
 from ..imaging.intensity import IntensityMap
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
+from ..networks.configs import outside_of
 from ..networks.global_network import GlobalFeatures, RegionNetwork, box_centre_prompt
 from .inputs import global_input, map_in_box, point_prompts
 from .precision import chosen_precision
@@ -28,7 +29,7 @@ MASK_LOGIT = 4.0
 
 
 def box_logits(network: RegionNetwork, features: GlobalFeatures, device: torch.device) -> Tensor:
-    """The first round of training: what the box alone says, logits (1, 1, M, M, M) of one region."""
+    """Logits (1, 1, M, M, M) of one region from its box alone, as in the first round of training."""
     centre, kind = box_centre_prompt(network, 1, network.config.image_size, device)
     return network.decode(features, centre, kind, None)
 
@@ -36,7 +37,7 @@ def box_logits(network: RegionNetwork, features: GlobalFeatures, device: torch.d
 def click_logits(
     network: RegionNetwork, features: GlobalFeatures, points: Tensor, labels: Tensor, mask: Tensor
 ) -> Tensor:
-    """The second round: all clicks, and the mask of the first round or an earlier one.
+    """Logits of one region from all clicks and the mask of an earlier round.
 
     Args:
         network, features: of one region.
@@ -63,7 +64,7 @@ class GlobalExpert:
         network: trained; it is moved to `device` and put into evaluation mode.
         device: where it runs.
         cache: holds embeddings; may be shared with other experts.
-        precision: of the network, one of `precision.PRECISIONS`; ``auto`` is settled here, once.
+        precision: of the network, one of `precision.PRECISIONS`; ``auto`` is resolved here, once.
     """
 
     def __init__(
@@ -78,10 +79,10 @@ class GlobalExpert:
         self._cache = cache
         self._autocast = chosen_precision(self.network, self.device, precision)
         self.weights_key = object()
-        """Stands for these weights in the keys of a shared cache."""
+        """Identifies these weights in the keys of a shared cache."""
 
     def expert_for(self, volume: Volume, prompts: Prompts) -> GlobalExpert:
-        """Who answers these prompts; see `scope` for experts that pass some of them on."""
+        """The expert that answers these prompts; see `scope` for experts that leave some to their origin."""
         return self
 
     @torch.inference_mode()
@@ -156,7 +157,8 @@ class GlobalExpert:
         with stages.timed("decode"), self._precision():
             given = mask is not None
             if mask is None:
-                # The box alone says the same with every click of the region: half of a further click's work.
+                # The mask from the box alone is the same for every click of the region: half of a click's
+                # work.
                 mask = self._cache.get((*key, "box"), lambda: box_logits(self.network, features, self.device))
             if given or points.shape[1] > 0:
                 mask = click_logits(
@@ -170,9 +172,8 @@ class GlobalExpert:
     ) -> GlobalFeatures:
         def encode() -> GlobalFeatures:
             with stages.timed("crop"):
-                image = global_input(volume, roi, intensity_map, self.network.config.hold_edges).to(
-                    self.device
-                )
+                outside = outside_of(self.network.config.hold_edges)
+                image = global_input(volume, roi, intensity_map, outside).to(self.device)
             with stages.timed("encode"), self._precision():
                 return self.network.encode(image)
 

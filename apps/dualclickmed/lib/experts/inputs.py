@@ -18,7 +18,7 @@ from ..imaging.prompts import Click
 from ..imaging.volume import Volume
 
 MAX_CLICKS = 64
-"""More clicks than these are a scribble: thousands of them say no more than its outline."""
+"""More clicks than these count as a scribble, of which a sample is enough."""
 NETWORK_CLICKS = 8
 """Most clicks that a network sees at once. It was trained with about six: with dozens of right foreground
 clicks it takes everything about them for the object (docs/fusion.md)."""
@@ -47,11 +47,8 @@ def map_at_points(volume: Volume, points: Sequence[Index], intensity: str) -> In
     return _choose(volume, intensity, volume.array[z, y, x])
 
 
-def global_input(volume: Volume, roi: Roi, intensity_map: IntensityMap, hold_edges: bool = False) -> Tensor:
-    """The global network's image (1, 1, *roi.grid): [0, 255], outside the volume 0 or, with `hold_edges`, as
-    at its faces; then z-score.
-    """
-    outside: Outside = "edge" if hold_edges else "zeros"
+def global_input(volume: Volume, roi: Roi, intensity_map: IntensityMap, outside: Outside = "zeros") -> Tensor:
+    """The global network's image (1, 1, *roi.grid): grey levels in [0, 255], then z-score."""
     grey = crop_to_grid(
         volume.array, roi, lambda stored: intensity_map(volume.to_real(stored)), outside=outside
     )
@@ -84,8 +81,8 @@ def point_prompts(roi: Roi, clicks: Sequence[Click], limit: int = NETWORK_CLICKS
     """The clicks inside a region as a network takes them.
 
     The result depends on the set of clicks, not on their order. Clicks outside the region are left out: moved
-    to its border they would speak about other voxels. More than `limit` clicks are thinned: of those of one
-    kind in a cell of the grid one is kept, with cells that double in size until few enough remain.
+    to its border they would mark other voxels. More than `limit` clicks are thinned: of those of one kind in
+    a cell of the grid one is kept, with cells that double in size until few enough remain.
 
     Returns:
         points float32 (1, N, 3) in grid voxels, and labels int64 (1, N): 1 foreground, 0 background.

@@ -49,7 +49,7 @@ OUTSIDE_LOGIT = 4.0
 UNEVEN = 1.5
 """Ratio of a voxel's longest to its shortest side from which on windows have cells that are cubes."""
 WIDER_BY = 1.13
-"""How many times clearer the edges about what a click finds have to be in the wider view for it to be taken.
+"""Ratio of edge strengths (`edge_strength`), wider view to narrow view, from which on the wider one is used.
 Chosen on volumes that may train networks (docs/fusion.md)."""
 _MAX_CENTRES = 256
 _EDGE_WIDTH, _MARGIN, _LEAST_SLOPE = 0.7, 4, 1e-4
@@ -124,9 +124,9 @@ def _with_any(clicked: Sequence[Index], windows: Sequence[Roi]) -> list[Roi]:
 def _scribble_windows(foreground: Sequence[Index], size: Index) -> list[Roi]:
     """Few windows that hold every foreground click at least an eighth of their side away from their edge.
 
-    Each next one lies about a click, or in the middle of all that are left, as a stroke along a border needs;
-    where it takes the most of them, of several such places the one most in their middle. At most
-    `MAX_WINDOWS`; what is left then is corrected at the clicks alone.
+    Greedy: each next window is centred on a remaining click, or on the middle of all remaining ones, wherever
+    it holds most of them; ties go to the most central place. At most `MAX_WINDOWS`; what is left then is
+    corrected at the clicks alone.
     """
     left = np.asarray(sorted(set(foreground)), dtype=np.int64)
     reach = max(1, min(size) * 3 // 8)
@@ -150,7 +150,7 @@ def _scribble_windows(foreground: Sequence[Index], size: Index) -> list[Roi]:
 
 @dataclass(frozen=True)
 class View:
-    """How windows look at an image.
+    """The grid on which windows sample an image.
 
     Attributes:
         cell: voxels along (z, y, x) that a cell of a window covers.
@@ -162,7 +162,7 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        """About what one takes in a cache."""
+        """Approximate memory in a cache."""
         return 256
 
     def windows_in_order(self, clicks: Sequence[Click], size: Index) -> list[Roi]:
@@ -256,7 +256,7 @@ class LocalExpert:
         network: trained; it is moved to `device` and put into evaluation mode.
         device: where it runs.
         cache: holds features; may be shared with other experts.
-        precision: of the network, one of `precision.PRECISIONS`; ``auto`` is settled here, once.
+        precision: of the network, one of `precision.PRECISIONS`; ``auto`` is resolved here, once.
         window: sides of a window in voxels (the paper's 128).
     """
 
@@ -271,16 +271,17 @@ class LocalExpert:
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         if self.device.type == "cpu":
-            # As the lean encoder wants them; else each call would reorder the weights of wide layers.
+            # The layout of `networks.segresnet`; in any other each call would reorder the weights of wide
+            # layers.
             self.network.to(memory_format=LAYOUT)  # type: ignore[call-overload]
         self.window = window
         self._cache = cache
         self._autocast = chosen_precision(self.network, self.device, precision)
         self.weights_key = object()
-        """Stands for these weights in the keys of a shared cache."""
+        """Identifies these weights in the keys of a shared cache."""
 
     def expert_for(self, volume: Volume, prompts: Prompts) -> LocalExpert:
-        """Who answers these prompts; see `scope` for experts that pass some of them on."""
+        """The expert that answers these prompts; see `scope` for experts that leave some to their origin."""
         return self
 
     @torch.inference_mode()
@@ -423,7 +424,7 @@ def _with_foreground(prompts: Prompts, shape: Sequence[int]) -> tuple[Click, ...
 
 
 def _overlapping(windows: Sequence[Roi]) -> list[list[Roi]]:
-    """The windows in sets that hang together through shared voxels."""
+    """Groups of windows that are connected through shared voxels."""
     groups: list[list[Roi]] = []
     for window in windows:
         touching = [g for g in groups if any(_overlap(window.box, w.box) for w in g)]

@@ -29,7 +29,7 @@ from .local_expert import LocalExpert
 logger = logging.getLogger(__name__)
 
 SCOPE_KEY = "lesson"
-"""Of a model card: the objects that the weights were trained on."""
+"""Key of a model card that holds the objects that the weights were trained on."""
 SIDES_APART = 0.5
 """How far an object may differ from a trained one in size: the root mean square of the sides' log ratios."""
 PATIENT_APART = 0.6
@@ -41,7 +41,7 @@ BODY_LEVEL = 0.1
 BODY_SHARE = 0.02
 """A slice with a smaller part of such voxels holds none of the patient."""
 MOST_KNOWN = 256
-"""Images and boxes for which it is remembered who answers."""
+"""Images and boxes for which the answering expert is remembered."""
 _MOST_SAMPLES = 64
 """Voxels along an axis that the patient is looked for in."""
 
@@ -163,7 +163,7 @@ class ScopedGlobalExpert(GlobalExpert):
         self.origin, self.scope = origin, scope
 
     def expert_for(self, volume: Volume, prompts: Prompts) -> GlobalExpert:
-        """Itself or its origin; the box decides, so that no correction changes who answers."""
+        """Itself or its origin; the box decides, so that no correction changes the expert."""
         box = prompts.box
         if box is None and prompts.foreground:
             box = Box.around(prompts.foreground[:2])

@@ -130,8 +130,7 @@ def read_case(path: Path, truth: Path | None = None) -> CaseFile:
 
     Raises:
         UserError: the file is missing, damaged, refers to anything but arrays, numbers and plain containers,
-        or
-            its content does not fit together; the message names the file and the part.
+            or its content does not fit together; the message names the file and the part.
     """
     arrays = _read(path, ("imgs", "spacing", "boxes", "clicks", "clicks_order", "gts"))
     if truth is not None:

@@ -29,7 +29,8 @@ def compact(
     """A copy of 8 or 16 bits, the slope and intercept that lead back to the source, and notes.
 
     Args:
-        source: stored numbers, of any axis order. slope, intercept: ``real = source * slope + intercept``.
+        source: stored numbers, of any axis order.
+        slope, intercept: ``real = source * slope + intercept``.
         name: of the file, for messages.
 
     Returns:

@@ -63,7 +63,8 @@ def read_dataset(path: Path, limits: ReadLimits, pixels: bool = False) -> FileDa
     """A DICOM file's dataset.
 
     Args:
-        path: the file. limits: bound it.
+        path: the file.
+        limits: bound it.
         pixels: read them as well.
 
     Raises:

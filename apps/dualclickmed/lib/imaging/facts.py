@@ -299,7 +299,9 @@ def text_lines(stream: BinaryIO, name: str, limits: ReadLimits, last: str) -> tu
     """The lines of a text header, without the one that ends it, and the header's length in bytes.
 
     Args:
-        stream: at its beginning. name: for messages. limits: bound the header.
+        stream: at its beginning.
+        name: for messages.
+        limits: bound the header.
         last: what the line that ends the header starts with; an empty line where it is empty. That line is
             part of the result unless it is empty.
 

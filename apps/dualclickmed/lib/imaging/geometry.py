@@ -34,6 +34,7 @@ Region: TypeAlias = tuple[slice, slice, slice]
 Outside: TypeAlias = Literal["zeros", "edge", "mirror"]
 """What is beyond the faces of an array: zeros, its outermost entries, or its mirror image in a rim of `RIM`
 entries and zeros further out."""
+
 RIM = 8
 """Width of a mirrored rim. In one as wide as a window the mirror images of a small volume's objects draw
 corrections away from it; without one, an object that a face cuts ends there (docs/fusion.md)."""
@@ -63,6 +64,12 @@ def voxels_around(points: Sequence[Index]) -> tuple[Index, Index]:
         raise ValueError("a box around points needs at least one point, got none")
     array = np.asarray(points, dtype=np.int64).reshape(-1, 3)
     return _three_ints(array.min(axis=0)), _three_ints(array.max(axis=0) + 1)
+
+
+def ordered_corners(edges: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The lowest and the highest corner of a box (a0, a1, b0, b1, c0, c1); each pair in either order."""
+    lo, hi = zip(*(sorted(edges[at : at + 2]) for at in (0, 2, 4)), strict=True)
+    return list(lo), list(hi)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def on_grid(
     """A label map at the voxels of an image, and notes.
 
     Args:
-        array: (i, j, k) values of the label map; 0 is what lies outside it. placing: where they lie.
+        array: (i, j, k) values of the label map; 0 is what lies outside it.
+        placing: where they lie.
         image, shape: where the voxels of the image lie, and its extent along (i, j, k).
         name: of the label's file, for messages.
 

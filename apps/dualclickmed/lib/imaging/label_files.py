@@ -130,7 +130,9 @@ class _Layers:
         """Add the labels of a label map.
 
         Args:
-            array: values (i, j, k). names: of those that count. notes: are added to.
+            array: values (i, j, k).
+            names: of those that count.
+            notes: are added to.
 
         Raises:
             VolumeError: there are more labels than one image can have.

@@ -27,7 +27,8 @@ def nifti_image(array: npt.NDArray[np.generic], placing: Placing) -> nib.Nifti1I
     """A mask as a NIfTI image.
 
     Args:
-        array: (i, j, k), or (i, j, k, layers) where labels overlap. placing: where the image's voxels lie.
+        array: (i, j, k), or (i, j, k, layers) where labels overlap.
+        placing: where the image's voxels lie.
 
     Raises:
         UserError: ITK could not read it, or would put it elsewhere than the image.

@@ -83,7 +83,8 @@ def stacked(planes: Sequence[Plane], name: str, keep_order: bool = False) -> Sta
     """The grid that planes make.
 
     Args:
-        planes: at least one. name: of the series, for messages.
+        planes: at least one.
+        name: of the series, for messages.
         keep_order: whether the order of the planes is that of the raw index k where they run from one end to
             the other, as for the frames of one file. Others are sorted like slices.
 

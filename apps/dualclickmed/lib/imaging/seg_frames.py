@@ -58,7 +58,8 @@ def read_segmentation(
     """Read a DICOM SEG file.
 
     Args:
-        path: the file. limits: bound it.
+        path: the file.
+        limits: bound it.
         image: the affine of the image that it belongs to, whose slices tell how far apart frames are where
             the file leaves it open.
 

@@ -52,7 +52,8 @@ def slice_notes(headers: Sequence[tuple[str, Dataset]], name: str) -> list[str]:
     """What to know about slices that are not all alike.
 
     Args:
-        headers: of the slices, with their files' names. name: of the series, for messages.
+        headers: of the slices, with their files' names.
+        name: of the series, for messages.
 
     Raises:
         VolumeError: they are of several patients or frames of reference.

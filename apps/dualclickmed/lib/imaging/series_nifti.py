@@ -30,7 +30,8 @@ def series_to_nifti(folder: Path, target: Path, limits: ReadLimits | None = None
     are slanted makes a sheared grid, which its sform tells.
 
     Args:
-        folder: of the series' files. target: the file to write.
+        folder: of the series' files.
+        target: the file to write.
         limits: how much reading it may take.
 
     Returns:
@@ -52,7 +53,8 @@ def segments_to_nifti(folder: Path, target: Path, limits: ReadLimits | None = No
     """Write a DICOM SEG as NIfTI, packed with gzip; segments that overlap along a fourth axis.
 
     Args:
-        folder: that holds the one file. target: the file to write.
+        folder: that holds the one file.
+        target: the file to write.
         limits: how much reading it may take.
 
     Returns:

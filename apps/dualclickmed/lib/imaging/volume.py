@@ -219,9 +219,10 @@ def load_volume(path: str | Path, modality: str | None = None, limits: ReadLimit
     """Load a 3D image: NIfTI, NRRD, MetaImage, or a folder with one DICOM series, see `reading`.
 
     Args:
-        path: the file or the folder. modality: one of `MODALITIES` or another of `MODALITY_NAMES`. Where it
-        is None or "unknown", DICOM's Modality
-            tag tells; failing that, an image with values of both air and tissue in HU is taken for CT.
+        path: the file or the folder.
+        modality: one of `MODALITIES` or another of `MODALITY_NAMES`. Where it is None or "unknown", DICOM's
+            Modality tag decides; failing that, an image with values of both air and tissue in HU counts as
+            CT.
         limits: how much reading it may take.
 
     Raises:
@@ -258,8 +259,10 @@ def from_array(
     The array is copied. Its raw order is (x, y, z), as if a file with an identity direction had been loaded.
 
     Args:
-        array: (D, H, W), any real dtype. spacing: millimetres between voxels along (z, y, x). modality: one
-        of `MODALITIES` or another of `MODALITY_NAMES`; "unknown" is guessed as `load_volume` does.
+        array: (D, H, W), any real dtype.
+        spacing: millimetres between voxels along (z, y, x).
+        modality: one of `MODALITIES` or another of `MODALITY_NAMES`; "unknown" is guessed as `load_volume`
+            does.
 
     Raises:
         VolumeError: if the array is not 3D or holds values that are not finite, or a spacing is not positive.

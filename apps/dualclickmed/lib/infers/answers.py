@@ -1,4 +1,4 @@
-"""What an answer says in the client's terms: voxels in the file's order (i, j, k), the server's values."""
+"""An answer in the client's terms: voxels in the file's order (i, j, k), the server's label values."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def _values(found: Mapping[str, int], labels: LabelMap) -> dict[str, int]:
 def _further(
     answer: Answer, array: npt.NDArray[np.uint8], values: Mapping[str, int]
 ) -> tuple[list[npt.NDArray[np.uint8]], dict[str, int]]:
-    """Further label maps (i, j, k) for labels that overlap others, and which of them is whose, from 1 on."""
+    """Further label maps (i, j, k) for labels that overlap others, and the number of each label's map, from 1
+    on.
+    """
     further: list[npt.NDArray[np.uint8]] = []
     homes: dict[str, int] = {}
     for label, hidden in answer.beneath.items():
@@ -95,7 +97,9 @@ def _measured(
     """A label's number of voxels, its middle voxel and its box, both empty without voxels.
 
     Args:
-        corner: of the part in the image. part: the label map there. value: the label's.
+        corner: of the part in the image.
+        part: the label map there.
+        value: the label's.
     """
     mask = part == value
     count, centre = _count_and_centre(mask)
@@ -106,10 +110,10 @@ def _measured(
 
 
 def uncertainty_in_raw_order(answer: Answer) -> LabelledMask:
-    """How unsure each voxel is, in percent, in place of the mask.
+    """The uncertainty of each voxel, in percent, in place of the mask.
 
     Raises:
-        UserError: the strategy does not tell.
+        UserError: the strategy gives no uncertainty.
     """
     if not answer.result.refined:
         raise UserError(

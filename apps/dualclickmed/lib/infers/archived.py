@@ -1,4 +1,4 @@
-"""The last segmentation of a series that an archive holds, whichever server or program stored it."""
+"""The newest segmentation of a series in an archive, whichever program stored it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 FOLDER = "segmentations"
-"""Beside the series that the datastore keeps."""
+"""Name of their folder, beside the series in the datastore's cache."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Stored:
 
 
 class Segmentations:
-    """Looks segmentations up; what a series' segmentation refers to is asked for once. Thread-safe."""
+    """Finds segmentations in an archive and remembers which series each one refers to. Thread-safe."""
 
     def __init__(self) -> None:
         self._known: dict[str, _Stored] = {}

@@ -1,4 +1,4 @@
-"""The task that needs no click: every label that was learned from annotators, where it is expected to lie."""
+"""The task without clicks: segments every label that was learned from annotators where it is expected."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from .tasks import ClickTask
 
 
 class AutoTask(ClickTask):
-    """All known labels of an image without a click (type segmentation), for batch inference and review.
+    """Segments all learned labels of an image without clicks (type segmentation), for batch inference and
+    review.
 
     It is offered once a label has been learned where it lies (`learning.prior`).
 
     Args:
         segmenter: shared by all tasks.
-        prior: gives what the labels taught so far; called for every request.
+        prior: returns the learned positions and sizes of labels; called for every request.
     """
 
     def __init__(self, segmenter: Segmenter, prior: Callable[[], Prior]) -> None:
@@ -55,7 +56,9 @@ class AutoTask(ClickTask):
         return self._segmenter.options.labels
 
     def _learned(self) -> list[str]:
-        """Labels with a place, in the server's order; those that it does not know need a restart."""
+        """Labels with a learned position, in the server's order; those added since its start follow after a
+        restart.
+        """
         taught = set(self._prior().labels)
         return [name for name in self._segmenter.options.labels.names if name in taught]
 

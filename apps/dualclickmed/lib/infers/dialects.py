@@ -94,7 +94,7 @@ def named_order(request: Mapping[str, Any], labels: LabelMap) -> tuple[str, ...]
 
 
 def locked_labels(request: Mapping[str, Any], labels: LabelMap) -> tuple[str, ...]:
-    """The labels that a request calls finished.
+    """The labels that a request marks as finished.
 
     Raises:
         PromptError: the value is no list of the task's labels.
@@ -162,7 +162,7 @@ def word(request: Mapping[str, Any], key: str, default: str | None) -> str | Non
 
 
 def first(request: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value of an option: clients that offer no choice send the whole list, whose first is meant."""
+    """The value of an option; of a list, which clients without a choice send whole, the first entry."""
     value = request.get(key)
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None

@@ -1,4 +1,4 @@
-"""MONAI Label's DICOM SEG objects are written by `imaging.dicom_seg`."""
+"""Lets `imaging.dicom_seg` write MONAI Label's DICOM SEG objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..imaging.label_map import LabelMap
 
 
 def install(known: LabelMap) -> None:
-    """Let MONAI Label make its DICOM SEG objects here: of results, and of labels that are submitted."""
+    """Replace MONAI Label's conversion to DICOM SEG, for results and for submitted labels."""
 
     def nifti_to_dicom_seg(
         series_dir: str, label: str, label_info: Any, file_ext: str = "*", use_itk: bool = True

@@ -1,4 +1,4 @@
-"""Which image a request means, so that no request can make the server read another file."""
+"""Which image a request names; no request can make the server read any other file."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def located(image: object, studies: ArchivedStudies, sessions: Path | None) -> t
 
 
 def with_image(request: Mapping[str, Any], studies: ArchivedStudies, sessions: Path | None) -> dict[str, Any]:
-    """The request, known to name an image that it may read, with its modality and existing segmentation.
+    """The request with the checked path of its image, the modality and the existing segmentation.
 
     Raises:
         UserError: as `located` does.
@@ -84,7 +84,7 @@ def with_image(request: Mapping[str, Any], studies: ArchivedStudies, sessions: P
     path, modality = located(image, studies, sessions)
     # MONAI Label takes an id for a path where a file of that name happens to lie in its working folder.
     known = path if Path(str(image)).exists() else image
-    # Who uploads an image without more, as MITK does, reads the answer as the same kind of file.
+    # A client that uploads an image and names no format, as MITK does, expects the image's own.
     kind = _kind(image) if _is_upload(image) else None
     return {
         wire.MODALITY: modality,

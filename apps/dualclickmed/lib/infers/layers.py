@@ -50,7 +50,7 @@ class Layers:
         existing: one of `EXISTING`.
         path: the file of the existing segmentation; None if there is none.
         given: the existing segmentation itself, where it is no file.
-        info: what names its values, see `learning.labels.read_labels`.
+        info: what names its values, see `label_files.read_labels`.
         required: whether a file that cannot be used is an error, or else passed over with a note.
         overlap: one of `OVERLAPS`.
         order: labels in the order in which the request names them.
@@ -164,7 +164,7 @@ def layered(
         masks = {label: found.mask(label) for label in group}
         for label in corrected & group.keys():
             own = before == values[label]
-            # Another label's click inside this one says that it is not this one's.
+            # A foreground click of another label inside this one excludes the voxel from this one.
             others = [index for other in group if other != label for index in group[other].foreground]
             masks[label] = _corrected(own, masks[label], group[label], others)
             array[own & ~masks[label]] = 0
@@ -179,8 +179,8 @@ def layered(
 def _passed_over(
     wanted: Mapping[str, Prompts], before: npt.NDArray[np.uint8], names: Sequence[str], volume: Volume
 ) -> list[str]:
-    """Sentences on background clicks in labels that nothing else of the request is about: they may mean that
-    the voxel is that label's and not a clicked one's, so that they take nothing from it.
+    """Notes on background clicks inside existing labels without prompts of their own. Such a click may only
+    mean that the voxel is not a clicked label's, so the existing label keeps it.
     """
     found: dict[str, list[Index]] = {}
     for index in dict.fromkeys(index for given in wanted.values() for index in given.background):
@@ -195,7 +195,7 @@ def _passed_over(
 
 
 def _started(given: Prompts, before: Mask | None) -> Prompts | None:
-    """Prompts that the experts can use; None for a label that no click is about."""
+    """Prompts that the experts can use; None for a label without any."""
     if given.foreground or given.box is not None:
         return given if before is None else replace(given, mask=before)
     if before is None or not any(before[index] for index in given.background):
@@ -224,7 +224,7 @@ def _deepest(mask: Mask, avoided: Iterable[Index]) -> Index | None:
 
 
 def _groups(prompts: Mapping[str, Prompts], layers: Layers) -> list[dict[str, Prompts]]:
-    """The labels that are segmented together, those that come first first."""
+    """Groups of labels that are segmented together, in the order in which they are segmented."""
     for label in layers.locked:
         if label not in prompts:
             raise PromptError(f"A locked label needs clicks or a box of its own, but {label!r} has none.")
@@ -277,7 +277,7 @@ def _beneath(
 
 
 def _corrected(before: Mask, proposed: Mask, given: Prompts, others: Sequence[Index]) -> Mask:
-    """What was there, changed as proposed around the clicks that contradict it."""
+    """The mask that was there, changed as proposed in the connected parts that hold a contradicting click."""
     after = before.copy()
     for change, clicks, value in (
         (proposed & ~before, given.foreground, True),

@@ -21,7 +21,7 @@ from .layers import Layers, layered
 from .served_experts import ServedExperts, fallen_back
 
 PromptFinder = Callable[[Volume, DualExpert], Mapping[str, Prompts]]
-"""Gives the prompts in canonical order, by label, once image and experts are loaded."""
+"""Returns the prompts in canonical order, by label; called once image and experts are loaded."""
 
 
 @dataclass(frozen=True, eq=False)

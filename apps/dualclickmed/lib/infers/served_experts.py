@@ -56,7 +56,7 @@ class ServedExperts:
         self._checked: tuple[_Signature, str | None] | None = None
 
     def compute(self, work: Callable[[DualExpert, str], T], device: str) -> T:
-        """What `work` gives from the experts and the device they are on.
+        """Run `work` with the experts of a device and the device's name, and return its result.
 
         It runs on the thread that computes. Where the device's memory does not suffice, it runs again with
         emptied caches, then on the CPU.
@@ -71,7 +71,7 @@ class ServedExperts:
         return self._status()[1]
 
     def waiting_for(self) -> str | None:
-        """Why a click would not be answered at once; None if it would."""
+        """Why a click cannot be answered at once; None if it can."""
         problem = self.problem()
         return problem if problem or self._warm.is_set() else "The networks are being warmed up."
 
@@ -138,7 +138,7 @@ class ServedExperts:
         return {kind: default_path(kind, self.options.preset, self.options.model_dir) for kind in KINDS}
 
     def _status(self) -> tuple[_Signature, str | None]:
-        """The weight files as they are now and what is wrong with them; changes alone make them be read."""
+        """The state of the weight files and what is wrong with them; read again only after a change."""
         with self._checking:
             try:
                 paths = self._paths()
@@ -153,7 +153,7 @@ class ServedExperts:
 
 
 def _first_clicks(expert: DualExpert, device: str) -> None:
-    """Let each network see a small volume; `device` is where it is."""
+    """Run each network once on a small volume; `device` is unused."""
     side = WARM_UP_SIDE
     volume = from_array(np.arange(side**3, dtype=np.int16).reshape(side, side, side))
     corners = {"warm-up": Prompts((Click((8, 8, 8)), Click((24, 24, 24))))}
@@ -162,7 +162,7 @@ def _first_clicks(expert: DualExpert, device: str) -> None:
 
 
 def fallen_back(device: str) -> str:
-    """The note to an answer that was asked of a device and computed on the CPU."""
+    """The note for an answer that was computed on the CPU because the device's memory did not suffice."""
     return f"The memory of {device} does not suffice: computed on the CPU, which takes longer."
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 ConfigT = TypeVar("ConfigT", "GlobalConfig", "LocalConfig")
 
@@ -80,6 +80,11 @@ class GlobalConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> GlobalConfig:
         """The inverse of `to_dict`, also after JSON; ValueError for unknown names."""
         return _from_dict(cls, values)
+
+
+def outside_of(hold_edges: bool) -> Literal["zeros", "edge"]:
+    """What a global region holds beyond the image, as `geometry.crop_to_grid` calls it."""
+    return "edge" if hold_edges else "zeros"
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _alike(unit: Tensor, labels: Tensor, means: Tensor) -> Tensor:
     """How much each voxel's intensity is like that at the clicks: foreground then background, by width.
 
     Args:
-        unit: (1, N, 3) clicks, labels (1, N).
+        unit, labels: (1, N, 3) clicks and (1, N) their labels.
         means: (1, 1, D, H, W) smoothed intensities in [0, 1].
 
     Returns:
@@ -265,7 +265,8 @@ def _nearby(unit: Tensor, labels: Tensor, means: Tensor, fold: int) -> Tensor:
     thousands of steps before the first voxel is found.
 
     Args:
-        unit: (1, N, 3) clicks, labels (1, N); means: (1, 1, D, H, W) smoothed intensities in [0, 1].
+        unit, labels: (1, N, 3) clicks and (1, N) their labels.
+        means: (1, 1, D, H, W) smoothed intensities in [0, 1].
         fold: voxels along a side of one cell of `means`.
 
     Returns:

@@ -37,7 +37,8 @@ class Progress:
         step, steps: done, and to do in all (fewer if the time is up earlier).
         loss: of the step.
         dice: mean Dice of the step's last masks, those after all clicks.
-        seconds: that the run has taken, earlier parts included; left: an estimate of what remains.
+        seconds: that the run has taken, earlier parts included.
+        left: an estimate of what remains.
     """
 
     step: int
@@ -66,7 +67,8 @@ class RunLog:
 
     Args:
         out: folder of log.csv and of TensorBoard's events.
-        steps: of the run; step: of the first one to come.
+        steps: of the run.
+        step: of the first one to come.
         leads: whether this process tells anything.
         tensorboard: write events.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tomllib
 
 from ..errors import UserError
-from ..networks.configs import GlobalConfig, LocalConfig
+from ..networks.configs import GlobalConfig, LocalConfig, outside_of
 from ..simulation.modes import Mode
 from ..weights.cards import Kind
 
@@ -140,7 +139,7 @@ class Recipe:
     @property
     def outside(self) -> Outside:
         """What the global expert's regions hold beyond the image."""
-        return "edge" if self.hold_edges else "zeros"
+        return outside_of(self.hold_edges)
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -312,8 +311,3 @@ def _converted(name: str, value: Any, wanted: Any) -> Any:
     except (TypeError, ValueError) as error:
         expected = {int: "a whole number", float: "a number"}.get(wanted, str(error))
         raise UserError(f"The recipe's {name} must be {expected}, but it is {value!r}.") from error
-
-
-COMPACT: Mapping[Kind, Recipe] = types.MappingProxyType(
-    {kind: load_recipe(f"{kind}-compact") for kind in typing.get_args(Kind)}
-)

@@ -113,31 +113,28 @@ class Samples(Dataset[Loaded]):
     def _global_slot(
         self, number: int, slot: int, troubles: dict[str, str]
     ) -> list[tuple[GlobalSample, Tensor]]:
-        recipe = self.recipe
         rng = np.random.default_rng((self.seed, number, slot))
         source = self._source(rng)
-        samples: list[GlobalSample] = []
-        if source.cases != "generated" and (pipeline := self.pipeline) is not None:
-            return self._from_cases(
-                source.cases,
-                number,
-                slot,
-                lambda case, order: pipeline.global_samples(case, rng, order, self._own_seed(number, slot)),
-                troubles,
-            )
-        if source.cases == "generated":
-            while not samples:
-                samples = global_samples(make_scene(rng, device=self.device), rng, recipe)
-        else:
-            augment = global_augmentation(recipe)
+        if source.cases != "generated":
 
-            def take(case: LabelledCase, order: Order | None) -> list[GlobalSample]:
+            def take(case: LabelledCase, order: Order | None) -> list[tuple[GlobalSample, Tensor]]:
+                if self.pipeline is not None:
+                    return self.pipeline.global_samples(case, rng, order, self._own_seed(number, slot))
                 if case.dressed:
-                    return self._dressed(case, rng)
-                return [augment(crop, rng) for crop in self._crops(case, rng, order)]
+                    return self._with_points(self._dressed(case, rng), rng)
+                augment = global_augmentation(self.recipe)
+                return self._with_points([augment(c, rng) for c in self._crops(case, rng, order)], rng)
 
-            samples = self._from_cases(source.cases, number, slot, take, troubles)
-        return [(sample, first_points(sample, recipe, rng)) for sample in samples]
+            return self._from_cases(source.cases, number, slot, take, troubles)
+        samples: list[GlobalSample] = []
+        while not samples:
+            samples = global_samples(make_scene(rng, device=self.device), rng, self.recipe)
+        return self._with_points(samples, rng)
+
+    def _with_points(
+        self, samples: Sequence[GlobalSample], rng: np.random.Generator
+    ) -> list[tuple[GlobalSample, Tensor]]:
+        return [(sample, first_points(sample, self.recipe, rng)) for sample in samples]
 
     def _dressed(self, case: LabelledCase, rng: np.random.Generator) -> list[GlobalSample]:
         """Samples of a label map without an image."""

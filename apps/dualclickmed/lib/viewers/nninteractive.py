@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..errors import UserError
-from ..imaging.geometry import Box
+from ..imaging.geometry import Box, ordered_corners
 from ..imaging.volume import from_array
 from ..server import checks
 from ..server.limits import Limits
@@ -316,10 +316,10 @@ def _box(value: Any) -> Box:
     """A half-open box of three pairs, which may be reversed."""
     if not isinstance(value, list) or len(value) != 3:
         raise UserError(f"A box must be three pairs of numbers, but {str(value)[:100]} came.")
-    pairs = [sorted(numbers(pair, 2, "Each side of a box")) for pair in value]
-    if any(a >= b for a, b in pairs):
+    edges = [edge for pair in value for edge in numbers(pair, 2, "Each side of a box")]
+    (z0, y0, x0), (z1, y1, x1) = ordered_corners(edges)
+    if z0 == z1 or y0 == y1 or x0 == x1:
         raise UserError(f"Each side of a box must hold a voxel, but {value} came.")
-    (z0, z1), (y0, y1), (x0, x1) = pairs
     return Box((z0, y0, x0), (z1, y1, x1))
 
 
