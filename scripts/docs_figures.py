@@ -11,7 +11,7 @@ Numbers stand between `<!-- figures: NAME -->` and `<!-- /figures -->` in Markdo
                 `python main.py evaluate --cases FOLDER --smallest 50 --method fused --out OUT`, then
                 `--results OUT/results.csv`; methods that are not in that file keep what they had
     harmful     share of clicks that made a mask worse, from the same file
-    peers       seconds beside the peers, from `python main.py bench --peers --out FILE`, then `--peers FILE`
+    peers       seconds beside the peers, from `python main.py bench --peers --threads 1 --out FILE`, then `--peers FILE`
 
 The picture of the example is drawn anew, and where this machine has Chromium those of the page.
 """
@@ -254,7 +254,10 @@ def peers_block(found: dict[str, object]) -> str:
             f"| {row['name']} | {row['size']} | {row['seconds']:.2f} | "
             f"{times:.{0 if times >= 10 else 1}f} | {row['gigabytes']:.2f} |"
         )
-    return "\n".join([f"Measured on {found['machine']}.", "", *lines])
+    where = f"Measured on {found['machine']}."
+    if ", 1 thread," in where:
+        where += " With one thread, seconds are those of the processor, which other programs hardly change."
+    return "\n".join([where, "", *lines])
 
 
 # Pictures -----------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ have to do again at every click is done again.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
 from ..benchmarks.growth import SIDE, prompts_in_the_middle, random_experts, synthetic
-from ..benchmarks.measure import forget_peak, in_process, peak_bytes, resting_bytes
+from ..benchmarks.measure import forget_peak, in_process, least_seconds, peak_bytes, resting_bytes
 from ..benchmarks.networks import NetworkCase, measure
 from ..benchmarks.tables import BenchSection
 from ..imaging.geometry import Box
@@ -154,12 +153,11 @@ def classical_answer(name: str, repeats: int) -> PeerRow:
 
 
 def _measured(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the clock, and GB at most above what was there before."""
+    """Seconds, with one thread those of the processor, and GB at most above what was there before."""
     before = resting_bytes()
     forget_peak()
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start, (peak_bytes() - before) / GB
+    seconds = least_seconds(work, 1)
+    return seconds, (peak_bytes() - before) / GB
 
 
 class _Block(nn.Module):
