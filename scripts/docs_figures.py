@@ -11,7 +11,8 @@ Numbers stand between `<!-- figures: NAME -->` and `<!-- /figures -->` in Markdo
                 `python main.py evaluate --cases FOLDER --smallest 50 --method fused --out OUT`, then
                 `--results OUT/results.csv`; methods that are not in that file keep what they had
     harmful     share of clicks that made a mask worse, from the same file
-    peers       seconds beside the peers, from `python main.py bench --peers --threads 1 --out FILE`, then `--peers FILE`
+    peers       seconds beside the peers, from `python main.py bench --peers --threads 1 --out FILE`, then
+                `--peers FILE`
 
 The picture of the example is drawn anew, and where this machine has Chromium those of the page.
 """
