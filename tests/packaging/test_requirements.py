@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import tomllib
+from dualclickmed import __version__
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -94,3 +96,11 @@ def test_the_packages_address_is_where_it_was_cloned_from(origin: str, page: str
 )
 def test_a_private_address_stays_out_of_the_package(origin: str) -> None:
     assert script("setup.py").addresses(origin) == {}
+
+
+def test_changelog_and_citation_are_of_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    found = re.search(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", changelog, flags=re.M)
+    assert found is not None and found[1] == __version__
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\ndate-released: {found[2]}\n" in citation
