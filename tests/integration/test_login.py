@@ -6,58 +6,32 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
-import jwt
 import nibabel as nib
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.support.live import Server, an_image, save, serving
-
-REALM = "/realms/monailabel"
-
-
-@pytest.fixture(scope="module")
-def key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
-def public_part(key: rsa.RSAPrivateKey) -> bytes:
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return key.public_key().public_bytes(serialization.Encoding.PEM, form)
+from tests.support.provider import Provider, providing, public_part, token_of
 
 
 @pytest.fixture(scope="module")
-def provider(key: rsa.RSAPrivateKey) -> Iterator[str]:
-    """What MONAI Label asks a Keycloak realm for: its public key."""
-    body = b"".join(public_part(key).splitlines()[1:-1]).decode()
-
-    class Realm(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer = json.dumps({"public_key": body}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Realm) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}{REALM}"
-        server.shutdown()
+def provider() -> Iterator[Provider]:
+    with providing({"ann": ("her password", ("monailabel-user",))}) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def closed(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Iterator[Server]:
+def key(provider: Provider) -> rsa.RSAPrivateKey:
+    return provider.key
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterator[Server]:
     """A server with log-in."""
 
     def studies(folder: Path) -> None:
@@ -65,8 +39,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory, provider: str) -> Iterator[
         save(folder, "ct", an_image((24, 24, 20)))
 
     folder = tmp_path_factory.mktemp("login")
-    environment = {"MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": provider}
-    with serving(folder, studies, environment=environment, up="/auth/") as started:
+    with serving(folder, studies, environment=provider.settings, up="/auth/") as started:
         yield started
 
 
@@ -75,13 +48,8 @@ Token = Callable[..., str]
 
 @pytest.fixture
 def token(key: rsa.RSAPrivateKey) -> Token:
-    def make(*roles: str, seconds: float = 600, secret: object = key, algorithm: str = "RS256") -> str:
-        payload = {
-            "preferred_username": "ann",
-            "realm_access": {"roles": list(roles)},
-            "exp": int(time.time() + seconds),
-        }
-        return jwt.encode(payload, secret, algorithm=algorithm)  # type: ignore[arg-type]
+    def make(*roles: str, secret: object = key, **more: Any) -> str:
+        return token_of(secret, *roles, **more)
 
     return make
 
@@ -153,3 +121,14 @@ def _signed_with_the_public_key(token: str, public: bytes) -> str:
 
     signed = f"{encoded(json.dumps({'alg': 'HS256', 'typ': 'JWT'}).encode())}.{token.split('.')[1]}"
     return f"{signed}.{encoded(hmac.new(public, signed.encode(), hashlib.sha256).digest())}"
+
+
+def test_a_password_gets_a_token_and_a_wrong_one_a_sentence(closed: Server) -> None:
+    def log_in(password: str) -> Any:
+        form = {"grant_type": "password", "username": "ann", "password": password}
+        return closed.http.post(f"{closed.url}/auth/token", data=form, timeout=60)
+
+    token = log_in("her password").json()["access_token"]
+    assert status(closed, "GET", "/info/", token) == 200
+    refused = log_in("another one")
+    assert (refused.status_code, refused.json()["detail"]) == (401, "The user or the password is wrong.")

@@ -10,16 +10,27 @@ from collections.abc import Mapping
 from typing import Any
 
 import jwt
+import requests
+from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.endpoints.user import auth
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 """Signatures of an identity provider's key pair; none that the public key alone could forge."""
+_WRONG = (400, 401, 403)
+"""What providers answer to a user or password that they do not know."""
 
 
 def install() -> None:
     """Let MONAI Label read tokens by `user_of`."""
     auth.from_token = user_of
+
+
+def refusal(error: requests.RequestException) -> HTTPException:
+    """The answer to a log-in that the identity provider did not grant."""
+    if getattr(error.response, "status_code", None) in _WRONG:
+        return HTTPException(401, "The user or the password is wrong.")
+    return HTTPException(502, "The identity provider that knows the users does not answer; try again later.")
 
 
 def user_of(token: str) -> auth.User:

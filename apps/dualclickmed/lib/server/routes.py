@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import requests
 from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -92,6 +93,7 @@ class Endpoints:
         # A label is stored and then noted with who submitted it: nobody may come in between.
         self.submitting = threading.Lock()
         self._own: dict[str, Endpoint] = {
+            "access_token": self.log_in,
             "api_run_inference": self.segment,
             "api_run_wsi_inference": self.no_slides,
             "api_run_wsi_v2_inference": self.no_slides,
@@ -282,6 +284,13 @@ class Endpoints:
         if shutil.which("nvidia-smi") is None:
             raise HTTPException(404, "This server has no nvidia-smi.")
         return await run_in_threadpool(_driven, logs.gpu_info, given)
+
+    async def log_in(self, **given: Any) -> Any:
+        """A token for a password; MONAI Label answers a wrong one as a fault of its own."""
+        try:
+            return await run_in_threadpool(_driven, login.access_token, given)
+        except requests.RequestException as error:
+            raise own_login.refusal(error) from error
 
     async def to_archive(self, operation: str, request: Request, path: str, **given: Any) -> Response:
         """OHIF's requests to the archive."""
