@@ -16,7 +16,8 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, Page, Request
 
 AXIAL, CORONAL, SAGITTAL = 0, 1, 2
-PATIENCE = 240.0
+import os
+PATIENCE = float(os.environ.get("PATIENCE", 240.0))
 """Seconds to wait for anything: the browser draws in software, on cores that others use."""
 _COUNT = """
 window.handled = {keydown: 0, pointerup: 0}
@@ -67,9 +68,13 @@ class Annotator:
         """Enter the server's address; returns the seconds until the first image is shown."""
         start = time.monotonic()
         self.page.goto(self.url)
+        self.shown()
+        return time.monotonic() - start
+
+    def shown(self) -> None:
+        """Wait until an image is shown."""
         self.page.wait_for_selector("body[data-ready=true]")
         self.wait("window.dualclickmed.viewer.opened && window.dualclickmed.viewer.tiles.length === 4")
-        return time.monotonic() - start
 
     def wait(self, expression: str) -> None:
         """Wait until an expression is true. The page forbids what Playwright's own waiting needs."""

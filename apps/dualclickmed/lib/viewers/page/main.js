@@ -24,6 +24,7 @@ let server = null
 let plane = AXIAL
 let corner = null // the first corner of a box that is given by keys
 let coming = null // what is said to be loading
+let started = null // the viewer's promise to draw
 const timers = {}
 
 const viewer = new Viewer($('picture'), () => overlay.draw())
@@ -311,15 +312,11 @@ function logIn() {
         try {
             await api.logIn($('user').value, $('password').value)
             // Clicks that were refused are still there.
-            if (!session.map) {
-                location.reload()
-                return
-            }
             sheet.close()
             $('password').value = $('log-in-problem').textContent = ''
+            if (!session.map) await load()
+            else if (session.history.stale.length) session.ask()
             await refresh()
-            panel.draw()
-            if (session.history.stale.length) session.ask()
         } catch (error) {
             $('log-in-problem').textContent = error.message
         }
@@ -439,17 +436,24 @@ async function begin() {
     theme(settings.theme)
     choose('click')
     new Keys(KEYS)
+    $('strategy').addEventListener('change', () => {
+        settings.next = $('strategy').value
+        $('strategy').title = server.next[settings.next]
+        store.keepSettings(settings)
+    })
+    // What cannot be had without log-in is asked for again after it.
+    started = viewer.start()
+    await load()
+    document.body.dataset.ready = 'true'
+}
+
+async function load() {
     try {
         // Side by side: none waits for what another tells.
-        await Promise.all([refresh(), images.load(), viewer.start()])
+        await Promise.all([refresh(), images.load(), started])
         panel.offer(server)
         fill($('strategy'), Object.keys(server.next), settings.next)
         $('strategy').title = server.next[$('strategy').value] ?? ''
-        $('strategy').addEventListener('change', () => {
-            settings.next = $('strategy').value
-            $('strategy').title = server.next[settings.next]
-            store.keepSettings(settings)
-        })
         document.body.classList.toggle('review', server.review)
         tools.readOnly = server.review
         if (server.review) choose('move')
@@ -458,7 +462,6 @@ async function begin() {
     } catch (error) {
         problem(error)
     }
-    document.body.dataset.ready = 'true'
 }
 
 window.dualclickmed = { session, viewer, settings, learning }
