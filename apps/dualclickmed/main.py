@@ -151,7 +151,7 @@ class DualClickMed(MONAILabelApp):
 
         if self.options.review:
             web.user_middleware.append(Middleware(ReadOnly))
-        endpoints = install(web, self.limits, self.segmenter.experts.waiting_for, self._files(reader))
+        endpoints = install(web, self.limits, self._waits_for, self._files(reader))
         page = Page(self, endpoints.in_turn, answer_to, endpoints.submitting)
         web.include_router(page.router(), prefix=settings.MONAI_LABEL_API_STR)
         web.include_router(agreement.router(self.learning, answer_to), prefix=settings.MONAI_LABEL_API_STR)
@@ -167,6 +167,12 @@ class DualClickMed(MONAILabelApp):
             )
             self.viewers = Viewers(self.viewer_options, self.limits, served)
             self.viewers.start()
+        else:
+            self._say_ready()
+
+    def _waits_for(self) -> str | None:
+        """Why clients cannot be answered yet; a server for review needs no networks."""
+        return None if self.options.review else self.segmenter.experts.waiting_for()
 
     def _has_folder(self) -> bool:
         """Whether images can be added: an archive takes DICOM alone."""
@@ -247,7 +253,10 @@ class DualClickMed(MONAILabelApp):
             logger.error("Files cannot be read in processes of their own: %s", error)
         try:
             self.segmenter.experts.warm_up()
-            port = settings.MONAI_LABEL_SERVER_PORT
-            logger.info("Ready: %s", os.environ.get("DUALCLICKMED_ADDRESS", f"http://127.0.0.1:{port}"))
+            self._say_ready()
         except UserError as error:
             logger.error("Not ready: %s", error)
+
+    def _say_ready(self) -> None:
+        address = f"http://127.0.0.1:{settings.MONAI_LABEL_SERVER_PORT}"
+        logger.info("Ready: %s", os.environ.get("DUALCLICKMED_ADDRESS", address))

@@ -16,8 +16,7 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, Page, Request
 
 AXIAL, CORONAL, SAGITTAL = 0, 1, 2
-import os
-PATIENCE = float(os.environ.get("PATIENCE", 240.0))
+PATIENCE = 240.0
 """Seconds to wait for anything: the browser draws in software, on cores that others use."""
 _COUNT = """
 window.handled = {keydown: 0, pointerup: 0}

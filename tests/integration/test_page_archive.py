@@ -120,10 +120,10 @@ def test_a_box_is_answered_and_what_is_submitted_is_a_segmentation_of_the_series
     submitted = server.http.put(
         f"{server.url}/page/label",
         params={"image": made.uid},
-        files={
-            "params": (None, json.dumps(sent)),
-            "voxels": ("label.gz", gzip.compress(voxels.tobytes(order="F"))),
-        },
+        files=[
+            ("params", (None, json.dumps(sent))),
+            ("voxels", ("label.gz", gzip.compress(voxels.tobytes(order="F")))),
+        ],
         timeout=120,
     )
     assert submitted.status_code == 200, submitted.text
