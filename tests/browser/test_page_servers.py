@@ -1,4 +1,4 @@
-"""The page on servers of other kinds: with log-in, for review, on an archive, one that goes and comes back."""
+"""The page on servers of other kinds: with log-in, for review, on an archive, one that goes and returns."""
 
 from __future__ import annotations
 
