@@ -100,3 +100,14 @@ def test_the_folders_of_tests_are_the_rooms() -> None:
     rooms = {p.name for p in (APP / "lib").iterdir() if p.is_dir()}
     folders = {p.name for p in Path(__file__).parent.iterdir() if p.is_dir() and not p.name.startswith("_")}
     assert folders <= rooms | {"browser", "integration", "packaging", "page", "support"}
+
+
+def test_files_are_parsed_in_the_loader_alone() -> None:
+    """Images and labels come through `imaging.reading`; few modules parse them for it."""
+    parser = re.compile(
+        r"\b(nib|nibabel|nrrd|itk|sitk|pydicom)\.(load|read|imread|ReadImage|dcmread|ImageFileReader|"
+        r"ImageSeriesReader)\(|\bLoadImaged?\("
+    )
+    found = {name for name, text in modules() if parser.search(text)}
+    # Pixels of a checked DICOM file, and the place that ITK gives to a NIfTI header of ours.
+    assert found == {"lib/imaging/dicom_files.py", "lib/imaging/placing.py"}

@@ -11,6 +11,7 @@ import numpy as np
 import requests
 from dualclickmed.imaging.mask_files import LabelledMask, Segment, write
 
+from tests.support import volume_files
 from tests.support.live import CT_SHAPE, Server
 
 
@@ -55,6 +56,25 @@ def test_kept_segments_that_overlap_come_back_whole(server: Server, tmp_path: Pa
         np.testing.assert_array_equal(array[name], wanted, err_msg=name)
     refused = _kept(server, tmp_path, ".nrrd", liver=[[30, 30, 20]])
     assert refused.status_code == 400 and "overlap" in refused.json()["detail"]
+
+
+def test_what_was_decided_about_the_files_is_among_the_answers_notes(server: Server) -> None:
+    """Of an image that two programs put at two places, and of a label on another grid."""
+    array = np.random.default_rng(0).integers(0, 99, (9, 8, 7)).astype(np.int16)
+    lps, away = np.diag([1.0, 2.0, 3.0, 1.0]), np.eye(4)
+    away[:3, 3] = (20, 0, 0)
+    image = volume_files.nifti(array, lps, codes=(2, 1), qform=away @ lps)
+    label = volume_files.nifti((array > 50).astype(np.uint8), np.diag([1.1, 2, 3, 1]), codes=(2, 0))
+    answer = server.infer(
+        "dualclickmed",
+        None,
+        {"spleen": np.argwhere(array < 5)[:1].tolist(), "existing": "keep"},
+        output="json",
+        files={"file": ("a.nii", image), "label": ("b.nii", label)},
+    )
+    assert answer.status_code == 200, answer.text
+    notes = " ".join(answer.json()["notes"])
+    assert "two places" in notes and "another grid" in notes
 
 
 def _segments(answer: requests.Response, tmp_path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
