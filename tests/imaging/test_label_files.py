@@ -311,6 +311,31 @@ def test_frames_without_a_distance_lie_on_the_images_slices(
     same(volume, read_labels(path, volume), nodule=mask == 1)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: setattr(d.SegmentSequence[1], "SegmentNumber", 1), "number of its own.*'a'.*share 1"),
+        (lambda d: setattr(d, "Rows", d.Rows - 1), "padded, or its header is wrong"),
+        (lambda d: setattr(d, "PixelData", d.PixelData + bytes(8)), "padded, or its header is wrong"),
+        (lambda d: setattr(d, "PixelData", d.PixelData[:20]), "cut short"),
+        (lambda d: setattr(d, "NumberOfFrames", d.NumberOfFrames + 1), "does so for"),
+        (lambda d: setattr(d, "SegmentationType", "X"), "BINARY, FRACTIONAL or LABELMAP"),
+        (lambda d: setattr(d, "Modality", "OT"), "not a segmentation"),
+    ],
+    ids=["one number", "fewer rows", "more bytes", "fewer bytes", "more frames", "type", "modality"],
+)
+def test_a_dicom_seg_that_contradicts_itself_is_refused(
+    tmp_path: Path, change: Callable[[pydicom.Dataset], object], message: str
+) -> None:
+    series = make_series(tmp_path / "series")
+    volume = load_volume(series)
+    mask = np.zeros(volume.raw_shape, dtype=np.uint8)
+    mask[5:12, 6:14, 2:7], mask[2:5, 2:5, 5:8] = 1, 2
+    path = saved(make_segmentation(series, mask, ("a", "b"), tmp_path / "seg.dcm"), change)
+    with pytest.raises(LabelError, match=message):
+        read_labels(path, volume)
+
+
 def test_a_dicom_seg_of_a_tilted_series(tmp_path: Path) -> None:
     lps = np.array([[0.9, 0, 0, -10], [0, 0.8, 0.6, -20], [0, 0, 2, 5], [0, 0, 0, 1.0]])
     series = save_dicom(tmp_path / "series", *dicom_slices(np.zeros(SHAPE, np.int16), lps))

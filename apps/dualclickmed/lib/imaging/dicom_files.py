@@ -175,6 +175,12 @@ def _require_length(dataset: Dataset, shape: tuple[int, int, int], name: str) ->
     held = len(dataset[key].value)
     if held < wanted:
         raise VolumeError(f"The DICOM file {name} is cut short: its pixels have {held} of {wanted} bytes.")
+    if bits == 1 and held > wanted + 1:
+        # Frames of single bits follow one another; others than these would shift from one to the next.
+        raise VolumeError(
+            f"The pixels of {name} should have {wanted} bytes ({frames} frames of {rows} x {columns} bits), "
+            f"but they have {held}: its frames are padded, or its header is wrong."
+        )
 
 
 def _by_gdcm(dataset: Dataset, shape: tuple[int, int, int], name: str) -> npt.NDArray[Any]:

@@ -75,7 +75,7 @@ def read_segmentation(
     kind = text_of(dataset, "SegmentationType") or "BINARY"
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise VolumeError(f"A DICOM SEG is BINARY, FRACTIONAL or LABELMAP, but {name} is {kind[:60]!r}.")
-    names = _names(dataset)
+    names = _names(dataset, name)
     frames = _placed_frames(dataset, kind, name, image)
     _, rows, columns = frame_shape(dataset, name)
     shape = (columns, rows, int(frames.slices.max()) + 1)
@@ -126,8 +126,12 @@ def plain_label(name: str) -> str:
     return name.replace("\\", "/")[:LABEL_LENGTH]
 
 
-def _names(dataset: Dataset) -> dict[int, str]:
-    """The segments' names; where one has no label its description or its code tells."""
+def _names(dataset: Dataset, name: str) -> dict[int, str]:
+    """The segments' names; where one has no label its description or its code tells.
+
+    Raises:
+        VolumeError: two segments have one number.
+    """
     names: dict[int, str] = {}
     for number, item in enumerate(dataset.get("SegmentSequence") or [], start=1):
         code = first_item(item, "SegmentedPropertyTypeCodeSequence")
@@ -139,7 +143,13 @@ def _names(dataset: Dataset) -> dict[int, str]:
             "" if code is None else text_of(code, "CodeMeaning"),
         ]
         own = item.get("SegmentNumber")
-        names[number if own is None else int(own)] = next((text for text in told if text), "")
+        value = number if own is None else int(own)
+        if value in names:
+            raise VolumeError(
+                f"Each segment must have a number of its own, but {names[value][:60]!r} and another one of "
+                f"{name} share {value}: nothing tells which frames belong to which."
+            )
+        names[value] = next((text for text in told if text), "")
     return names
 
 
