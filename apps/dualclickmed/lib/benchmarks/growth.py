@@ -1,4 +1,4 @@
-"""What a click costs as the volume and the clicks grow, through both experts as the server has them."""
+"""The cost of a click by size of the volume and number of clicks, through both experts as in the server."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def random_experts(configs: tuple[GlobalConfig, LocalConfig]) -> tuple[DualExper
 
 
 def prompts_in_the_middle(shape: Index, expert: str, clicks: int) -> dict[str, Prompts]:
-    """So many clicks in the middle of the volume, close enough for one local window; the box for `global`."""
+    """Clicks in the middle of the volume, close enough for one local window; for `global` the box."""
     z, y, x = (n // 2 for n in shape)
     offsets = [((5 * i) % 7 - 3, (3 * i) % 7 - 3, (i // 7) % 7 - 3) for i in range(clicks)]
     points = tuple(Click((z + a, y + b, x + c), True) for a, b, c in offsets)

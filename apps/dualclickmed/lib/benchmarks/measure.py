@@ -1,4 +1,4 @@
-"""Time, memory and operations of one piece of work, each in a process of its own so that peaks do not mix."""
+"""Time, memory and operations of one piece of work, in a process of its own so that peaks do not mix."""
 
 from __future__ import annotations
 

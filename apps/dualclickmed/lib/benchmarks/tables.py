@@ -40,7 +40,7 @@ Configs = tuple[GlobalConfig, LocalConfig]
 
 @dataclass(frozen=True)
 class BenchSection:
-    """A table with its heading and a sentence on what it says."""
+    """A table with its heading and a sentence that explains it."""
 
     title: str
     note: str
@@ -168,7 +168,7 @@ def networks_section(rows: list[NetworkRow], threads: int, side: int) -> BenchSe
 
 
 def volumes_section(costs: list[VolumeCost]) -> BenchSection:
-    """What grows with the volume: loading, and nothing of a click."""
+    """Costs by volume: loading grows with it, a click does not."""
     lines = []
     for cost in costs:
         base = next(c for c in costs if c.expert == cost.expert)
@@ -200,7 +200,7 @@ def volumes_section(costs: list[VolumeCost]) -> BenchSection:
 
 
 def clicks_section(costs: list[ClickCost]) -> BenchSection:
-    """What grows with the clicks of one object."""
+    """Costs by the number of clicks of one object."""
     return BenchSection(
         "Growth with the clicks",
         "Clicks near one another in 128^3 voxels. First: nothing cached. One more: a further click with "
@@ -270,7 +270,7 @@ def server_section(served: list[ServerMemory]) -> BenchSection:
 
 
 def machine(threads: int) -> str:
-    """The machine in words."""
+    """The machine's processor, cores and versions as text."""
     half = "with" if processor_has_bfloat16() else "without"
     return (
         f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()} {half} bfloat16, "

@@ -1,4 +1,4 @@
-"""How many objects a second recipes train on, measured in turns so that they can be compared."""
+"""Objects per second of training recipes, measured in turns so that they can be compared."""
 
 from __future__ import annotations
 

@@ -40,14 +40,14 @@ _LATER: dict[str, tuple[str, str, str]] = {
 
 
 class _Later(TyperCommand):
-    """Stands for such a command in the overview; the real one is imported when it is called."""
+    """Placeholder for such a command in the overview; the command itself is imported when it is called."""
 
     def __init__(self, name: str) -> None:
         self.module, self.attribute, line = _LATER[name]
         super().__init__(name, help=line)
 
     def real(self) -> Any:
-        """The command that this one stands for."""
+        """The command itself."""
         module = importlib.import_module(self.module, __package__)
         found = getattr(module, self.attribute)
         if not isinstance(found, typer.Typer):
@@ -60,7 +60,7 @@ class _Later(TyperCommand):
 
 
 class _Commands(TyperGroup):
-    """All commands. What the user can put right ends as one sentence and exit code 2, not as a traceback."""
+    """All commands. A `UserError` ends as one sentence and exit code 2, without a traceback."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *_LATER]
@@ -112,7 +112,7 @@ def _common(
     package = __name__.partition(".")[0]
     logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
-        # In a server's log which precision was chosen is worth a line, above each answer it is not.
+        # The chosen precision is logged by a server, but not with every answer of the command line.
         logging.getLogger(f"{package}.experts.precision").setLevel(logging.WARNING)
 
 

@@ -1,4 +1,4 @@
-"""What several commands share: options, and how they speak to the user."""
+"""What several commands share: options and output."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stderr() -> Console:
 
 
 def say(console: Console, text: str) -> None:
-    """A sentence as it is: no markup, no coloured numbers, no line breaks that a script would trip over."""
+    """Print a sentence as it is: without markup, coloured numbers and line breaks, for scripts."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -61,9 +61,9 @@ def existing(option: str, path: Path | None, wanted: str) -> None:
 
 @contextmanager
 def loading(console: Console) -> Iterator[None]:
-    """Say that imports are under way, and spare them what MONAI brings along for nothing.
+    """Show that imports are under way, and skip packages that MONAI imports without need.
 
-    A terminal shows it while it lasts; a log keeps a line.
+    A terminal shows it meanwhile; a log gets a line.
     """
     from ..server.starting import import_monai
 

@@ -1,4 +1,4 @@
-"""`doctor` of the command line: what is installed, what would be used, and what is wrong."""
+"""`doctor` of the command line: versions, the device and weights that would be used, and problems."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def evaluate(
         from ..experts.devices import resolved_device
 
     settings = MethodSettings(model_dir, preset, resolved_device(device))
-    # Every click that the networks had to be overruled at would be a line.
+    # Otherwise every enforced click would be a line of the log.
     logging.getLogger(DualExpert.__module__).setLevel(logging.WARNING)
     if cases is None:
         _nested(nested, strategy or DEFAULT_STRATEGY, settings, out)

@@ -16,7 +16,7 @@ from ..errors import UserError
 from .console import Device, ModelDir, Preset, pairs, say, stderr
 
 ADDRESS_VARIABLE = "DUALCLICKMED_ADDRESS"
-"""Tells the app under which address it is served."""
+"""Environment variable with the address of the server, for the app."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -64,7 +64,7 @@ def serve(
             f"The studies folder '{studies}' does not exist; give a folder of images, or make one with "
             f"'python main.py sample --out {shlex.quote(studies)}'."
         )
-    # A review needs no networks.
+    # A server for review needs no networks.
     for kind in KINDS if settings.get("review") != "true" else ():
         check_card(default_path(kind, settings.get("preset"), settings.get("model_dir")))
     _require_free(host, port)
@@ -81,7 +81,7 @@ def serve(
     os.environ["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     )
-    # Said again by the app once it is warm.
+    # The app logs the address again once it is warmed up.
     os.environ[ADDRESS_VARIABLE] = f"http://{host}:{port}"
     _require_server()
     from ..server.starting import app_folder, import_monai, import_web, name_log_lines

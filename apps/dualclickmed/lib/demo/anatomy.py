@@ -138,7 +138,7 @@ def paint_chest(trunk: Trunk) -> None:
 
 
 def paint_bowel(trunk: Trunk) -> None:
-    """Loops of small bowel and the colon around them; they give way to every organ painted later."""
+    """Loops of small bowel and the colon around them; every organ painted later covers them."""
     room = (trunk.cavity > 3) & (trunk.z < 205) & (trunk.z > 24) & (trunk.y < 22) & (trunk.hu < 0)
     room &= trunk.z < trunk.dome - 4
     loops = trunk.noise(17) + 0.15 * trunk.rough

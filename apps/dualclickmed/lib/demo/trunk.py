@@ -145,7 +145,7 @@ class Trunk:
         self.labels[region] = 0
 
     def tidy(self) -> None:
-        """Take the label off the crumbs that later paint cut from an organ."""
+        """Remove the label from small pieces that later paint cut off an organ."""
         for value in range(1, len(ORGANS) + 1):
             parts, count = ndimage.label(self.labels == value)
             if count > 1:
@@ -154,7 +154,7 @@ class Trunk:
                 self.labels[(parts > 0) & (parts != sizes.argmax())] = 0
 
     def scan(self) -> npt.NDArray[np.int16]:
-        """What a scanner would make of it: blur, noise that grows with the tissue around, whole numbers."""
+        """The scan: blur, noise that grows with the surrounding tissue, whole numbers."""
         seen = ndimage.gaussian_filter(self.hu, (0.35, 0.55, 0.55))
         grain = self.rng.standard_normal(SHAPE).astype(np.float32)
         grain = ndimage.gaussian_filter(grain, (0.3, 0.65, 0.65))

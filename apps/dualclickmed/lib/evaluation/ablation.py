@@ -68,7 +68,8 @@ class AblationRow:
 
 
 GLOBAL_ROUNDS: Mapping[str, Any] = {"interactions": 5, "points": 6, "mode": "alternatives"}
-"""The paper's five interactions of six points: of all rows of the global expert, but for what they change."""
+"""The paper's five interactions of six points, for all rows of the global expert except where they change
+them."""
 
 ROWS = (
     AblationRow(
@@ -141,9 +142,7 @@ class Finding:
 
 
 class LastPrompt:
-    """An expert that sees the newest click and the mask before it, as it was trained by
-    `Recipe.last_only`.
-    """
+    """An expert that sees only the newest click and the mask before it, as with `Recipe.last_only`."""
 
     def __init__(self, expert: DualExpert, strategy: str) -> None:
         self._method = ExpertMethod(expert, strategy)
@@ -254,7 +253,7 @@ def ablate(
     unknown = [key for key in keys if key not in known]
     if unknown:
         raise UserError(f"--row must be one of {', '.join(known)}, but it is '{unknown[0]}'.")
-    # Every click that the networks had to be overruled at would be a line.
+    # Otherwise every enforced click would be a line of the log.
     logging.getLogger(DualExpert.__module__).setLevel(logging.WARNING)
     if epochs and data is None:
         raise UserError("--epochs are passes over labelled cases: name them with --data.")

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: of the cells that are 0.7 likely, are 70 % inside the object?"""
+"""Calibration of probabilities: of the cells with probability 0.7, are 70 % inside the object?"""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Reliabilities = dict[tuple[str, int], Reliability]
 
 
 class _Remembering:
-    """Our experts as a method for one object, which keeps what they know besides each mask."""
+    """Our experts as a method for one object, which keeps the probabilities behind each mask."""
 
     def __init__(self, expert: DualExpert, strategy: str) -> None:
         self.expert, self.strategy = expert, strategy

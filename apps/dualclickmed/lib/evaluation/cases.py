@@ -20,7 +20,7 @@ from ..training.sources import LabelledCase, find_training_cases, load_case
 Labels = npt.NDArray[np.integer]
 
 GROUPS = {"ct": "ct", "mr": "mri", "pt": "pet", "us": "ultrasound", "microscopy": "microscopy"}
-"""What cases of one modality are called together, by `volume.MODALITIES`."""
+"""The name of the group of each modality in `volume.MODALITIES`."""
 
 
 @dataclass(frozen=True, eq=False)

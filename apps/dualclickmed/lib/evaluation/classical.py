@@ -6,7 +6,7 @@ and three kinds of evidence in log ratios:
 
 - shape: the ellipsoid in the box, or the surroundings of the clicks; outside a given box is background;
 - intensity: histograms of both sides that begin with the shape and are refined a few times;
-- clicks: their surroundings are seeds, and speak for what is near.
+- clicks: their surroundings are seeds, and evidence for what is near.
 
 Every method answers one object with scores on the volume's voxels, above 0 inside, or a mask.
 """
@@ -57,7 +57,7 @@ SHAPE_WEIGHT = 4.0
 ellipsoid.
 """
 MOST_SHAPE = 2.2
-"""Bound of it inside, below what intensities can say, so that they may open a hole in the middle."""
+"""Its bound inside, below that of intensities, so that these may open a hole in the middle."""
 POINT_REACH = 12
 """Without a box: where the prior of a click's surroundings is 0, in voxels of the finest axis."""
 POINT_WEIGHT = 1.5
@@ -137,7 +137,7 @@ def problem_of(volume: Volume, prompts: Prompts) -> ClassicalProblem:
         reach = POINT_REACH * spacing.min()
         nearest = np.min([_distance(centres, c, spacing) for c in prompts.clicks if c.positive], axis=0)
         shape = np.maximum(POINT_WEIGHT * (1 - (nearest / reach) ** 2), LEAST_SHAPE)
-        # The object does not reach the faces of the region, so much is hoped.
+        # The object is assumed not to reach the faces of the region.
         outside[[0, -1]] = outside[:, [0, -1]] = outside[:, :, [0, -1]] = True
 
     sides = box.sides if bounded else [2 * reach / s for s in spacing]
@@ -167,9 +167,7 @@ def problem_of(volume: Volume, prompts: Prompts) -> ClassicalProblem:
 
 
 def evidence(problem: ClassicalProblem) -> CellScores:
-    """What each cell's grey level says: log ratio of two histograms, refined with what they themselves
-    find.
-    """
+    """Evidence of each cell's grey level: log ratio of two histograms, refined by the mask that they give."""
     levels = np.clip((problem.grey * BINS).astype(np.int64), 0, BINS - 1)
     share = _share(problem.shape + problem.clicks, problem)
     ratio = np.zeros_like(problem.grey)
@@ -254,8 +252,8 @@ CERTAIN = 0.88
 def random_walker(volume: Volume, prompts: Prompts) -> CellScores:
     """Grady's random walker by scikit-image.
 
-    Seeds are the problem's and the cells of which intensity, shape and clicks together are certain; from the
-    middle and the clicks alone it would hug them, as walkers do with few seeds.
+    Seeds are the problem's and the cells of which intensity, shape and clicks together are certain; from few
+    seeds alone a random walker gives masks that are too small.
     """
     place = problem_of(volume, prompts)
     guess = _share(evidence(place) + place.shape + place.clicks, place)
@@ -288,7 +286,7 @@ def region_growing(volume: Volume, prompts: Prompts) -> CellScores:
     """
     place = problem_of(volume, prompts)
     ratio = evidence(place)
-    # A seed that looks like the background would let the growth into it.
+    # A seed that looks like the background would let the region grow into it.
     seeds = (_share(ratio + place.shape + place.clicks, place) > CERTAIN) & (ratio > 0) | place.inside
     if not seeds.any():
         return place.pasted(place.inside.astype(np.float32) - 0.5, volume)

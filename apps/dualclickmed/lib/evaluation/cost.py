@@ -1,4 +1,4 @@
-"""What a method costs besides the annotator's time: the lower rows of the paper's Table 2."""
+"""The computing cost of methods: the lower rows of the paper's Table 2."""
 
 from __future__ import annotations
 

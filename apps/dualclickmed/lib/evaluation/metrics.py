@@ -125,7 +125,7 @@ def area_under_curve(scores: Sequence[float]) -> float:
 
 
 def ellipsoid_in_box(shape: tuple[int, ...], lo: tuple[float, ...], hi: tuple[float, ...]) -> Mask:
-    """The ellipsoid inscribed in a half-open box of voxel edges: the guess of whoever sees the box alone.
+    """The ellipsoid inscribed in a half-open box of voxel edges: the best guess from the box alone.
 
     Args:
         shape: (D, H, W) of the volume.

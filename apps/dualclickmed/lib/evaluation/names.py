@@ -1,4 +1,4 @@
-"""What an evaluation can be asked for, by name, without loading what carries it out."""
+"""The names of an evaluation's methods and starts, without loading the code behind them."""
 
 from __future__ import annotations
 

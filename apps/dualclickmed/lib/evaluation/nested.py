@@ -1,7 +1,7 @@
 """Objects inside objects, asked for together and alone: a lesion in an organ, a core in an oedema.
 
-The volumes are generated. Whoever asks for the inner and the outer object in one request expects what each
-request alone gives, with the inner object taking its voxels from the outer one.
+The volumes are generated. One request for the inner and the outer object should give what two requests give,
+with the inner object taking its voxels from the outer one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ SIZE = 96
 # Far from the seeds of trainings, so that no training has seen these volumes.
 SEED = 7_000_003
 SMALLEST = 80
-# An object below the first, where alone it reaches the second, was lost to the others.
+# An object counts as lost if its Dice is below the first together with the others, and above the second
+# alone.
 LOST, FOUND = 0.02, 0.3
 
 
@@ -57,7 +58,7 @@ class NestedScore:
 
     @property
     def lost(self) -> bool:
-        """Whether the object is found alone and gone in company."""
+        """Whether the object is found alone and lost together with the others."""
         return self.alone > FOUND and self.together < LOST
 
 
@@ -95,10 +96,10 @@ def measure_nested(
     strategy: str,
     done: Callable[[int], None] | None = None,
 ) -> list[NestedScore]:
-    """Ask for every object from its box, alone and together.
+    """Segment every object from its box, alone and together with the others.
 
     Args:
-        expert: who answers.
+        expert: the experts that answer.
         volumes: of `nested_volumes`.
         strategy: one of `experts.dual.STRATEGIES`.
         done: called with the number of volumes after each.

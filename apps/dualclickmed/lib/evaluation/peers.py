@@ -1,7 +1,7 @@
 """Seconds from a click to a mask beside the peers: every network at its published size, with random weights.
 
-Only computing is measured, not files, windows beyond the first, or the way to a client; and what a peer would
-have to do again at every click is done again.
+Only computing is measured, not files, windows beyond the first, or transfer; work that a peer repeats at
+every click is repeated here.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Step:
         dice, nsd: by class; NSD is 0 for all where the mean Dice is at most `LEAST_DICE`.
         seconds: of the prediction.
         clicks: how many of all classes were given so far.
-        failure: what kept the method from answering, in words.
+        failure: why the method did not answer, in words.
     """
 
     dice: tuple[float, ...]
@@ -53,7 +53,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class TaskOutcome:
-    """What one method made of one task.
+    """The result of one method on one task.
 
     Attributes:
         steps: the start and one for each click.
@@ -179,7 +179,7 @@ def run_task(
 
 
 def drawn_box(truth: Mask, spacing: Position) -> Box:
-    """What becomes of the exact rectangle around an object in the slice along z where it is largest."""
+    """The box that the exact rectangle around an object makes, in the slice along z where it is largest."""
     z = int(truth.sum(axis=(1, 2)).argmax())
     flat = Box.of_mask(truth[z : z + 1])
     return joined([Box((z, *flat.lo[1:]), (z + 1, *flat.hi[1:]))], spacing)

@@ -1,7 +1,5 @@
-"""Published interactive networks as methods, with the habits that their authors' challenge programs have.
-
-They are peers, not parts of ours: each gets what its own program gives it, and its habits are kept where they
-hurt.
+"""Published interactive networks as methods, as their authors' challenge programs run them. They are peers
+for comparison: each gets the input that its own program gives it, even where that costs accuracy.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""What an evaluation writes for each case and method, and how it is read back: CSV files that hold every
-number.
+"""The CSV files of an evaluation, one for each case and method: written here and read back.
 
 A file has one row for each class and step, and one for each step of the case as a whole (`label` is "all"):
 mean Dice and NSD over the classes, and the seconds of the prediction. A file appears when its case is

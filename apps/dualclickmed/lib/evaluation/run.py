@@ -1,4 +1,4 @@
-"""An evaluation from start to end: which cases are still to do, by whom, and what is kept of each."""
+"""An evaluation from start to end: which cases are left, which process does them, and what is kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PROTOCOL = ("cases", "start", "clicks", "labels", "smallest", "most", "limit")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of every case.
+    """The settings of an evaluation, the same for every case.
 
     Attributes:
         out: folder of everything that is written.
@@ -66,7 +66,7 @@ class Plan:
         return [name_of(text) for text in self.methods]
 
     def protocol(self) -> dict[str, Any]:
-        """What has to be the same for scores to be comparable."""
+        """The settings that have to be equal for scores to be comparable."""
         return {key: asdict(self)[key] for key in _PROTOCOL}
 
 
@@ -166,7 +166,7 @@ def _work(case: Case) -> None:
 
 
 def _agree(plan: Plan, made: Sequence[Made]) -> None:
-    """Write what the scores of a folder were made with, or hold it against what is there."""
+    """Write the settings and weights of a folder's scores, or compare them with those that are there."""
     path = plan.out / SETTINGS
     now = json.loads(json.dumps({"version": __version__, "protocol": plan.protocol(), "methods": {}}))
     facts = json.loads(json.dumps({one.name: one.facts for one in made}))

@@ -112,7 +112,7 @@ class SegVolMethod:
         box = points = None
         if prompts.box is not None:
             lo, hi = (np.asarray(corner, float) for corner in (prompts.box.lo, prompts.box.hi))
-            # y and x run the other way.
+            # The axes y and x are reversed.
             turned_lo = np.array([lo[0], shape[1] - hi[1], shape[2] - hi[2]])
             turned_hi = np.array([hi[0], shape[1] - lo[1], shape[2] - lo[2]])
             edges = np.concatenate([turned_lo * scale, turned_hi * scale - 1])

@@ -22,9 +22,7 @@ ALL_CASES, MEAN_OF_GROUPS = "all cases", "mean of groups"
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over cases, and the interval in which it would lie had other such cases been drawn (percentile
-    bootstrap, 95 %).
-    """
+    """A mean over cases with its 95 % interval (percentile bootstrap over cases)."""
 
     value: float
     low: float

@@ -37,7 +37,7 @@ from .facts import ReadLimits, checked_bytes, open_regular
 HEADER_BYTES = 32 << 20
 """Longest part of a file before its pixels: that of 5,000 frames has some 10 MB."""
 DEFLATED_BYTES = 256 << 20
-"""What a file that is packed as a whole may unpack to."""
+"""Most bytes that a deflated file may unpack to."""
 _PREAMBLE = 128
 _LONG_VR = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -208,7 +208,7 @@ def _by_gdcm(dataset: Dataset, shape: tuple[int, int, int], name: str) -> npt.ND
 
 
 def _require_whole_frames(dataset: Dataset, frames: int, name: str) -> None:
-    """Every frame is there to the marker that ends it, which the unpackers themselves do not insist on."""
+    """Check that every frame is complete up to its end marker; the decompressors do not check this."""
     stream = io.BytesIO(dataset.PixelData)
     parse_basic_offsets(stream)
     fragments = [fragment.rstrip(b"\0") for fragment in generate_fragments(stream)]
@@ -218,7 +218,7 @@ def _require_whole_frames(dataset: Dataset, frames: int, name: str) -> None:
 
 
 def _significant(found: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[Any]:
-    """Stored numbers without what old devices put into the bits that none of them uses."""
+    """Stored numbers without the bits beside BitsStored, where old devices put overlays."""
     allocated, stored = int(dataset.get("BitsAllocated", 8)), int(dataset.get("BitsStored", 0) or 0)
     if found.dtype.kind not in "iu" or allocated == 1 or not 0 < stored < allocated:
         return found
@@ -231,7 +231,7 @@ def _significant(found: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[Any]:
 
 
 class _Bounded(io.BufferedIOBase):
-    """A stream that gives at most so many bytes in all, and no more than there are in one piece."""
+    """A stream that returns at most a given number of bytes in all, and per call no more than there are."""
 
     def __init__(self, stream: BinaryIO, most: int, name: str) -> None:
         self._stream, self._left, self._name = stream, most, name
@@ -254,11 +254,11 @@ class _Bounded(io.BufferedIOBase):
         return self._stream.tell()
 
     def close(self) -> None:
-        """Whoever opened the stream closes it."""
+        """Does nothing: the stream is closed where it was opened."""
 
 
 def _transfer_syntax(stream: BinaryIO, name: str) -> str:
-    """What the file's own beginning says; those elements are in explicit little endian."""
+    """The transfer syntax by the file's meta group, whose elements are explicit little endian."""
     start = stream.read(1 << 16)
     if start[_PREAMBLE : _PREAMBLE + 4] != b"DICM":
         raise VolumeError(f"{name} is no DICOM file.")
@@ -278,7 +278,7 @@ def _transfer_syntax(stream: BinaryIO, name: str) -> str:
 
 
 def _inflated(file: BinaryIO, name: str) -> bytes:
-    """The bytes of a file that is packed as a whole, known to unpack within bounds: pydicom keeps to none."""
+    """The bytes of a deflated file, checked to unpack within the limit: pydicom has none."""
     whole = file.read(DEFLATED_BYTES + 1)
     if len(whole) > DEFLATED_BYTES:
         raise TooLargeError(

@@ -1,4 +1,4 @@
-"""Labels of a DICOM series as a DICOM SEG object (PS3.3 A.51), frame by frame on the series' own slices.
+"""Labels of a DICOM series as a DICOM SEG object (PS3.3 A.51), frame by frame on the slices of the series.
 
 MONAI Label 0.8.5 names segments by the rank of their values, so that a missing label shifts the names of all
 that follow, and gives all of them the code of the spleen. Here a name goes by what the file or the request
@@ -40,7 +40,7 @@ _COPIED = (
     *("StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "StudyDescription", "AccessionNumber"),
     *("ReferringPhysicianName", "FrameOfReferenceUID", "PositionReferenceIndicator"),
 )
-"""What a segmentation shares with the series that it belongs to: patient, study and frame of reference."""
+"""Tags that are copied from the series: patient, study and frame of reference."""
 _EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime")
 _STRUCTURE = ("123037004", "SCT", "Anatomical Structure")
 _TISSUE = ("85756007", "SCT", "Tissue")
@@ -185,14 +185,14 @@ def _segment(number: int, name: str) -> Dataset:
         SegmentAlgorithmType="SEMIAUTOMATIC",
         SegmentAlgorithmName=MAKER,
         SegmentedPropertyCategoryCodeSequence=Items([_code(*_STRUCTURE)]),
-        # What a label is called does not tell reliably what it is.
+        # A label's name does not tell reliably what it is.
         SegmentedPropertyTypeCodeSequence=Items([_code(*_TISSUE)]),
         RecommendedDisplayCIELabValue=_cielab(colour_of(name)),
     )
 
 
 def _require_places(series: Series, name: str) -> None:
-    """Frames of a segmentation lie where the slices say that they lie."""
+    """Check that the slices have positions, which a segmentation's frames repeat."""
     missing = [
         keyword
         for keyword, absent in (

@@ -29,7 +29,7 @@ _KIND_GROUPS = ("MREchoSequence", "MRDiffusionSequence", "CardiacSynchronization
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """A series that was looked at, before its pixels are read.
+    """A series whose headers were read and checked; its pixels are not read yet.
 
     Attributes:
         uid: SeriesInstanceUID.
@@ -57,7 +57,7 @@ class Series:
 
 
 def look_at_series(folder: Path, limits: ReadLimits) -> Series:
-    """Find a folder's image series and check that it is one grid; its pixels are not read.
+    """Find a folder's image series and check that its slices make one grid; pixels are not read.
 
     Raises:
         VolumeError: there is none or more than one, or it is incomplete, irregular or damaged.
@@ -193,7 +193,7 @@ def _without_copies(
 def _without_localizers(
     members: list[tuple[Path, Dataset]],
 ) -> tuple[list[tuple[Path, Dataset]], list[Path]]:
-    """Without images that call themselves localizers, unless all do."""
+    """Without images whose type is LOCALIZER, unless all are."""
     named = [
         (path, header) for path, header in members if "LOCALIZER" in text_of(header, "ImageType").upper()
     ]
@@ -204,7 +204,7 @@ def _without_localizers(
 
 
 def _colour_notes(members: Sequence[tuple[Path, Dataset]]) -> list[str]:
-    """What to know about how numbers become grey; colours from a table are refused."""
+    """Notes on how stored numbers become grey levels; palette colours are refused."""
     told = {path.name: text_of(header, "PhotometricInterpretation").upper() for path, header in members}
     tables = [name for name, kind in told.items() if kind.startswith("PALETTE")]
     if tables:

@@ -1,8 +1,8 @@
-"""What the header of an image file says, and the limits within which a file is read.
+"""The facts of an image file's header, and the limits within which a file is read.
 
 The look at a header (`headers.check_header`) uses nothing but this project's own Python: no parsing library
 sees a file before this check has passed. It opens regular files alone, reads a bounded part of them, and
-settles where the voxels lie and how many bytes they take before anything of that size is allocated.
+determines where the voxels lie and how many bytes they take before anything of that size is allocated.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class VoxelBlock:
 
 @dataclass(frozen=True)
 class HeaderFacts:
-    """What a header says.
+    """What a header states.
 
     Attributes:
         name: of the file, for messages.
@@ -226,7 +226,7 @@ def sibling(header: Path, named: str, limits: ReadLimits) -> Path:
         VolumeError: it is not a plain name of a file of voxels that lies beside the header.
     """
     endings = ", ".join(DATA_ENDINGS)
-    # Some programs write that they mean the header's own folder.
+    # Some programs write `./` for the header's own folder.
     named = named.removeprefix("./")
     if not limits.siblings:
         raise VolumeError(
@@ -285,7 +285,7 @@ def some_of(names: Sequence[str]) -> str:
 
 
 def unit_notes(units: Iterable[str], name: str) -> list[str]:
-    """A note where a header counts in another unit than millimetres, which ITK does not heed there."""
+    """A note where a header's unit is not millimetres, which ITK ignores."""
     other = sorted({unit for unit in units if unit.lower() not in _MILLIMETRES})
     if not other:
         return []

@@ -1,4 +1,4 @@
-"""From one grid to another: label maps at the voxels of their image, by the nearest voxel."""
+"""Resamples label maps to the grid of their image, by the nearest voxel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAME_GRID = 0.02
 MIN_INSIDE = 0.5
 """A label of which a smaller part lies inside the image belongs to another image."""
 _DIGITS = 4
-"""Decimals of an index that count: what is beyond comes from rounding, and must not decide between voxels."""
+"""Decimals of an index that count; further ones come from rounding and must not decide between voxels."""
 
 _Voxel = TypeVar("_Voxel", bound=np.generic)
 
@@ -79,7 +79,7 @@ def on_grid(
 
 
 def _pairs(label: Placing, image: Placing) -> list[tuple[Affine, Affine]]:
-    """Affines of label and image as one program reads them; the likelier program first."""
+    """Pairs of affines, label and image, as one program reads both; the likelier program first."""
     by_itk = [] if label.itk is None or image.itk is None else [(label.itk, image.itk)]
     by_nibabel = [(label.affine, image.affine)]
     if not label.header:
@@ -88,7 +88,7 @@ def _pairs(label: Placing, image: Placing) -> list[tuple[Affine, Affine]]:
 
 
 def _move(label: Affine, image: Affine, name: str) -> npt.NDArray[np.float64]:
-    """From indices of the image to those of the label."""
+    """The affine from the image's indices to the label's."""
     lengths = np.linalg.norm(label[:3, :3], axis=0)
     if not (lengths.min() > 0 and abs(np.linalg.det(label[:3, :3] / np.maximum(lengths, 1e-300))) > 1e-6):
         raise VolumeError(

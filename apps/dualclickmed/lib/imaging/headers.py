@@ -46,7 +46,7 @@ def check_header(path: Path, limits: ReadLimits | None = None) -> HeaderFacts:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Whatever a file's content makes fail becomes a sentence about `name`."""
+    """Turn whatever fails because of a file's content into a sentence about the file `name`."""
     try:
         yield
     except UserError:

@@ -1,11 +1,11 @@
 """Submitted label files of every kind, as named labels on their image's own grid.
 
-What a value means depends on who submitted it. `read_labels` settles it by these rules, the first that
-applies: names in the file itself (3D Slicer's segmentation NRRD, DICOM SEG); a mapping of names to values
-sent along (`label_names` or `labels`, as this server's answers hold it); MONAI Label's `label_info`, by
-position, because 3D Slicer numbers segments in their order and its `idx` counts others as well; the
-server's own values. Values without a name, empty labels and files that lie elsewhere are left out, and a
-note or an error says so. A name that no label can have is changed, with a note.
+What a value means depends on who submitted it. `read_labels` decides by these rules, the first that applies:
+names in the file itself (3D Slicer's segmentation NRRD, DICOM SEG); a mapping of names to values sent along
+(`label_names` or `labels`, as this server's answers hold it); MONAI Label's `label_info`, by position,
+because 3D Slicer numbers segments in their order and its `idx` counts others as well; the server's own
+values. Values without a name, empty labels and files that lie elsewhere are left out, and a note or an error
+says so. A name that no label can have is changed, with a note.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class NamedLabels:
     Attributes:
         layers: label maps (D, H, W) in canonical order, several where labels overlap.
         names: for each layer, value to name.
-        notes: what was left out or settled by a rule, as sentences.
+        notes: what was left out or decided by a rule, as sentences.
     """
 
     layers: list[Labels]
@@ -168,7 +168,7 @@ class _Layers:
             at += 1
 
     def _join(self, mask: npt.NDArray[np.bool_], name: str) -> None:
-        """Add to a label that is there, or may be; where it then meets another one, it moves."""
+        """Add voxels to a label, new or not; where it then overlaps another label it moves to another map."""
         home = next((n for n, known in enumerate(self.names) if name in known.values()), None)
         if home is not None:
             value = next(value for value, known in self.names[home].items() if known == name)
@@ -194,12 +194,12 @@ class _Layers:
 
 
 def kept_name(name: str, known: LabelMap) -> str:
-    """A name that a label can have beside those that are known, as near to `name` as can be."""
+    """A valid name for a label beside the known ones, as close to `name` as possible."""
     plain = "".join(c if c.isprintable() and c != "," else " " for c in name).strip()
     if len(plain) > MAX_NAME_LENGTH:
         plain = plain[: MAX_NAME_LENGTH - 3].strip() + "..."
     if plain and not known.admits(plain):
-        # Background, or a word that means something else in requests.
+        # Background, or a word with another meaning in requests.
         plain = f"segment {plain}"[:MAX_NAME_LENGTH]
     return plain
 

@@ -101,7 +101,7 @@ class LabelMap:
         return cls(tuple(names), frozenset(reserved))
 
     def admits(self, name: str) -> bool:
-        """Whether a label may be called so: requests hold its clicks under its name."""
+        """Whether a label may have this name; requests hold its clicks under it."""
         try:
             return "," not in name and bool(LabelMap.parse(name, self.reserved).names)
         except UserError:
@@ -116,9 +116,9 @@ class LabelMap:
     def announced(self) -> dict[str, int]:
         """The values as a task's description gives them to clients.
 
-        OHIF takes a value of 0 for none at all and puts the position of the label among those that were
-        clicked in its place; what has that value is then painted as background. So background gets a value
-        here that no voxel ever has. Results name it with 0.
+        OHIF treats a value of 0 as missing and uses the label's position among the clicked ones instead, and
+        then paints that value as background. So background gets a value here that no voxel ever has. In
+        results it is 0.
         """
         return {**self.values, BACKGROUND: len(self.names) + 1}
 

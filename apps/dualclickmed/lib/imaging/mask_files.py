@@ -1,4 +1,5 @@
-"""Masks as files that the clients read, on the image's own grid: NRRD, Slicer's segmentation NRRD, NIfTI."""
+"""Writes masks on the image's own grid in the formats that clients read: NRRD, Slicer's segmentation NRRD,
+NIfTI."""
 
 from __future__ import annotations
 

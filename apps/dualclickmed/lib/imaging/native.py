@@ -1,7 +1,7 @@
-"""Where files are read: in this process, or in another one that can be killed.
+"""The switch between reading files in this process and in one that can be killed.
 
-Readers hand bytes to native libraries, which may take for ever, take all memory, or crash. A server lets
-them run in a process of their own, see `server.reading`; the command line and trainings read where they are.
+Readers pass bytes to native libraries, which may never end, take all memory, or crash. A server lets them run
+in a process of their own, see `server.reading`; the command line and trainings read where they are.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, ParamSpec, TypeVar
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 Runner = Callable[[str, tuple[Any, ...]], Any]
-"""Runs the reader of that name with these arguments and gives what it found."""
+"""Runs the reader of that name with these arguments and returns its result."""
 
 READERS: dict[str, Callable[..., Any]] = {}
-"""The readers by name, each as it runs where it is."""
+"""The readers by name, as they run in this process."""
 _runner: Runner | None = None
 
 
 def reader(function: Callable[Given, Found]) -> Callable[Given, Found]:
-    """A function that reads files, the first argument being their path.
+    """Decorator for a function that reads a file; its first argument is the path.
 
     Arguments and results have to be plain values, arrays, paths or dataclasses of `imaging`.
     """
@@ -42,6 +42,6 @@ def reader(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
 
 def run_by(runner: Runner | None) -> None:
-    """Let `runner` run all readers of this process from now on; None for where they are."""
+    """Let `runner` run all readers of this process from now on; None: run them here."""
     global _runner
     _runner = runner

@@ -31,7 +31,7 @@ def nifti_image(array: npt.NDArray[np.generic], placing: Placing) -> nib.Nifti1I
         placing: where the image's voxels lie.
 
     Raises:
-        UserError: ITK could not read it, or would put it elsewhere than the image.
+        UserError: ITK could not read it, or would place it elsewhere than the image.
     """
     if max(array.shape) > np.iinfo(np.int16).max:
         raise UserError(f"A NIfTI file has axes of at most 32767 voxels, not {array.shape}: ask for .nrrd.")
@@ -53,7 +53,7 @@ def nifti_image(array: npt.NDArray[np.generic], placing: Placing) -> nib.Nifti1I
 
 
 def _like(array: npt.NDArray[np.generic], header: bytes) -> nib.Nifti1Image:
-    """With the place that a header tells, number by number."""
+    """Copy the fields about position from a header, number by number."""
     order = "<" if struct.unpack_from("<i", header)[0] in SIZES else ">"
     kind = nib.Nifti1Header if SIZES[len(header)] == 1 else nib.Nifti2Header
     known = kind(header, endianness=order, check=False)

@@ -1,9 +1,8 @@
 """Where a file's voxels lie: as nibabel reads it, and as ITK does.
 
 3D Slicer, MITK and ITK-SNAP read files with ITK, most Python programs read NIfTI with nibabel. Both agree on
-NRRD, MetaImage and DICOM. Of a NIfTI they may take different forms (sform, qform), ITK refuses sheared ones,
-knows units, and takes a file without forms to start at the origin. An answer has to lie on its image for
-both.
+NRRD, MetaImage and DICOM. Of a NIfTI they may use different forms (sform, qform); ITK refuses sheared ones,
+applies units, and lets a file without forms start at the origin. An answer has to lie on its image for both.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _SILENT = logging.getLogger(f"{__name__}.fixed")
 _SILENT.addHandler(logging.NullHandler())
 _SILENT.propagate = False
 _NEVER = 1000
-"""Level of a header's fault from which on nibabel is to raise it: our own look at the header comes first."""
+"""Level of a header's fault from which on nibabel raises it: never, as `headers` has checked it before."""
 
 Affine = npt.NDArray[np.float64]
 
@@ -71,7 +70,7 @@ class Placing:
 
     @classmethod
     def plain(cls, affine: Affine) -> Placing:
-        """Of a file that everybody reads in the same way."""
+        """The placing of a file that all programs read alike."""
         return cls(affine, affine)
 
 
@@ -87,7 +86,7 @@ def nifti_placing(header: bytes, name: str) -> Placing:
     kind = nib.Nifti1Header if SIZES[len(header)] == 1 else nib.Nifti2Header
     try:
         read = kind(header, endianness=order, check=False)
-        # What nibabel puts right when it loads a file, such as a qfac of 0, which means 1.
+        # Corrections that nibabel makes when it loads a file, such as a qfac of 0, which means 1.
         read.check_fix(_SILENT, _NEVER)
         found = np.asarray(read.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
@@ -103,8 +102,7 @@ def nifti_placing(header: bytes, name: str) -> Placing:
 def itk_reading(header: bytes) -> Affine | None:
     """Raw indices to RAS millimetres as ITK takes them from a NIfTI header; None where ITK refuses it.
 
-    ITK itself is asked, with a file of eight voxels that has nothing of the header but its numbers about
-    places.
+    ITK reads a file of eight voxels that has only the header's fields about position.
     """
     bare = _bare(header)
     if bare is None:
@@ -158,7 +156,7 @@ def _bare(header: bytes) -> bytes | None:
 
 
 def apart(first: Affine, second: Affine, shape: Sequence[int]) -> float:
-    """How far, in voxels of the first, two readings put the corners of a grid apart."""
+    """The largest distance between a grid's corners in two readings, in voxels of the first."""
     corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij"), axis=-1).reshape(-1, 3)
     try:
         moved = np.linalg.inv(first) @ second
@@ -169,7 +167,7 @@ def apart(first: Affine, second: Affine, shape: Sequence[int]) -> float:
 
 
 def place_notes(placing: Placing, shape: Sequence[int], name: str) -> list[str]:
-    """What to know where programs put one file at several places."""
+    """Notes where programs place one file differently."""
     if not placing.header:
         return []
     if placing.itk is None and placing.is_nifti2:
@@ -213,9 +211,9 @@ def _order(header: bytes) -> str:
 
 
 class FileAffine(npt.NDArray[np.float64]):
-    """An affine that knows the file it was read from, so that a mask on it lies on its image for everybody.
+    """An affine that carries the `Placing` of its file, so that a mask lies on its image in every program.
 
-    Copies and what is computed from it are of no file. It cannot be written to.
+    Copies and results of arithmetic carry none. It is read-only.
     """
 
     placing: Placing | None
@@ -231,6 +229,6 @@ class FileAffine(npt.NDArray[np.float64]):
 
 
 def placing_of(affine: Affine) -> Placing:
-    """Where voxels lie that have this affine: as their file says, where it is one's own."""
+    """The placing of voxels with this affine: that of its file, if it carries one."""
     known = affine.placing if isinstance(affine, FileAffine) else None
     return Placing.plain(np.asarray(affine, dtype=np.float64)) if known is None else known

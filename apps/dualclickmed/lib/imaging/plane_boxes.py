@@ -24,9 +24,8 @@ FLAT = 1.0
 def joined(boxes: Sequence[Box], spacing: Position) -> Box:
     """The box of an object of which rectangles and boxes were drawn, in any order.
 
-    Along each axis it holds what was drawn. An axis along which every box is flat gets a side of `THICKNESS`,
-    about the middle of the planes that were drawn in, or the distance of the planes if that is more, in whole
-    voxels.
+    Along each axis it covers all boxes. An axis along which every box is flat gets a side of `THICKNESS`,
+    centred on the drawn planes, or the planes' distance if that is more, in whole voxels.
 
     Args:
         boxes: in voxel edges (z, y, x); at least one.

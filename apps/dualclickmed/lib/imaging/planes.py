@@ -136,7 +136,7 @@ def _require_one_kind(planes: Sequence[Plane], name: str) -> None:
 
 
 def _unplaced(planes: Sequence[Plane], name: str, keep_order: bool) -> Stack:
-    """Files that do not tell where they are, in the order of their numbers."""
+    """Files without positions, stacked in the order of their numbers."""
     missing = [p.source for p in planes if p.position is None or p.directions is None]
     if len(missing) < len(planes):
         raise VolumeError(
@@ -218,7 +218,7 @@ def _require_distinct(depths: Vector, sources: Sequence[str], name: str) -> None
 
 
 def _require_ranks(ranks: Sequence[int | None], name: str) -> None:
-    """What a file says about the order of its frames is that of their positions, from either end."""
+    """Check that the frames' ranks agree with their positions, counted from either end."""
     told = [rank for rank in ranks if rank is not None]
     if not told:
         return

@@ -28,12 +28,12 @@ class Click:
 
 
 def one_kind(clicks: Sequence[Click]) -> bool:
-    """Whether clicks are all foreground or all background: then a list of each tells their order."""
+    """Whether clicks are all foreground or all background, so that their order is known."""
     return len({click.positive for click in clicks}) < 2
 
 
 def in_order(clicks: Sequence[Click], kinds: Sequence[str]) -> list[Click]:
-    """Clicks, those of each kind in the order of their making, in the order that "fg" and "bg" tell.
+    """Clicks in the order given by a sequence of "fg" and "bg"; those of each kind come in their own order.
 
     Raises:
         PromptError: the kinds do not name every click once.
@@ -78,7 +78,7 @@ class Prompts:
     def with_corner_box(self) -> Prompts:
         """The same prompts with a box: the first two foreground clicks are opposite corners of it.
 
-        Corners are no clicks any more: they lie beside the object, not in it, unless clicked once more.
+        Corners no longer count as clicks: they lie beside the object, not in it, unless clicked once more.
         Prompts that have a box, or fewer than two foreground clicks, stay as they are.
         """
         corners = [at for at, click in enumerate(self.clicks) if click.positive][:2]

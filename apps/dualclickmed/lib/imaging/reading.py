@@ -1,8 +1,8 @@
-"""The one loader: every image and every label is read here, whichever way it came in.
+"""The one loader: every image and every label is read here, whatever its source.
 
 First the header is looked at by code of this project (`headers`, `dicom_files`), within limits that hold
-before anything is allocated; then the voxels are read to their last checksum; then places, intensities and
-what had to be decided are put beside them.
+before anything is allocated; then the voxels are read to their last checksum; then their positions,
+intensities and notes are added.
 """
 
 from __future__ import annotations

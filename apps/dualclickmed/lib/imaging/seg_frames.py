@@ -1,7 +1,7 @@
 """A DICOM segmentation as label maps: binary, fractional (from one half on) and label map (PS3.3 C.8.20).
 
-Frames lie where they say; slices without a frame are empty. Segments that overlap come as label maps of
-their own.
+Frames lie at their own positions; slices without a frame are empty. Segments that overlap come as label maps
+of their own.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _names(dataset: Dataset, name: str) -> dict[int, str]:
         code = first_item(item, "SegmentedPropertyTypeCodeSequence")
         label, whole = text_of(item, "SegmentLabel"), text_of(item, "SegmentDescription")
         told = [
-            # The description may hold what a label cannot.
+            # A description may hold characters that a label cannot.
             whole if label and plain_label(whole).strip() == label else label,
             whole,
             "" if code is None else text_of(code, "CodeMeaning"),

@@ -1,4 +1,4 @@
-"""Whether the slices of a DICOM series belong to one image: what their files tell beside their places."""
+"""Whether the slices of a DICOM series belong to one image, by their tags other than position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IMAGES = {
 }
 """Tags that tell which of several images of one place a slice or frame belongs to."""
 _ONE = {"PatientID": "patient", "FrameOfReferenceUID": "frame of reference"}
-"""What slices with comparable positions share."""
+"""Tags that slices of one image share."""
 _USUALLY_ONE = {"ImageType": "types of image", "ConvolutionKernel": "kernels"}
 
 
@@ -31,7 +31,7 @@ def text_of(header: Dataset, key: str) -> str:
         value = header.get(key)
     except (ValueError, TypeError, OverflowError):
         return ""
-    # A backslash in a text makes two of it.
+    # A backslash separates two values.
     if isinstance(value, MultiValue):
         return "/".join(map(str, value))
     return "" if value is None else str(value).strip()
@@ -49,7 +49,7 @@ def kind_of(groups: Sequence[Dataset | None]) -> str:
 
 
 def slice_notes(headers: Sequence[tuple[str, Dataset]], name: str) -> list[str]:
-    """What to know about slices that are not all alike.
+    """Notes about slices that are not all alike.
 
     Args:
         headers: of the slices, with their files' names.

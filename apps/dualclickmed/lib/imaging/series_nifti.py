@@ -1,4 +1,4 @@
-"""A DICOM series or segmentation as one NIfTI file, for whatever reads no DICOM."""
+"""A DICOM series or segmentation as one NIfTI file, for programs that read no DICOM."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def series_to_nifti(folder: Path, target: Path, limits: ReadLimits | None = None
         limits: how much reading it may take.
 
     Returns:
-        Sentences about what had to be decided when the series was read.
+        Notes on the reading of the series.
 
     Raises:
         VolumeError: the series cannot be read.

@@ -73,7 +73,7 @@ class Volume:
         raw_shape: extent along the raw axes (i, j, k).
         meta: where the volume came from, for messages: "name", "format", and for DICOM "series".
         notes: sentences about what had to be decided when it was read.
-        placing: where programs put the voxels; by itself, where `affine` does.
+        placing: where programs place the voxels; by default where `affine` does.
     """
 
     array: npt.NDArray[np.integer]
@@ -242,7 +242,7 @@ def load_volume(path: str | Path, modality: str | None = None, limits: ReadLimit
 
 @native.reader
 def image_notes(path: str | Path) -> list[str]:
-    """Read an image, for nothing but the sentences about what had to be decided.
+    """Read an image and return its notes only.
 
     Raises:
         VolumeError: as `load_volume` does.
@@ -353,7 +353,7 @@ def _flipped(array: npt.NDArray[Any], flips: npt.NDArray[np.bool_]) -> npt.NDArr
 
 
 def _identity(path: Path) -> str:
-    """What changes when the image's files change: their path, sizes and times of change."""
+    """Changes with the image's files: their path, sizes and modification times."""
     with reading(path.name):
         if not path.exists():
             raise VolumeError(f"An image must be an existing file or folder, but there is no {path.name}.")

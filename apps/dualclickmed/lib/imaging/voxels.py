@@ -42,7 +42,7 @@ def read_voxels(facts: HeaderFacts) -> npt.NDArray[Any]:
 
 
 def _fill(buffer: memoryview, parts: Iterator[bytes], facts: HeaderFacts) -> None:
-    """Put the parts, without those that are skipped, one behind the other; read them to their end."""
+    """Copy the parts, after the bytes to skip, one behind the other; read them to their end."""
     skip, at, spare = facts.block.skip, 0, 0
     for part in parts:
         if skip:
@@ -107,7 +107,7 @@ def _inflated(packed: Iterator[bytes], facts: HeaderFacts, window: int) -> Itera
                 rest = unpacker.unconsumed_tail or unpacker.unused_data
                 if found:
                     yield found
-            # What the unpacker still holds of this part comes with the next one.
+            # The rest of this part that the unpacker holds is returned with the next one.
         if not unpacker.eof:
             while found := unpacker.decompress(unpacker.unconsumed_tail, _CHUNK):
                 yield found

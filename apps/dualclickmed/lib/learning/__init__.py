@@ -1,4 +1,4 @@
-"""Learning from the annotators: read what they submit, keep a record of it, retrain, publish what is better.
+"""Learning from annotators: read their labels, keep a record, retrain, publish what is no worse.
 
-Nothing here needs MONAI Label; `trainers` and `activelearning` hand its server's requests on to this package.
+Nothing here needs MONAI Label; `trainers` and `activelearning` connect its server to this package.
 """

@@ -1,8 +1,8 @@
-"""How far the annotators of one image agree, and one label out of several.
+"""Agreement between the annotators of one image, and one label out of theirs.
 
 The versions are the last submission of each annotator since the image was last without a label. `consensus`
 makes the label that trains: the one submitted last, the majority's, or STAPLE's estimate (Warfield et al.,
-2004), which weighs each annotator by how far the others bear him out.
+2004), which weighs each annotator by agreement with the others.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _distances(one: Mask, other: Mask, spacing: Sequence[float]) -> tuple[float 
         return None, None
     if np.array_equal(one, other):
         return 0.0, 0.0
-    # The margin keeps surfaces at the border of the region surfaces.
+    # The margin keeps surfaces at the region's border.
     region = Box.of_mask(one | other).voxels(one.shape)
     first, second = (torch.from_numpy(np.pad(mask[region], 1))[None, None] for mask in (one, other))
     steps = tuple(float(step) for step in spacing)
@@ -102,7 +102,7 @@ def _distances(one: Mask, other: Mask, spacing: Sequence[float]) -> tuple[float 
 
 
 def disagreement(versions: Mapping[str, NamedLabels], label: str | None = None) -> npt.NDArray[np.uint8]:
-    """How many annotators see each voxel otherwise than most of them do, (D, H, W); 0 where all agree.
+    """For each voxel the number of annotators who differ from the majority, (D, H, W); 0 where all agree.
 
     Args:
         versions: annotator to labels.
@@ -155,7 +155,7 @@ def _staple(masks: Sequence[Mask]) -> Mask:
     if all(np.array_equal(mask, either) for mask in masks):
         return either
     region = Box.of_mask(either).voxels(either.shape)
-    # Some of what nobody has drawn belongs to it, or specificity could not be estimated.
+    # The region includes voxels that nobody has drawn, without which specificity cannot be estimated.
     parts = [sitk.GetImageFromArray(np.pad(mask[region], 2).astype(np.uint8)) for mask in masks]
     probability = sitk.GetArrayFromImage(sitk.STAPLE(parts, 1.0))
     inner = probability[2:-2, 2:-2, 2:-2]

@@ -26,8 +26,8 @@ class Annotator:
 
     Attributes:
         at: numbers of labelled images after each of which weights are retrained, rising.
-        order: one of `ORDERS`. Scores are made before the images of each retraining are labelled, by what was
-            learned until then; without any all strategies but `first` draw at random.
+        order: one of `ORDERS`. Scores are made before the images of each retraining are labelled, from what
+            was learned until then; without scores all strategies but `first` draw at random.
         seed: of the random order.
     """
 
@@ -64,7 +64,7 @@ class Annotator:
         Args:
             left: those without a label, arranged.
             count: how many.
-            prior: what the labels taught so far.
+            prior: learned positions and sizes of labels.
             models: folder of the weights that are served.
         """
         if self.order not in ORDERS[2:] or not prior.examples:

@@ -137,7 +137,7 @@ def served(kind: Kind, directory: Path | None) -> DualExpert:
 
 @dataclass(frozen=True)
 class Exam:
-    """What weights are measured on.
+    """The data that weights are measured on.
 
     Attributes:
         test: images that nobody labels.

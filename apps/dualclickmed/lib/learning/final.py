@@ -59,7 +59,7 @@ class FinalLabel:
 
     @property
     def version(self) -> str:
-        """Stands for the image and the label's content (`record.version_of`)."""
+        """Identifies the image and the label's content (`record.version_of`)."""
         return version_of(self.image, self.label)
 
     @property
@@ -92,7 +92,7 @@ def modality_of(info: Mapping[str, Any]) -> str | None:
 
 
 def understood(volume: Volume, label: Path, info: Mapping[str, Any], known: LabelMap) -> dict[str, Any]:
-    """What a submitted label is taken for, for the answer to whoever submits it.
+    """How a submitted label was understood, for the answer to its client.
 
     Args:
         volume: the image.
@@ -153,7 +153,7 @@ def versions_of(record: Record, image: str, volume: Volume, known: LabelMap) -> 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training reads.
+    """The data of a training.
 
     Attributes:
         cases: image id to its cases, several where labels overlap; their files lie in the run's folder.
@@ -192,7 +192,7 @@ def prepare(
         labels: the final labels.
         folder: of the run; label maps are written into it.
         known: the server's labels.
-        prior: learns where each label lies; what it knew of labels that are final no more is left in it.
+        prior: learns each label's position and size; its examples of labels that are no longer final stay.
         record, rule: as for `opened`.
     """
     cases: dict[str, list[LabelledCase]] = {}

@@ -1,8 +1,8 @@
-"""The one truth about final labels: what the datastore holds. The record follows it and explains it.
+"""Final labels are those that the datastore holds; the record follows it and adds who submitted them.
 
 A label may be submitted, removed, restored from a backup or put into the folder by hand, while the server
-runs or not. Whoever asks which images are labelled, which labels wait for a training or what a training
-reads, asks the datastore; what the record does not know yet is added to it on the way.
+runs or not. All questions about labelled images, waiting labels and training data are answered from the
+datastore; what the record does not know yet is added to it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .record import FINAL, UNKNOWN, Record, Submission, version_of
 logger = logging.getLogger(__name__)
 
 BY_HAND = "by hand"
-"""Who submitted a file that came into the folder without a request."""
+"""Stands for the submitter of a file that was put into the folder by hand."""
 SAME_SECONDS = 5.0
 """A file that is this much older or newer than what was noted at its submission is another file."""
 STORE = "datastore_v2.json"
@@ -44,7 +44,7 @@ class Held:
 
     @property
     def version(self) -> str | None:
-        """Stands for image and content (`record.version_of`); None where the file is not here."""
+        """Identifies image and content (`record.version_of`); None where the file is not here."""
         if self.label is None:
             return None
         try:
@@ -119,10 +119,10 @@ def image_in(folder: Path, image: str) -> Path:
 
 
 def follow(record: Record, labels: Sequence[Held], archive: bool = False) -> dict[str, Submission]:
-    """The final labels with who submitted them; the record is told what it does not know.
+    """The final labels with who submitted them; what the record does not know is added to it.
 
     Args:
-        record: that follows.
+        record: to bring up to date.
         labels: what the datastore holds.
         archive: they come from an archive. Its list may lag behind, so that nothing is noted as removed, and
             it writes every label anew, so that other content is no sign of another annotator.
@@ -157,7 +157,7 @@ def _noted(record: Record, label: Held, version: str, who: str | None) -> Submis
     earlier = {s.version: s for s in record.submissions() if s.image == label.image}.get(version)
     info = dict(label.info)
     if earlier is not None:
-        # One of the kept versions was put back: it is its annotator's again.
+        # A kept version was restored: it belongs to its annotator.
         info |= {**earlier.meaning, "client_id": earlier.who}
     elif who is not None:
         info["client_id"] = who
@@ -171,7 +171,7 @@ def _noted(record: Record, label: Held, version: str, who: str | None) -> Submis
 
 
 def _of_this_file(label: Held) -> bool:
-    """Whether what was noted about a label was noted about the file that lies there now."""
+    """Whether the information noted about a label belongs to its present file."""
     assert label.label is not None
     noted = label.info.get("ts")
     if not isinstance(noted, (int, float)) or not (label.info.get("client_id") or label.info.get("user")):

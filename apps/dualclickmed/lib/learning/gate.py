@@ -40,15 +40,15 @@ SMALLEST = 30
 WORSE = 0.0
 """How much Dice on held-out labels may be lost."""
 FORGOTTEN = 0.05
-"""How much Dice on generated volumes may be lost, were the weights asked about them: `experts.scope` asks
-their origin, but what was taught and what was not are not always told apart."""
+"""How much Dice on generated volumes may be lost, if the new weights answered for them. The origin answers
+outside the training scope (`experts.scope`), but the scope is not always recognised."""
 GENERATED = 12
 _GENERATED_SEED = 7_000_003
 _GENERATED_SIDE = 72
 _CACHE_BYTES = 256 << 20
 
 Start = {"global": "box", "local": "point"}
-"""What the user gives first, for each expert."""
+"""The first prompt of each expert."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ def measure(kind: Kind, weights: Path, objects: Objects, device: str = "cpu", cl
 
 
 def expert_of(kind: Kind, weights: Path, device: str = "cpu") -> DualExpert:
-    """One expert alone, whose weights answer everything, taught or not."""
+    """One expert alone, without a training scope."""
     network = load_expert(kind, weights)
     cache = ByteCache(_CACHE_BYTES)
     if kind == "global":

@@ -62,5 +62,5 @@ def _watch(parent: int) -> None:
 
 
 def _end() -> None:
-    # No clean-up: it could hang, and everything on disk is whole at any moment.
+    # Without clean-up, which could hang; files on disk are complete at any moment.
     os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 LOCK = ".training.lock"
 HOLDER = ".training.json"
 WAIT_SECONDS = 3.0
-"""A look at the lock takes it for a moment; a training waits as long as that may take."""
+"""Reading the lock's state takes it for a moment; a training waits that long."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Holder:
 
     @property
     def gone(self) -> bool:
-        """Whether the process has ended for certain; of another machine's nothing is certain."""
+        """Whether the process has certainly ended; False for a process of another machine."""
         if self.host != socket.gethostname():
             return False
         try:
@@ -73,7 +73,7 @@ class Holder:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who trains in a folder; None if nobody does."""
+    """The process that trains in a folder; None if there is none."""
     if not (folder / LOCK).exists():
         return None
     try:
@@ -81,7 +81,7 @@ def holder(folder: Path) -> Holder | None:
             return None
     except Timeout:
         named = _named(folder)
-        # Taken, and the name not written yet: somebody of whom no more is known.
+        # The lock is taken and the holder's name not written yet.
         found = Holder(0, socket.gethostname(), 0.0, "starting", time.time()) if named is None else named
         return None if named is not None and named.gone else found
 
@@ -92,11 +92,11 @@ def alone(folder: Path, run: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
 
     Args:
         folder: beside the studies.
-        run: the training's name, for those who find the lock taken.
+        run: the training's name, for messages of others.
         wait: seconds.
 
     Raises:
-        UserError: another process that lives is training; the message says which.
+        UserError: another process is training; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = _acquired(folder, wait)
@@ -121,7 +121,7 @@ def _taken_over(folder: Path) -> FileLock:
     """A new lock in the place of one whose holder is gone.
 
     Raises:
-        UserError: the holder lives, or cannot be told.
+        UserError: the holder is running, or may be.
     """
     path = folder / LOCK
     # One at a time: the second one must not remove the lock that the first one has just made.

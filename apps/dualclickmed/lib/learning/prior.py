@@ -1,4 +1,4 @@
-"""What was learned from the labels so far: where in the body each one lies and how large it is.
+"""Learned positions and sizes of labels: where in the body each one lies and how large it is.
 
 Positions are kept as fractions of the box that holds the patient, which differs less between images than the
 field of view does, and sizes in millimetres. Images whose patient boxes are of similar size count more, so
@@ -39,7 +39,7 @@ _LEAST_VOXELS = 8
 
 
 def examples_of(volume: Volume, labels: NamedLabels) -> list[Example]:
-    """What one labelled image teaches, one example for each label."""
+    """The examples of one labelled image, one for each label."""
     patient = patient_box(volume)
     spacing = np.asarray(volume.spacing)
     whole = millimetres(patient, volume)
@@ -136,7 +136,7 @@ def propose(prior: Prior, volume: Volume, expert: DualExpert, intensity: str = "
     that object's own box takes the place of the expected one, and it looks again.
 
     Args:
-        prior: what the labels taught.
+        prior: learned positions and sizes of labels.
         volume: the image.
         expert: with its global expert.
         intensity: one of `intensity.CHOICES`.

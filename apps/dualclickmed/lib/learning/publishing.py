@@ -1,7 +1,7 @@
-"""Publishing trained weights: under a new name, atomically, with a card that says what they come from.
+"""Publishes trained weights under a new name, atomically, with a card that names their parent.
 
-Every published version stays in the folder of weights. Which one is served is `weights.select`'s to say;
-`roll_back` goes to the parent of the one that is served now.
+Every published version stays in the folder of weights. `weights.files.select` chooses the one that is served;
+`weights.lineage.roll_back` goes back to the parent.
 """
 
 from __future__ import annotations

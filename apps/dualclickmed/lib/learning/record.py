@@ -1,8 +1,8 @@
 """The record of what annotators submitted and what was trained from it; nothing in it is ever overwritten.
 
 A folder beside the studies holds `record.jsonl`, to which one line is appended for every event, and
-`versions/`, a copy of every label file that was ever submitted. Which labels are final is the datastore's to
-say (`following`); the record explains it: who submitted what and when, what it replaced, what was removed.
+`versions/`, a copy of every label file that was ever submitted. The datastore decides which labels are final
+(`following`); the record holds who submitted what and when, what it replaced and what was removed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Submission:
     """A label that somebody submitted.
 
     Attributes:
-        version: stands for the image and the file's content; equal content of one image has one version.
+        version: identifies the image and the file's content; equal content of one image has one version.
         image: id in the studies.
         who: the client's id, or the user's.
         time: UTC, ISO 8601.
@@ -193,7 +193,7 @@ class Record:
         with FileLock(str(self.folder / f".{EVENTS}.lock")), path.open("ab") as stream:
             size = stream.tell()
             try:
-                # After a line that was cut by a power failure, the next one must not continue it.
+                # A line that a power failure cut must not be continued by the next one.
                 if size and not _ends_with_newline(path):
                     line = b"\n" + line
                 stream.write(line)
@@ -343,7 +343,7 @@ def _unseen(
 
 
 def version_of(image: str, label: Path) -> str:
-    """What stands for an image and the content of its label file."""
+    """Identifies an image and the content of its label file."""
     digest = hashlib.sha256(image.encode() + b"\0")
     with label.open("rb") as stream:
         for part in iter(lambda: stream.read(1 << 20), b""):
@@ -389,7 +389,7 @@ def _submission(event: Mapping[str, Any]) -> Submission:
 
 
 def _meant(names: Sequence[str]) -> dict[str, Any]:
-    """What the names of a submission mean that was noted before its meaning was."""
+    """The meaning of a submission by its names, for records of earlier versions."""
     return {"label_info": [{"name": name} for name in names]} if names else {}
 
 

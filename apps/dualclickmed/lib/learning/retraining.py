@@ -1,4 +1,4 @@
-"""One round of learning: read the final labels, train, check against the parent, publish or say why not.
+"""One round of learning: read the final labels, train, compare with the parent, publish or refuse.
 
 Only one round runs at a time in a studies folder. Whenever it is cut short, by a kill or a full disk, what is
 served stays as it was, and the next round starts: its lock ends with its process, and its files lie in a
@@ -55,7 +55,7 @@ SIZES: dict[Kind, dict[str, int]] = {
 }
 """Of a step: many small ones learn a few cases faster than few large ones."""
 MOST_EXAMPLES = 1000
-"""Taught objects that a card holds, the last ones."""
+"""Trained objects that a card lists, the latest ones."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Outcome:
 
 @dataclass
 class Place:
-    """Where a round finds and puts things.
+    """The folders and settings of the server that a round uses.
 
     Attributes:
         record: of the studies.
@@ -161,7 +161,7 @@ class _Round:
         self.noted = False
         self.pass_steps = 1
         self.patience = Patience(settings.patience)
-        # Set with the last step: the gate measures the weights, and once is enough.
+        # Set with the last step, so that the training does not measure its weights: the gate does.
         self.enough = threading.Event()
 
     def go(self, labels: Sequence[FinalLabel]) -> Outcome:
@@ -348,7 +348,7 @@ class _Round:
         )
 
     def say(self, state: str, **facts: Any) -> None:
-        """Let /info and `queue` see how far the round is."""
+        """Report the state of the round to /info and `queue`."""
         self.telling.say(state, **facts)
 
     def failed(self, error: BaseException) -> None:
@@ -378,7 +378,7 @@ class Patience:
         self._best = float("inf")
 
     def over(self, number: int, loss: float) -> bool:
-        """Take up the loss of a step that belongs to that pass; whether the patience is over."""
+        """Add the loss of a step of a pass; returns whether the patience is over."""
         if number != self._pass and self._losses:
             mean = sum(self._losses) / len(self._losses)
             self._without = 0 if mean < self._best else self._without + 1

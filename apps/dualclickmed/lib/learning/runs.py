@@ -1,4 +1,4 @@
-"""What is kept of every training, what is told while it runs, and who notes how it ended when it cannot.
+"""The folders of trainings, their progress, and notes on trainings that could not note their own end.
 
 Each training has a folder of its own in `TRAININGS`, beside the submitted versions: `train_stats.json` with
 MONAI Label's keys, `log.csv` and TensorBoard's events. Weights and label maps lie there while it runs only.
@@ -42,12 +42,12 @@ def is_training(folder: Path) -> bool:
 
 
 def progress_of(folder: Path) -> dict[str, Any]:
-    """What the last training told last; empty if there was none."""
+    """The last progress of the last training; empty if there was none."""
     return _read(folder / PROGRESS)
 
 
 def stats_of(folder: Path, kind: Kind) -> dict[str, Any]:
-    """What the last training of one expert told last; empty if there was none."""
+    """The last progress of one expert's last training; empty if there was none."""
     told = progress_of(folder)
     if told.get("kind") == kind:
         return told
@@ -68,7 +68,7 @@ def new_run(folder: Path, kind: Kind, name: str = "") -> Path:
 
 
 def tidy(folder: Path, most: int = MOST_RUNS) -> None:
-    """Of trainings that have ended stays `KEPT`, and of all of them the last ones. To be called alone."""
+    """Keep `KEPT` of trainings that have ended, and only the latest ones. The caller holds the lock."""
     runs = sorted(_runs(folder))
     for old in runs[: max(0, len(runs) - most)]:
         shutil.rmtree(old, ignore_errors=True)
@@ -82,7 +82,7 @@ def tidy(folder: Path, most: int = MOST_RUNS) -> None:
 
 
 def settle(record: Record, reason: str = KILLED) -> None:
-    """Note the end of trainings whose process ended without a word; does nothing while one is running.
+    """Note the end of trainings whose process was killed before it did; does nothing while one is running.
 
     Args:
         record: of the studies.
@@ -94,7 +94,7 @@ def settle(record: Record, reason: str = KILLED) -> None:
         with alone(record.folder, "settling", wait=0.0):
             settle_alone(record, reason)
     except UserError:
-        # It runs, so there is nothing to settle.
+        # A training is running, so there is nothing to note.
         return
     except OSError as error:
         logger.warning("How the last training ended could not be noted: %s", error)
@@ -133,7 +133,7 @@ def _untidy(folder: Path) -> bool:
 
 
 class Telling:
-    """Tells how far a training is, with the keys that MONAI Label's own trainings have.
+    """Writes the progress of a training, with the keys of MONAI Label's own trainings.
 
     Args:
         run: the training's folder.

@@ -1,7 +1,8 @@
-"""How much an unlabelled image would teach: where the two experts disagree, and how many clicks it needs.
+"""Scores of unlabelled images: how far the two experts disagree, and how many clicks are expected.
 
-Nobody has clicked in such an image yet. Prompts come from what the labels taught so far (`prior.propose`):
-a box for the global expert, and for the local one a click in the middle of what the global one found there.
+Nobody has clicked in such an image yet. Prompts come from the learned positions and sizes of labels
+(`prior.propose`): a box for the global expert, and for the local one a click in the middle of what the global
+one found there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "scores.json"
 TARGET = 0.85
-"""Dice that an annotator is content with."""
+"""Dice at which an annotator stops."""
 GAIN = 0.03
 """Dice that a corrective click gains, where no training has measured it."""
 MOST_IMAGES, MOST_SECONDS = 50, 600.0
@@ -58,7 +59,7 @@ def score_image(volume: Volume, prior: Prior, expert: DualExpert, gain: float = 
 
     Args:
         volume: the image.
-        prior: what the labels taught.
+        prior: learned positions and sizes of labels.
         expert: with both experts.
         gain: Dice that a corrective click gains.
     """

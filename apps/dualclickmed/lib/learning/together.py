@@ -30,7 +30,7 @@ _PATHS = ("image", "label")
 
 @dataclass(frozen=True)
 class Material:
-    """What several processes read.
+    """The data that several processes read.
 
     Attributes:
         cases: labelled cases.
@@ -58,7 +58,7 @@ def train_together(
         recipe, options, command: as for `train`; with the device "cuda" each process takes the
             GPU of its rank.
         material: what is trained on, and from where.
-        progress: called as often as the first process tells something new.
+        progress: called at each progress of the first process.
         stop: set it, and the processes end after their step.
         processes: how many.
 
@@ -149,7 +149,7 @@ def work(folder: str) -> None:
 def _watch(
     folder: Path, progress: Callable[[Progress], None], stop: threading.Event, ended: threading.Event
 ) -> None:
-    """Hand on what the first process tells, and that it is to stop."""
+    """Pass on the progress of the first process, and the request to stop."""
     last = -1
     while not ended.wait(LOOK_SECONDS):
         try:

@@ -1,7 +1,7 @@
 """The compact global expert: image, box, clicks and previous mask enter one U-Net together.
 
 The published network encodes the image once because its encoder costs a hundred times what its decoder does.
-A small U-Net on the RoI takes some ten milliseconds on two processor cores, so nothing needs to be saved:
+A small U-Net on the RoI takes some ten milliseconds on two processor cores, so no encoding needs to be kept:
 every prompt is a channel beside the image, and each convolution sees both (nnInteractive works this way at a
 larger size).
 """
@@ -59,7 +59,7 @@ class EarlyFusionNetwork(RegionNetwork):
         side = config.image_size
         if side % 2 ** len(channels):
             raise ValueError(f"A grid of {side} can't be halved {len(channels)} times.")
-        # What training calls the image encoder: here it has no parameters of its own.
+        # Training may treat the image encoder's parameters apart; this network has none.
         self.image_encoder = nn.Identity()
         seen = 8 * (IMAGE_CHANNELS + PROMPT_CHANNELS)
         self.stem = Conv3d(seen, channels[0], 3, padding=1)
@@ -83,7 +83,9 @@ class EarlyFusionNetwork(RegionNetwork):
         self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN))
 
     def encode(self, image: Tensor) -> GlobalFeatures:
-        """What the image alone decides of normalised RoIs (B, 1, S, S, S): evidence and a smoothed copy."""
+        """The features that depend on the image alone, of normalised RoIs (B, 1, S, S, S): evidence and a
+        smoothed copy.
+        """
         self.require_image(image)
         assert isinstance(self.radius, Tensor)
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):

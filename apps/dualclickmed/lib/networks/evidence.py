@@ -1,4 +1,4 @@
-"""What the box says about intensities before any click: is a value more common inside it than around?
+"""Evidence of the box before any click: whether an intensity is more common inside it than around it.
 
 The global RoI is always 1.8 times the box (`geometry.GLOBAL_SCALE`): the box fills a known part of the grid
 and no prompt is needed here. The evidence belongs to the image embedding and is cached with it.

@@ -1,4 +1,4 @@
-"""What an encoded image is: tensors that prompts are decoded from, any number of times."""
+"""Encoded images: tensors from which prompts are decoded any number of times."""
 
 from __future__ import annotations
 

@@ -39,8 +39,9 @@ class PatchEmbedding(nn.Module):
 class ConvStem(nn.Module):
     """Patch embedding in steps of two, which keeps the finer feature maps for the decoder.
 
-    Constant coordinate channels tell every convolution where in the RoI it looks: the box fills a known part.
-    Two more say how much more common a voxel's intensity is inside the box than around it (`box_evidence`).
+    Constant coordinate channels give every convolution its place in the RoI, of which the box fills a known
+    part. Two more say how much more common a voxel's intensity is inside the box than around it
+    (`box_evidence`).
 
     Args:
         in_channels: channels of the image.
@@ -101,7 +102,7 @@ class Attention(nn.Module):
 class RelativeAttention(Attention):
     """The published attention with relative positions, without computing its padding.
 
-    Two habits of the published code, which its weights have learned with, are kept:
+    Two peculiarities of the published code, with which its weights were trained, are kept:
 
     1. A windowed block pads the grid with zeros to the window, after the normalisation and without a mask. So
        every padded token is a key and a value that equal the bias of `qkv`.

@@ -2,8 +2,8 @@
 
 A network of few convolutions sees a click only nearby. These maps carry it across the region: every click
 has an influence on every voxel that falls with the distance, in the second map also with the difference of
-intensities, and a voxel belongs to the kind that pulls harder. Between two clicks the border lies half way,
-or at the edge in the image, as with seeds of a random walker, in closed form.
+intensities, and a voxel belongs to the kind with the larger influence. Between two clicks the border lies
+half way, or at the image's edge, as with the seeds of a random walker but in closed form.
 """
 
 from __future__ import annotations

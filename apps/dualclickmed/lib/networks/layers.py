@@ -61,7 +61,7 @@ class Conv3d(nn.Conv3d):
 
 
 def with_fast_convolutions(network: ModuleT) -> ModuleT:
-    """Make every 3D convolution of someone else's module a `Conv3d`, in place."""
+    """Turn every 3D convolution of a module into a `Conv3d`, in place."""
     for module in network.modules():
         if type(module) is nn.Conv3d:
             module.__class__ = Conv3d

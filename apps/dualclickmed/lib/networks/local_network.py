@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 CLICK_SIGMAS = (1.5, 6.0)
 # How far intensities in [0, 1] may differ from those at a click and count as alike.
 INTENSITY_WIDTHS = (0.04, 0.12)
-# The suggestion that training starts from: reach in voxels, width in intensity, and weight of its logit. Of
-# the values tried on generated objects these gave the best mask from one click (mean Dice 0.30).
+# The mask that training starts from: reach in voxels, width in intensity, and weight of its logit. Of the
+# values tried on generated objects these gave the best mask from one click (mean Dice 0.30).
 PRIOR_REACH, PRIOR_WIDTH, PRIOR_GAIN = 10.0, 0.12, 3.0
 # The compact head's positions are offsets from the crop's centre in units of the inference window.
 REFERENCE_SIDE = 128
@@ -212,7 +212,7 @@ def _nearest(means: Tensor, values: Tensor) -> Tensor | None:
 def _connected(unit: Tensor, labels: Tensor, means: Tensor) -> Tensor:
     """Fuzzy connectedness to the clicks: how alike the least like voxel on the best path from a click is.
 
-    Convolutions see a fixed way; this follows an even organ to its end, and no further than its edge. It is
+    Convolutions see a fixed distance; this follows an even organ to its end and stops at its edge. It is
     computed on cells of twice the size (the path may be as long as one and a half times the window).
 
     Args:
@@ -259,7 +259,7 @@ def _grown(reached: Tensor, like: Tensor, steps: int) -> Tensor:
 
 
 def _nearby(unit: Tensor, labels: Tensor, means: Tensor, fold: int) -> Tensor:
-    """The object that a foreground click alone suggests: what is near it and of similar intensity.
+    """A first guess of the object from a foreground click: what is near it and of similar intensity.
 
     Training starts from here. From a mask of nothing, where an object is a hundredth of the window, it takes
     thousands of steps before the first voxel is found.

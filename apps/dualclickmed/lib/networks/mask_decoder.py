@@ -213,7 +213,7 @@ class MaskDecoder(nn.Module):
     def every_mask(
         self, embedding: Tensor, positions: Tensor, prompts: EncodedPrompts
     ) -> tuple[Tensor, Tensor | None]:
-        """What published checkpoints with several mask tokens and a quality head also predict.
+        """All masks and qualities that published checkpoints with several mask tokens predict.
 
         Args:
             embedding, positions, prompts: as for `forward`.

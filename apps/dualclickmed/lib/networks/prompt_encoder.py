@@ -17,13 +17,13 @@ FOREGROUND = 1
 
 # The prototype's clicks at 32^3 were about as sharp as the voxels themselves.
 CLICK_SIGMA = 1.0
-# A previous mask's logits are squeezed to (-1, 1); beyond a few units they all mean "sure".
+# A previous mask's logits are squeezed to (-1, 1); beyond a few units they are equally certain.
 MASK_LOGIT_SCALE = 4.0
 
 
 @dataclass
 class EncodedPrompts:
-    """What the mask decoder gets of the prompts.
+    """The prompts as the mask decoder takes them.
 
     tokens: (B, T, dim); padding: (B, T) bool, True where a token is to be ignored, or None where all count;
     dense: (B or 1, dim, G, G, G), added to the image embedding; maps: (B, 3, M, M, M) previous mask,
@@ -43,7 +43,7 @@ class FourierPositions(nn.Module):
 
     Args:
         dim: of the encoding.
-        published: SAM-Med3D's form, which its weights have learned with: the terms are [sin, cos, sin], and
+        published: SAM-Med3D's form, with which its weights were trained: the terms are [sin, cos, sin], and
             the dense grid has its first two axes swapped against the points. Otherwise [sin, cos], no swap.
     """
 

@@ -122,7 +122,7 @@ def doubled(x: Tensor, up: nn.Module, onto: Tensor | None = None) -> Tensor:
     assert up.kernel_size == (3, 3, 3) and up.stride == (2, 2, 2)
     assert up.padding == (1, 1, 1) and up.output_padding == (1, 1, 1)
     out = onto
-    # Not thinner: PyTorch has oneDNN compute a layer only if batch, channels, depth and height multiply to
+    # Slabs are not thinner, because PyTorch uses oneDNN only if batch, channels, depth and height multiply to
     # more than 20480, and its own transposed convolution is seven times as slow.
     for planes in _slabs(x, SLAB_VOXELS // 2):
         # Plane i reaches the planes 2i - 1, 2i and 2i + 1 of the result: one more is needed at the end.

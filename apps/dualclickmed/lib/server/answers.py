@@ -1,8 +1,8 @@
 """Errors as answers to clients: a sentence, and the HTTP status.
 
-400 for what the client can put right, 404 for what is not there, 409 for what cannot be done as things are,
-413 for too much, 503 for a server that is busy or cannot read its files now, 507 for a full disk. What is
-left is a fault of ours: 500, with its details in the log alone.
+400: the client can correct the request; 404: not found; 409: not possible in the present state; 413: too
+large; 503: the server is busy or cannot read its files now; 507: the disk is full. Anything else is a fault
+of the server: 500, with the details in the log only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class StorageFullError(UserError):
 
 
 def answer_to(error: Exception) -> HTTPException:
-    """The answer to a request that ended in an error; what the server has to look into is logged."""
+    """The answer to a request that ended in an error; faults of the server are logged."""
     if isinstance(error, HTTPException):
         return _untold(error) if error.status_code == 500 else error
     if isinstance(error, BusyError):

@@ -56,7 +56,7 @@ class DicomStudies(DICOMWebDatastore, Studies):
     def get_image_uri(self, image_id: str) -> str:
         """The image's file, downloaded and converted first if it is not here yet.
 
-        What had to be decided about the series is among the image's facts (`get_image_info`), as "notes".
+        Notes about the series are part of the image's information (`get_image_info`), under "notes".
 
         Raises:
             UserError: the id is no plain name, the archive has no such series, or it is no regular image.
@@ -200,10 +200,10 @@ def _temporary() -> Iterator[Path]:
 
 
 class Fresh:
-    """A list that is asked for again after `LIST_SECONDS`, by one thread; others take the old one meanwhile.
+    """A list that is fetched again after `LIST_SECONDS` by one thread; others use the old one meanwhile.
 
     Args:
-        ask: gives the list; may raise requests.RequestException, and is asked again later then.
+        ask: fetches the list; if it raises requests.RequestException, it is called again later.
     """
 
     def __init__(self, ask: Callable[[], list[str]]) -> None:
@@ -235,7 +235,7 @@ class Fresh:
             return list(self._known)
 
     def forget(self) -> None:
-        """Ask the next time."""
+        """Fetch the list at the next call."""
         self._until = 0.0
 
 

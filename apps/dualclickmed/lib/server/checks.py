@@ -1,4 +1,4 @@
-"""What a request may hold: ids, tags, names of files, JSON. Every check gives back what may be used.
+"""Checks of what requests hold: ids, tags, file names, JSON. Each returns a value that is safe to use.
 
 Ids and tags become parts of paths in MONAI Label's datastores, so that nothing but a plain name may pass.
 """
@@ -171,7 +171,7 @@ def plain_object(
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and objects are nested; counts on once the limit is passed no further."""
+    """How deep lists and objects are nested; counting ends beyond the limit."""
     depth, level = 0, [value]
     while level and depth <= MAX_JSON_DEPTH:
         depth += 1

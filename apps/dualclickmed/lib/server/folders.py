@@ -54,19 +54,19 @@ def named(folder: Path, endings: Sequence[str], known: Mapping[str, str] | None 
 
 
 class Watched:
-    """Notices that files came to folders or went, at the next question."""
+    """Tells whether files were added to folders or removed from them since the last call."""
 
     def __init__(self) -> None:
         self._state: tuple[tuple[str, int], ...] | None = None
         self._names: tuple[tuple[str, ...], ...] | None = None
 
     def changed(self, folders: Sequence[Path]) -> bool:
-        """Whether there are other files than at the last question.
+        """Whether there are other files than at the last call.
 
         Raises:
             OSError: a folder cannot be listed.
         """
-        # Before the names: what comes while they are listed is found the next time.
+        # Before the names: what is added meanwhile is found the next time.
         state = tuple((str(folder), folder.stat().st_mtime_ns) for folder in folders)
         if state == self._state:
             return False
@@ -80,5 +80,5 @@ class Watched:
         return names != before
 
     def forget(self) -> None:
-        """Let the next answer be that there are others."""
+        """Let the next call of `changed` return True."""
         self._state = self._names = None

@@ -41,11 +41,10 @@ CPU_FACTOR = 2
 
 
 def serve(control: socket.socket, folder: Path | None) -> None:
-    """Fork a reader for every socket that comes; end when nobody is there any more who could send one.
+    """Fork a reader for every socket received; end when every sender has closed its end.
 
-    A reader takes its request from the socket that came, and answers on it. Once the other end of that socket
-    is shut down, the reader is killed. What ends the server, however it is ended, ends this process and all
-    readers.
+    A reader takes its request from that socket and answers on it. It is killed once the other end of the
+    socket is shut down. The end of the server, however it comes, ends this process and all readers.
 
     Args:
         control: a Unix stream socket; each byte that comes brings a socket with it.
@@ -62,7 +61,7 @@ def serve(control: socket.socket, folder: Path | None) -> None:
             for handle in (control.fileno(), ended):
                 waited.register(handle, select.POLLIN)
             for connection in readers.values():
-                # No event but the end of the other side.
+                # The only event to wait for is the end of the other side.
                 waited.register(connection.fileno(), 0)
             happened = dict(waited.poll())
             if ended in happened:
@@ -98,7 +97,7 @@ def _own(folder: Path, process: int) -> Path:
 def _take(
     control: socket.socket, ended: int, notice: int, readers: dict[int, socket.socket], folder: Path | None
 ) -> bool:
-    """Do what is asked for next; False if nobody asks any more."""
+    """Handle the next request; False once the control socket is closed."""
     try:
         asked, handles, _, _ = socket.recv_fds(control, 1, 1)
     except OSError:
@@ -135,7 +134,7 @@ def _read(connection: socket.socket) -> NoReturn:
     """Answer one request, and end."""
     try:
         with suppress(OSError):
-            # Where memory runs out, this process is the one to go.
+            # If memory runs out, the kernel shall end this process first.
             Path("/proc/self/oom_score_adj").write_text("1000")
         transport.send(connection, _answer(**transport.receive(connection)))
     except (transport.ClosedError, BrokenPipeError):
@@ -150,7 +149,7 @@ def _read(connection: socket.socket) -> NoReturn:
 def _answer(
     name: str, args: tuple[Any, ...], limits: ReadLimits, memory: int, seconds: float
 ) -> tuple[str | None, Any]:
-    """None and what the reader gave, or the name of an error and its message."""
+    """(None, the reader's result), or (an error's name, its message)."""
     limit_to(limits)
     _limit(memory, seconds)
     read: Callable[..., Any] = native.READERS[name]
@@ -161,7 +160,7 @@ def _answer(
     except MemoryError:
         return OUT_OF_MEMORY, ""
     except Exception:
-        # Whatever a library says about a file that it was not made for.
+        # Libraries raise nearly anything on files that they cannot read.
         traceback.print_exc()
         return FAILED, ""
 

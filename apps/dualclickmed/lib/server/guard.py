@@ -1,9 +1,9 @@
-"""Turns away requests that no endpoint should see: from other sites' pages, under strange names, too large.
+"""Refuses requests that no endpoint should see: from other sites' pages, for unknown host names, too large.
 
-A server on the own machine needs no password, so that any page in the annotator's browser could talk to it.
-What a browser says about where a request comes from (`Origin`) and whom it believes to reach (`Host`) tells
-such requests from the annotator's own. Where it does not say so, as for pictures of a page, it says at least
-whether the request is another site's (`Sec-Fetch-Site`).
+A server on one's own machine needs no password, so any page in the annotator's browser could send requests to
+it. The headers `Origin` and `Host`, which the browser sets, tell such requests from the annotator's own;
+where they are missing, as for pictures in a page, `Sec-Fetch-Site` tells at least whether the request is
+another site's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UPLOADS = ("multipart/form-data", "multipart/related", "application/dicom")
 
 
 class BodyError(Exception):
-    """A request sent more than it may, or nothing more."""
+    """A request's body is too large, or stopped coming."""
 
 
 class _Body:
@@ -56,7 +56,7 @@ class _Body:
 
     async def __call__(self) -> Message:
         try:
-            # Who waits after the end of the body waits for the client to leave.
+            # A call after the end of the body waits until the client leaves.
             message = await asyncio.wait_for(self._receive(), None if self._complete else BODY_SECONDS)
         except asyncio.TimeoutError as error:
             self._silent = True
@@ -70,7 +70,7 @@ class _Body:
         return message
 
     async def rest(self) -> None:
-        """Take what is still to come and drop it, for a while."""
+        """Read and discard the rest of the body, for a limited time."""
         until = asyncio.get_running_loop().time() + REFUSED_SECONDS
         while not self._complete and not self._silent:
             left = until - asyncio.get_running_loop().time()
@@ -103,7 +103,7 @@ class Guard:
         self._uploads = tuple(uploads)
         self.origins = frozenset(origin.rstrip("/").lower() for origin in origins)
         machine = {socket.gethostname().lower(), socket.getfqdn().lower()}
-        # Exact names: whoever owns a domain can have any first part in front of it.
+        # Exact names, because the owner of a domain can make any subdomain.
         self._own_names = frozenset({*_LOOPBACK_NAMES, *machine, *limits.hosts})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,7 +126,7 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 if body.problem is not None and not started:
-                    # An endpoint made something else of the interruption.
+                    # The endpoint turned the interruption into another error.
                     await _answer(send, body, *body.problem)
                     started = True
                     return
@@ -157,7 +157,7 @@ class Guard:
         if not origin or origin in self.origins or _netloc(origin) == host:
             return None
         if _is_loopback(_name_of(origin)) and _is_loopback(_name_of(f"//{host}")):
-            # Another program of this machine, as a viewer that is being developed.
+            # Another program of this machine, such as a viewer under development.
             return None
         return 403, (
             f"Pages of {origin[:100]!r} may not call this server. If they are meant to, name them when it is "
@@ -167,7 +167,7 @@ class Guard:
     def _is_own(self, name: str | None) -> bool:
         if name is None:
             return False
-        # Anybody's name can be made to point here; an address stands for itself.
+        # A foreign name can be made to resolve to this machine; an address cannot.
         return "*" in self.limits.hosts or name in self._own_names or _is_address(name)
 
     def _most(self, headers: Mapping[bytes, str]) -> int:
@@ -176,7 +176,7 @@ class Guard:
 
 
 def _opens_page(headers: Mapping[bytes, str], scope: Scope) -> bool:
-    """Whether somebody follows a link to one of the pages: what they do then is the annotator's own doing."""
+    """Whether the request opens one of the pages by a link; later requests then come from the page itself."""
     follows = headers.get(b"sec-fetch-mode") == "navigate" and headers.get(b"sec-fetch-dest") == "document"
     path = scope.get("path", "")
     page = path in PAGES or path.startswith(PAGES[0])
@@ -224,7 +224,7 @@ def _too_large(most: int) -> str:
 
 
 async def _answer(send: Send, asked: _Body, status: int, detail: str) -> None:
-    """Answer at once, and then take what the client still sends, so that it gets to reading the answer."""
+    """Answer at once, then read the rest of the request, so that the client gets to read the answer."""
     body = json.dumps({"detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers.append((b"connection", b"close"))

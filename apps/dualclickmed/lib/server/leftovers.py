@@ -1,4 +1,4 @@
-"""Clearing what a killed server left behind, and a private folder for uploads."""
+"""Removal of files that a killed server left, and a private folder for uploads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "dualclickmed-server-"
 OLD_SECONDS = 3600.0
-"""Age after which a half-written file has been given up: nothing takes so long to write."""
+"""Age after which a half-written file counts as abandoned: no write takes so long."""
 _LOCK = ".lock"
 
 # Signals of the server's group do not end it. Processes that are ending may still write: it tries again.
@@ -48,7 +48,7 @@ def private_temporary_folder() -> Path:
         try:
             with lock:
                 shutil.rmtree(other, ignore_errors=True)
-        # Its server lives, or it belongs to another user.
+        # Its server is running, or the folder belongs to another user.
         except (Timeout, OSError):
             continue
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))

@@ -41,7 +41,7 @@ def look_after(on_end: Callable[[], None]) -> None:
     server.config.timeout_graceful_shutdown = GRACE_SECONDS
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _ending(signal.getsignal(signum), on_end))
-    # Kept by the loop's own reference while it runs; nobody waits for it.
+    # The loop refers to the task while it runs; nothing awaits it.
     task = asyncio.get_running_loop().create_task(_close_idle(server))
     server.server_state.tasks.add(task)
     task.add_done_callback(server.server_state.tasks.discard)
@@ -97,7 +97,7 @@ def closed_idle(
         now: the time, in seconds.
 
     Returns:
-        What the connections that are open look like, and since when.
+        The state of each open connection, and since when it has been so.
     """
     found = {}
     for connection in connections:
@@ -114,7 +114,7 @@ def closed_idle(
 
 
 def _state(connection: Any) -> tuple[int, int] | None:
-    """What changes when a connection is used; None while its request is being answered or uploaded."""
+    """A value that changes when the connection is used; None while a request is answered or uploaded."""
     cycle, transport = getattr(connection, "cycle", None), getattr(connection, "transport", None)
     if transport is None:
         return None

@@ -1,4 +1,4 @@
-"""How much the server takes on, as ``--conf`` sets it."""
+"""The server's limits, as ``--conf`` sets them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..errors import UserError
 
 WORKING = 2
-"""Requests in hand at once: while one computes, another reads its image or writes its mask."""
+"""Requests that work at the same time: while one computes, another reads its image or writes its mask."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class Line:
             raise
 
     def _leave(self) -> None:
-        """Hand the turn to the one that waits longest, if any."""
+        """Give the turn to the request that has waited longest, if any."""
         if self._queue:
             self._queue.popleft().set_result(None)
         else:

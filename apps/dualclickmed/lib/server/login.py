@@ -1,4 +1,4 @@
-"""MONAI Label's log-in, put right where it fails with today's libraries.
+"""Corrects MONAI Label's log-in, which fails with present libraries.
 
 MONAI Label 0.8.5 decodes tokens without naming the algorithms that it accepts. PyJWT refuses that since
 version 2, so that nobody could log in; and where it does not refuse, a forger may choose the algorithm.
@@ -34,7 +34,7 @@ def refusal(error: requests.RequestException) -> HTTPException:
 
 
 def user_of(token: str) -> auth.User:
-    """Who a token belongs to.
+    """The user that a token belongs to.
 
     Raises:
         jwt.InvalidTokenError: the token is not valid: MONAI Label answers 401.

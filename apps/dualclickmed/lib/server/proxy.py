@@ -1,7 +1,7 @@
-"""OHIF's way to the archive: DICOMweb requests handed on, and nothing beside them.
+"""Forwards OHIF's DICOMweb requests to the archive, and nothing else.
 
-MONAI Label's own proxy hands on dots in paths, which lead out of DICOMweb to the rest of the archive, and the
-browser's headers with the log-in in them; it waits without end, and keeps the whole server waiting meanwhile.
+MONAI Label's own proxy forwards dots in paths, which lead out of DICOMweb to the rest of the archive, and the
+browser's headers with its log-in; it has no time-out, and the whole server waits meanwhile.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Files are read in processes of their own: with a limit of time and memory, ended with the request.
+"""Reads files in separate processes with limits of time and memory, which end with the request.
 
-No native library sees a byte of a request in the server's process. Each file has a fresh process, forked in
+No native library reads a byte of a request in the server's process. Each file has a fresh process, forked in
 milliseconds by one that has imported the readers (`forks`); its voxels come back through shared memory. It is
 killed when it takes too long, when the request's time is over, when its client leaves, and when the server
 ends, in whatever way.
@@ -71,7 +71,7 @@ class Reader:
         self._running: dict[int, tuple[float, float]] = {}
 
     def __call__(self, name: str, args: tuple[Any, ...]) -> Any:
-        """What the reader of that name gives for these arguments, the first of which is a path.
+        """Run the reader of that name in a process and return its result; the first argument is a path.
 
         Raises:
             UserError: as the reader does; a VolumeError too where it needs more time or memory than it may

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 ALLOWED = ("/activelearning/", "/auth/token")
-"""What is asked by POST and stores nothing but which image somebody was shown."""
+"""Paths of POST requests that store nothing but which image was shown to whom."""
 
 
 class ReadOnly:

@@ -1,8 +1,8 @@
-"""MONAI Label's endpoints, checked, off the event loop, and answering mistakes with a sentence.
+"""MONAI Label's endpoints with checked arguments, run in threads, with errors answered by a sentence.
 
-MONAI Label 0.8.5 runs everything it does inside ``async def``: while one request computes, uploads or waits
-for an archive, all others stand still. Here the same endpoints run in threads. What they are given is checked
-first; those that are unsafe or fail with today's libraries are replaced.
+MONAI Label 0.8.5 does all its work inside ``async def``: while one request computes, uploads or waits for an
+archive, all others wait. Here the same endpoints run in threads. What they are given is checked first; those
+that are unsafe or fail with today's libraries are replaced.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Endpoints:
         self.ready = ready
         self.files = files
         self.turns = Turns(limits)
-        # A label is stored and then noted with who submitted it: nobody may come in between.
+        # Storing a label and noting who submitted it must not be interleaved with another submission.
         self.submitting = threading.Lock()
         self._own: dict[str, Endpoint] = {
             "access_token": self.log_in,
@@ -124,7 +124,7 @@ class Endpoints:
         return found
 
     def _guarded(self, route: APIRoute) -> Endpoint:
-        """An endpoint whose arguments are checked and whose mistakes are told."""
+        """The endpoint with its arguments checked and its errors turned into answers."""
         original: Endpoint = route.endpoint
         name = original.__name__
         own = self._own.get(name)
@@ -195,7 +195,7 @@ class Endpoints:
         return answer
 
     async def in_turn(self, request: Request, work: Callable[[], T]) -> T:
-        """What `work` gives in a thread, after those that came before; it ends once the client left."""
+        """Run `work` in a thread when its turn comes; it ends once the client has left."""
         return await self.turns.run(request, work)
 
     async def add_image(self, request: Request, **given: Any) -> Any:
@@ -368,7 +368,7 @@ def _check(endpoint: str, given: dict[str, Any]) -> None:
         elif isinstance(value, str):
             _check_text(name, value)
             if name in ("params", "info") and not value.strip():
-                # MONAI Label takes nothing for JSON in some places.
+                # In some places MONAI Label takes an empty text for JSON.
                 given[name] = "{}"
         elif name == "params" and value is not None:
             checks.plain_object(value, most=checks.MAX_TASK_BYTES)
@@ -391,7 +391,7 @@ def _check_text(name: str, value: str) -> None:
 
 
 def _check_task(module: str, given: Mapping[str, Any]) -> None:
-    """Starting a process is worth a look at what it is to do."""
+    """Check the arguments of a training or batch inference before a process is started for it."""
     app = app_instance()
     kind, known = {
         train.__name__: ("train", app._trainers),

@@ -1,4 +1,4 @@
-"""Images that clients upload to work on for a while, kept so that no request reaches another file."""
+"""Images that clients upload for a session, stored so that no request can reach another file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class SafeSessions(Sessions):
     def get_session(
         self, session_id: str, update_ts: bool = True, fetch_cache: bool = True
     ) -> SessionInfo | None:
-        """What is known about a session; None for ids that the server never gave, and what a crash left."""
+        """A session's information; None for ids that the server never issued and for remains of a crash."""
         try:
             checks.session_id(session_id)
         except UserError:

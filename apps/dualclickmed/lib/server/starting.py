@@ -1,4 +1,4 @@
-"""What `serve` does before MONAI Label takes over: imports in half the time, and the app's folder."""
+"""Preparations of `serve` before MONAI Label starts: faster imports, and the app's folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __version__ = dualclickmed.__version__
 
 @contextmanager
 def left_out(names: tuple[str, ...] = UNUSED) -> Iterator[None]:
-    """Let imports inside take these packages for missing; MONAI then does without them."""
+    """Imports inside the ``with`` block treat these packages as missing; MONAI then does without them."""
     blocked = [name for name in names if name not in sys.modules]
     for name in blocked:
         sys.modules[name] = None  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""The studies folder, kept so that no label is lost: not to a crash, and not to a race.
+"""The studies folder, stored so that neither a crash nor a race loses a label.
 
 MONAI Label's `LocalDatastore` writes ``datastore_v2.json`` and labels in place and changes its records while
 other threads read them. Here
@@ -8,7 +8,7 @@ other threads read them. Here
 * a label goes to disk under another name first; a note of what is to be done is written before the label
   takes its place, and whoever finds such a note after a crash completes it;
 * ids and tags are plain names, so that nothing is written outside the folder;
-* a file that comes or goes is noticed at the next request, without anybody who watches.
+* files that are added or removed are noticed at the next request, without a watching thread.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Studies(LocalDatastore):
         self._watched = folders.Watched()
         with self._process_lock:
             self._clear_up()
-        # Nobody need watch the folder: see `_look`.
+        # No thread watches the folder: see `_look`.
         super().__init__(datastore_path, *args, **{**kwargs, "auto_reload": False})
 
     # What MONAI Label's own code calls to read and write its record.
@@ -78,7 +78,7 @@ class Studies(LocalDatastore):
             self._write(self._datastore)
 
     def _reconcile_datastore(self) -> None:
-        """Take up files that came and forget those that went."""
+        """Add new files to the record and remove missing ones."""
         with self._changing_lock, self._process_lock:
             self._init_from_datastore_file()
             objects = self._found()
@@ -88,7 +88,7 @@ class Studies(LocalDatastore):
                 self._datastore = changed
 
     def _look(self) -> None:
-        """Take up what came or went since the last time; takes as long as to ask for each folder's state."""
+        """Note files that were added or removed since the last call; costs one `stat` for each folder."""
         try:
             replaced = self._record.exists() and _identity(self._record) != self._seen
             if self._watched.changed(self._folders()) or replaced:
@@ -260,7 +260,7 @@ class Studies(LocalDatastore):
         with self._change() as draft:
             draft.description = description
 
-    # How it is done.
+    # How changes are made.
 
     @contextmanager
     def _change(self) -> Iterator[LocalDatastoreModel]:
@@ -378,11 +378,11 @@ class Studies(LocalDatastore):
         return stem if known is not None and known.image.ext == ending else image
 
     def _clear_up(self) -> None:
-        """Put away what a crash has left: files that were never finished, and a record that was cut short."""
+        """Clean up after a crash: unfinished files, and a record that was cut short."""
         noted = self._pending.read_text("utf-8") if self._pending.exists() else ""
         for folder in (self._pending.parent, *(self._pending.parent / "labels").glob("*/")):
             for part in folder.glob(f".*{_PART}"):
-                # A label without a note was never promised to anybody.
+                # A label without a note was never confirmed to a client.
                 if part.name not in noted:
                     part.unlink(missing_ok=True)
         clear_half_written(self._pending.parent)
@@ -424,7 +424,7 @@ def _known_form(value: object) -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int, int]:
-    """Another one after every replacement, even within the clock's resolution."""
+    """A value that differs after every replacement, even within the clock's resolution."""
     status = path.stat()
     return status.st_mtime_ns, status.st_ino, status.st_size
 

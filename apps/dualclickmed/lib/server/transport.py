@@ -1,4 +1,4 @@
-"""What one process hands another: plain values as JSON, arrays as they are, and nothing that runs.
+"""Messages between processes: plain values as JSON, arrays through shared memory, and no code.
 
 Unpickling would let a process that a damaged file has taken over run code in the one that asked it to read.
 """
@@ -29,7 +29,7 @@ _LENGTH = struct.Struct("<Q")
 _KINDS = "biuf"
 _ALIGNED = 64
 _PACKAGE = f"{__package__.rpartition('.')[0]}.imaging."
-"""Whose dataclasses may be sent."""
+"""Prefix of modules whose dataclasses may be sent."""
 
 
 class ClosedError(Exception):
@@ -117,7 +117,7 @@ def _fill(memory: mmap.mmap, arrays: list[npt.NDArray[Any]]) -> None:
         flat = np.frombuffer(memory, array.dtype, array.size, offset)
         flat.reshape(array.shape, order=_order(array))[...] = array
         offset += _room(array.nbytes)
-        # The memory cannot be closed while an array shows it.
+        # The memory cannot be closed while an array refers to it.
         del flat
 
 

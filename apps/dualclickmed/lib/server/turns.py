@@ -34,7 +34,8 @@ class Turns:
         self._threads = ThreadPoolExecutor(WORKING, thread_name_prefix="infer")
 
     async def run(self, request: Request, work: Callable[[], T]) -> T:
-        """What `work` gives, computed in a thread; it is ended if the client leaves or it takes too long.
+        """Run `work` in a thread and return its result; it is ended if the client leaves or it takes too
+        long.
 
         The request's body must have been read.
 
@@ -51,7 +52,7 @@ class Turns:
             gone.cancel()
 
     async def beside(self, request: Request, work: Callable[[], T]) -> T:
-        """As `run`, at once: for work that reads and stores, and does not compute.
+        """As `run`, without waiting for a turn: for work that reads and stores but does not compute.
 
         Raises:
             Stopped: as `cancellation.check`.

@@ -96,7 +96,7 @@ def segmentation(given: Mapping[str, Any], load: Callable[[str], Volume]) -> Any
     """
     tasks: BackgroundTasks = given["background_tasks"]
     image, params = given["image"], json.loads(given["params"] or "{}")
-    # Clients name what is to be segmented under `label`: an uploaded segmentation has a name of its own.
+    # `label` is the label to segment for clients, so an uploaded segmentation has another key.
     params.pop(wire.LABEL_FILE, None)
     if given["label"]:
         label = stored(given["label"], tasks)
@@ -149,7 +149,7 @@ def new_label(app: Any, given: Mapping[str, Any], files: Files) -> dict[str, Any
         path = from_binary(path, files.load(image), tasks)
     tag = given["tag"] or DefaultLabelTag.FINAL.value
     if tag != DefaultLabelTag.FINAL.value:
-        # Final ones are read where they are learned from, to say what was understood.
+        # Final labels are read by `Learning.save_label`, whose answer says what was understood.
         files.label(image, path, info)
     label = app.datastore().save_label(image, str(path), tag, info)
     return {**(app.on_save_label(image, label) or {}), "image": image, "label": label}

@@ -26,11 +26,11 @@ ATTENUATION_TOP = 64
 ATTENUATION_EQUAL = 1e-5
 # Paper, section 2.3: shares of clicks from false positives, false negatives and the confused region.
 BALANCED_SHARES = (0.1, 0.5, 0.4)
-# The paper says "near the 0.5 decision threshold"; this is how near.
+# Distance from the threshold; the paper has "near the 0.5 decision threshold".
 CONFUSED_MARGIN = 0.1
 
 
-# Of a realistic click: how far from the error's middle, as a part of its depth there.
+# Scatter of a realistic click about the error's deepest voxel, as a part of the depth there.
 SCATTER = 0.35
 
 
@@ -164,9 +164,9 @@ def balanced(logits: Tensor, truth: Tensor, valid: Tensor, count: int, draws: Dr
 def realistic(logits: Tensor, truth: Tensor, valid: Tensor, count: int, draws: Draws) -> Clicks:
     """Clicks as people place them: in the largest error, near its middle, not exactly on it.
 
-    The largest 26-connected piece of the error is taken, its deepest voxel is aimed at, and the hand misses
-    by a Gaussian of a third of the depth there, within the piece. Arguments as in `boundary_attenuated`; on a
-    GPU the map goes through the processor's memory.
+    The click lies about the deepest voxel of the largest 26-connected piece of the error, off by a Gaussian
+    of a third of the depth there, within the piece. Arguments as in `boundary_attenuated`; on a GPU the map
+    goes through the processor's memory.
     """
     wrong = (((logits > 0) != truth) & valid).numpy(force=True)
     misses = torch.erfinv((2 * draws.rand(len(logits), 3 * count) - 1).clamp(-0.999, 0.999)) * 2**0.5

@@ -21,7 +21,7 @@ from .learning import Learning
 
 
 class Output(str, Enum):
-    """What is answered: figures, or the map of voxels on which the annotators disagree."""
+    """The form of the answer: figures, or a map of the voxels on which the annotators disagree."""
 
     json = "json"
     map = "map"
@@ -32,7 +32,7 @@ def router(learning: Learning, answer_to: Callable[[Exception], Exception]) -> A
 
     Args:
         learning: of the app.
-        answer_to: what the client is told of an error.
+        answer_to: makes the answer to an error.
     """
     found = APIRouter(prefix="/learning", tags=["Learning"])
 

@@ -1,4 +1,4 @@
-"""What the app hands on to learning: submitted labels, predictions, trainings that start by themselves."""
+"""Connects the app to `learning`: submitted labels, predictions, trainings that start by themselves."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ MOST_PREDICTIONS = 1000
 class Learning:
     """Keeps the record of one studies folder; safe to use from several threads.
 
-    Which labels are final is the datastore's to say; the record follows it (`learning.following`).
+    The datastore decides which labels are final; the record follows it (`learning.following`).
 
     Args:
-        datastore: of the app; its final labels are read before they are stored from now on, and recorded.
+        datastore: of the app; from now on its final labels are read and recorded when they are stored.
         folder: where the datastore keeps its files.
         options: the server's.
 
@@ -126,7 +126,7 @@ class Learning:
         """
         path = self.datastore.get_image_uri(image_id)
         if not path:
-            # The datastore says so in its own words.
+            # The datastore raises its own error for it.
             return {}
         volume = self.load(Path(path), modality_of(self.datastore.get_image_info(image_id)))
         try:
@@ -152,7 +152,7 @@ class Learning:
         return volume, found
 
     def on_save_label(self, image_id: str) -> dict[str, Any]:
-        """What the answer to a submitted label says about it."""
+        """The part of the answer to a submitted label that `learning` adds."""
         answer = self._answers.pop(image_id, None)
         return {} if answer is None else {"learning": answer}
 
@@ -173,7 +173,7 @@ class Learning:
                 self._predictions.popitem(last=False)
 
     def prior(self) -> Prior:
-        """What the labels taught so far; read again when a training has changed it."""
+        """Learned positions and sizes of labels; read again when a training has changed them."""
         path = self.record.folder / "prior.json"
         try:
             state: object = (path.stat().st_mtime_ns, path.stat().st_size)
@@ -214,7 +214,7 @@ class Learning:
                     logger.info("%d labels wait: retraining the %s expert", self.options.retrain_after, kind)
                     start(TRAINER.format(kind=kind))
             except Exception:
-                # A full disk must not end the watch; the next look may succeed.
+                # A full disk must not end the watch; the next attempt may succeed.
                 logger.exception("Looking for labels that wait for retraining failed")
 
     def due(self) -> list[Kind]:
@@ -249,7 +249,7 @@ def with_new(labels: LabelMap, names: list[str]) -> LabelMap:
 
 
 def clicks_in(request: Mapping[str, Any]) -> int:
-    """How many clicks a request holds, in whichever dialect."""
+    """How many clicks a request holds, in any dialect."""
     return sum(
         sum(isinstance(point, (list, tuple)) and len(point) == 3 for point in value)
         for key, value in request.items()

@@ -30,7 +30,7 @@ def serve_processes(record: Record) -> None:
     """To be called once in the server, before it starts any process.
 
     Args:
-        record: of the studies, which is told when somebody cancels a training.
+        record: of the studies, where cancelled trainings are noted.
     """
     announce()
     tasks.stop_background_task = cancelling(utils.stop_background_task, record)
@@ -44,7 +44,7 @@ def serve_processes(record: Record) -> None:
 
 
 def cancelling(stop: Callable[[str], Any], record: Record) -> Callable[[str], Any]:
-    """MONAI Label's own way to stop a process, after which the record says that a training was cancelled."""
+    """MONAI Label's function that stops a process; the record then notes the cancelled training."""
 
     def stopped(method: str) -> Any:
         _until(lambda: bool(utils.processes(method)) or not _starting(method), START_SECONDS)

@@ -29,7 +29,7 @@ EVERYTHING, DECODER = "everything", "all but the image encoder"
 TENSORBOARD, NO_TRACKING = "tensorboard", "None"
 NAME = "train"
 IGNORED = frozenset({"model", "local_rank", "client_id", "max_workers", "run_id"})
-"""What MONAI Label and its clients send along and that means nothing here."""
+"""Keys that MONAI Label and its clients send and that have no effect here."""
 ANSWERED = {
     "dataset": "cases are opened once and kept in memory as far as that is bounded, whatever 'dataset' says",
     "dataloader": "samples are made in the training's own process, whatever 'dataloader' says",
@@ -52,7 +52,7 @@ class ExpertTrainer(TrainTask):
         kind: which expert.
         record: of what was submitted and trained.
         options: the server's.
-        final: gives the labels that are final now (None: what the record says).
+        final: returns the labels that are final now (None: those of the record).
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class ExpertTrainer(TrainTask):
 
 
 def notes_on(request: Mapping[str, Any]) -> list[str]:
-    """What of a request does not happen though it was asked for, as sentences."""
+    """Sentences about options of a request that have no effect."""
     notes = []
     if _yes(request, "multi_gpu", False) and len(gpus()) < 2:
         notes.append(
@@ -215,7 +215,7 @@ def notes_on(request: Mapping[str, Any]) -> list[str]:
 
 
 def _chosen(value: Any, default: Any) -> Any:
-    """Clients send a list whole where nobody has chosen from it."""
+    """The chosen value; of a list, which clients send whole where nothing was chosen, the first."""
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None
     return default if value is None or value == "" else value

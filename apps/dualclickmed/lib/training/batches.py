@@ -1,4 +1,4 @@
-"""What a training step works on: samples of single objects or windows, and batches of them."""
+"""The samples of a training step, single objects or windows, and batches of them."""
 
 from __future__ import annotations
 

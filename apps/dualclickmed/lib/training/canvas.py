@@ -1,4 +1,4 @@
-"""What a scene is painted on: label map, warp, smooth random fields and blurs.
+"""The canvas of a generated scene: label map, warp, smooth random fields and blurs.
 
 Smooth fields and blurs are products with small matrices along each axis, which is several times faster than a
 convolution on a CPU and exact at any size.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass
 class Canvas:
-    """What a scene is painted on; coordinates are in units of the finest voxel side, centred on voxels."""
+    """The canvas of a scene; coordinates are in units of the finest voxel side, centred on voxels."""
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]

@@ -18,12 +18,11 @@ from .opened import Found, OpenedCase
 from .recipes import Recipe
 from .regions import inside, jittered, window_about
 
-# An object that fills more of a window than this has nothing to find an edge by: the window moves to its
-# surface.
+# Where an object fills more of a window than this, the window moves to its surface, so that it shows an edge.
 WINDOW_FILLED = 0.9
 
 Order = Callable[[int], npt.NDArray[np.integer]]
-"""The order in which a number of objects is asked for: a permutation of their places."""
+"""The order in which objects are asked for: from their number to a permutation of their indices."""
 
 
 def global_crop(
@@ -33,7 +32,7 @@ def global_crop(
     valid.
 
     Its `normalise_global` is what the global expert computes for that box. An object so thin that no cell is
-    half filled is where it fills cells most.
+    half filled consists of the cells that it fills most.
     """
     volume = opened.volume
     grey_map = map_in_box(volume, box, "auto")

@@ -1,4 +1,4 @@
-"""How many objects labelled cases have, which epochs are counted in."""
+"""The numbers of objects in labelled cases, in which epochs are counted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def object_counts(
         cases: to count in.
         recipe: its rules choose the objects.
         folder: of the run.
-        prepared: crops made beforehand, which know.
+        prepared: crops made beforehand, which store the counts.
 
     Returns:
         Case id to its number of objects; 0 where the case can't be used.
@@ -63,5 +63,5 @@ def _counted(case: LabelledCase, recipe: Recipe) -> int:
     try:
         return len(open_case(case, recipe).objects)
     except UserError:
-        # Named when the training comes to it.
+        # The training reports it when it reaches the case.
         return 0

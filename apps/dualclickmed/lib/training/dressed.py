@@ -1,8 +1,8 @@
-"""Label maps dressed in generated looks: real shapes and neighbourhoods without a real image.
+"""Label maps painted with generated appearances: real shapes and neighbours without a real image.
 
 A label map alone (an atlas, say) teaches anatomy: what touches what, what lies inside what. A piece of it
 is cut out at a random scale, turned and bent a little, and painted like a generated scene, with contrast,
-texture, blur and noise drawn anew each time, so that nothing of one scanner's look can be learned from it.
+texture, blur and noise drawn anew each time, so that no scanner's appearance can be learned.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEAST_VIEW, GREATEST_VIEW = 1.4, 4.0
 LEAST_VOXEL = 0.7
 # How often the piece is turned freely, and by a little.
 FREE_TURN, SMALL_TURN, SMALL_ANGLE = 0.2, 0.4, 0.35
-# A label that fills more of a piece is its background.
+# A label that fills more of a piece counts as its background.
 GREATEST_SHARE = 0.5
 COARSE_SHARE = 0.12
 

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Recorder:
-    """Remembers the clicks that a strategy gives, for pictures."""
+    """Keeps the clicks that a strategy gives, for pictures."""
 
     strategy: Strategy
     clicks: list[Clicks] = field(default_factory=list)
@@ -45,7 +45,7 @@ class _Recorder:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Samples of all processes, loss and mean Dice of each mask of one batch, and what a picture shows."""
+    """Samples of all processes, loss and mean Dice of each mask of one batch, and the data of a picture."""
 
     samples: int
     loss: float
@@ -160,7 +160,7 @@ class Learner:
         ends, leaves, features = _leaves(encoded)
         masks = self.masks(self.network, features, batch, draws, recorder)
         share = own / total / masks_of(recipe) / recipe.accumulate
-        # Numbers stay on the device until the end: reading one would wait for all that is queued there.
+        # Numbers stay on the device until the end, because reading one waits for all queued work.
         losses, dice, done = [], [], 0
         while done < masks_of(recipe):
             self.check()
@@ -240,7 +240,7 @@ class Learner:
         for group, (rate, decay) in zip(self.optimiser.param_groups, rates, strict=True):
             group["initial_lr"], group["weight_decay"] = rate, decay
             group["betas"] = self.recipe.betas
-        # The checkpoints of earlier versions lack it, and those of other devices have no scale.
+        # Checkpoints of earlier versions lack it, and those of other devices have no scale.
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
 

@@ -1,4 +1,4 @@
-"""What a run tells about itself: a progress bar, a CSV, TensorBoard."""
+"""The log of a run: a progress bar, a CSV, TensorBoard."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _GREEN, _RED, _YELLOW = (0, 200, 0), (230, 40, 40), (255, 210, 0)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is, after a step.
+    """The state of a training after a step.
 
     Attributes:
         step, steps: done, and to do in all (fewer if the time is up earlier).
@@ -63,13 +63,13 @@ class LogEntry:
 
 
 class RunLog:
-    """The log of one run; a silent one in processes that do not lead.
+    """The log of one run; it does nothing in processes that do not lead.
 
     Args:
         out: folder of log.csv and of TensorBoard's events.
         steps: of the run.
         step: of the first one to come.
-        leads: whether this process tells anything.
+        leads: whether this process logs.
         tensorboard: write events.
     """
 
@@ -143,7 +143,7 @@ class RunLog:
         self._events.add_image("clicks", clicks_picture(batch, clicks, logits), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Put the bar and the events away."""
+        """Close the bar and the events."""
         if self._bar is not None:
             self._bar.close()
         if self._events is not None:

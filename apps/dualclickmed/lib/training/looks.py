@@ -151,10 +151,10 @@ def _noisy(canvas: Canvas, look: Look, image: Tensor, spread: float) -> Tensor:
 
 
 def _window(canvas: Canvas, look: Look, image: Tensor, means: Tensor, spread: float) -> tuple[float, float]:
-    """The intensities that become black and white."""
+    """The intensities that are mapped to black and white."""
     rng = canvas.rng
     if look == "ct":
-        # A window that cuts: what lies outside it arrives flat, black or white.
+        # A window that clips: values outside it become black or white.
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         centre = float(means[torch.randint(len(means), (1,), generator=generator)].item())
         width = spread * rng.uniform(2.0, 8.0)

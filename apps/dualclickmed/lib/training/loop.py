@@ -100,9 +100,9 @@ def train(
             labelled cases.
         start: weight file to begin from; a checkpoint in `options.out` goes before it.
         progress: called after every step.
-        stop: set it from another thread, and the run lets go of the step that it is in, saves its checkpoint,
-            writes the weights so far without measuring them, and returns.
-        hooks: make the transforms that samples of labelled cases and clicks come by (None: the same functions
+        stop: once another thread sets it, the run drops its present step, saves its checkpoint, writes the
+            weights so far without measuring them, and returns.
+        hooks: make the transforms for samples of labelled cases and for clicks (None: the same functions
             without MONAI's calling convention).
 
     Returns:
@@ -139,7 +139,7 @@ class _Stopped(Exception):
 
 @dataclass
 class _Clock:
-    """The time of a run, earlier parts included, and how fast it goes since the last row of the log."""
+    """The time of a run, earlier parts included, and its speed since the last row of the log."""
 
     earlier: float
     begin: float = field(default_factory=time.monotonic)
@@ -156,8 +156,8 @@ class _Clock:
 
 
 def _left_to_the_run(worker: int) -> None:
-    """In a process that makes batches: Ctrl-C and SIGTERM reach the whole group, and the run decides what
-    they mean. It ends its workers itself once it has saved.
+    """In a process that makes batches: ignore Ctrl-C and SIGTERM, which reach the whole group. The run
+    handles them and ends its workers once it has saved.
     """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
@@ -266,7 +266,7 @@ class _Run:
             done, stopped = self._agree(max(self.step / self.steps, timed))
             if stopped:
                 raise _Stopped
-            # At the beginning of a turn, so that a resumed run makes up for one that was cut short.
+            # At the beginning of a turn, so that a resumed run repeats what was cut short.
             if options.validate_every and self.step % options.validate_every == 0 < self.step:
                 self._validated(log)
             if done >= 1:
@@ -368,7 +368,7 @@ class _Run:
         return type(batch)(*(part.to(self.device, non_blocking=True) for part in batch))
 
     def _agree(self, done: float) -> tuple[float, bool]:
-        """How far the run is and whether it stops, the same in every process.
+        """The run's progress and whether it stops, the same in every process.
 
         Raises:
             UserError: more of the cases than the options allow can't be used.
@@ -416,7 +416,7 @@ class _Run:
         return validate(self.learner, network, self.options.validation, self.options.cache_bytes)
 
     def _validated(self, log: RunLog) -> None:
-        """Measure the weights that would be kept, once a step, and remember them if they are the best."""
+        """Measure the weights to be kept, at most once for a step, and keep them if they are the best."""
         if self.team.leads and self.validated != self.step:
             logger.info("Measuring the weights of step %d.", self.step)
             measured = self.validate(self.learner.kept)

@@ -1,4 +1,4 @@
-"""The processes of one training: alone, or as many as torchrun started."""
+"""The processes of one training: one, or as many as torchrun started."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Team:
                 gradient.copy_(part.view_as(gradient))
 
     def leave(self) -> None:
-        """Take the connections down, once nothing more is to be exchanged."""
+        """Close the connections."""
         if self.world > 1:
             dist.destroy_process_group()
 

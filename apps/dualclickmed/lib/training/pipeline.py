@@ -1,4 +1,4 @@
-"""How a labelled case becomes samples, and where clicks come, as MONAI dictionary transforms.
+"""Samples from labelled cases, and clicks, by MONAI dictionary transforms.
 
 A training is given hooks, functions that make lists of transforms; `transforms.cases` has those that the
 app's trainers start from. What these draw comes from the sample's own random numbers, which travel in the
@@ -39,7 +39,7 @@ DRAWS, COUNT = "draws", "count"
 
 @dataclass(frozen=True)
 class Context:
-    """What a hook makes its transforms from.
+    """The context that a hook makes its transforms from.
 
     Attributes:
         recipe: of the training, with samples as the network takes them.
@@ -67,7 +67,7 @@ class Hooks:
     clicks: Hook
 
     def names(self) -> list[str]:
-        """To be found again in another process by `hooks_named`.
+        """The hooks' names, by which `hooks_named` finds them in another process.
 
         Raises:
             UserError: a hook is part of a function, or of an object.
@@ -117,7 +117,7 @@ class SamplePipeline:
             case: to be opened.
             rng: the sample's random numbers.
             order: as for `case_samples.case_crops`.
-            seed: of transforms that know MONAI's random states only.
+            seed: of transforms that draw from MONAI's random states.
 
         Raises:
             UserError: the case cannot be used.

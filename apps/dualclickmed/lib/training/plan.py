@@ -1,4 +1,4 @@
-"""How long a run is and what it draws from, computed from its recipe and its data."""
+"""The length of a run and its sources, computed from its recipe and its data."""
 
 from __future__ import annotations
 

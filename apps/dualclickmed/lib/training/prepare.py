@@ -58,7 +58,7 @@ def prepare(
         told: called with the number of cases done and of all.
 
     Returns:
-        The cases that can't be used: id to the reason. They are logged, too.
+        The cases that can't be used: id to the reason. They are also logged.
 
     Raises:
         UserError: the folder can't be written.
@@ -150,7 +150,7 @@ def _rules(case: LabelledCase, recipe: Recipe) -> str:
 
 
 def identity(case: LabelledCase, recipe: Recipe) -> str:
-    """Tells without reading the files whether they are those that were prepared."""
+    """Identifies a case's files without reading them, by size and modification time."""
     parts: list[Any] = [_rules(case, recipe)]
     for path in (case.image, case.label):
         try:

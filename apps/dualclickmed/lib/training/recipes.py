@@ -231,14 +231,14 @@ def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 def from_dict(values: Mapping[str, Any]) -> Recipe:
     """The recipe that a checkpoint or a card recorded; names that recipes no longer have are left out, and
-    what earlier versions called otherwise is translated.
+    names of earlier versions are translated.
     """
     kinds = typing.get_type_hints(Recipe)
     known = {name: value for name, value in values.items() if name in kinds and name != "kind"}
     if "together" in values:
         known["mode"] = "together" if values["together"] else "chain"
     if known.get("warmup", 0) > 1:
-        # It counted steps.
+        # Earlier versions counted steps.
         known["warmup"] = min(1.0, known["warmup"] / max(1, known.get("steps", 1)))
     return changed(Recipe(kind=values["kind"]), known)
 

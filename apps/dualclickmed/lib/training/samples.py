@@ -39,7 +39,7 @@ GENERATED = (WeightedSource("generated"),)
 
 
 class Share(NamedTuple):
-    """Which of the processes of a run this one is, from 0 on, and how many there are."""
+    """The number of this process in a run, from 0, and how many there are."""
 
     rank: int = 0
     world: int = 1
@@ -102,7 +102,7 @@ class Samples(Dataset[Loaded]):
         return Loaded(type(batch)(*(part.to(self.device) for part in batch)), troubles)
 
     def _own_seed(self, number: int, slot: int) -> int:
-        """For random numbers beside those of the slot, which stay as they are."""
+        """A seed for random numbers that are independent of the slot's own."""
         return int(np.random.SeedSequence((self.seed, number, slot)).generate_state(1)[0])
 
     def _source(self, rng: np.random.Generator) -> WeightedSource:
@@ -179,7 +179,7 @@ class Samples(Dataset[Loaded]):
         take: Callable[[LabelledCase, Order | None], _T],
         troubles: dict[str, str],
     ) -> _T:
-        """What `take` makes of the slot's case; a case that can't be used gives way to the next one."""
+        """Apply `take` to the slot's case, or to the next one if it can't be used."""
         own = self._own(cases, slot)
         epoch, place = divmod(number, len(own))
         order = np.random.default_rng((self.seed, epoch, slot)).permutation(len(own))
@@ -202,7 +202,7 @@ class Samples(Dataset[Loaded]):
         slots = self.recipe.scenes * self.share.world
         own = cases[slot::slots] if len(cases) >= slots else cases
         each = self.recipe.targets if self.recipe.kind == "global" else 1
-        # One that can't be used comes once, to be named.
+        # A case that can't be used comes once, so that it is reported.
         visits = [
             (case, visit)
             for case in own
@@ -212,7 +212,7 @@ class Samples(Dataset[Loaded]):
         return visits
 
     def _order(self, case: LabelledCase, epoch: int, visit: int) -> Order | None:
-        """Which objects a visit asks for: those that follow on the ones of the visit before."""
+        """The order of objects for a visit, which begins behind those of the visit before."""
         if self.counts is None:
             return None
         seed = (self.seed, epoch, zlib.crc32(case.id.encode()))

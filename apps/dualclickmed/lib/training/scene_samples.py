@@ -22,7 +22,7 @@ SMALLEST_PART, PART_BEND, PART_SHARE = 24, 0.25, (0.3, 0.7)
 # Local targets of fewer voxels are left out, and larger ones are preferred by this power of their volume: a
 # scene holds many small objects for each large one.
 MIN_LOCAL_TARGET, SIZE_PREFERENCE = 120, 0.4
-# Scenes of less than this part of the window are mostly border; few of them are enough to know them.
+# Scenes that cover less than this part of the window are mostly border; few of them are used.
 SMALL_SCENE, SMALL_SCENE_SHARE = 0.6, 0.2
 
 
@@ -44,8 +44,8 @@ def _touches_border(mask: npt.NDArray[np.bool_]) -> bool:
 def part_of(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
     """A piece of an object, cut off by a bent surface that nothing in the image shows.
 
-    So are lobes, segments and the parts of an organ that anatomy names: what tells them from the rest is the
-    box and the clicks. Long objects are mostly cut across.
+    Lobes, segments and other anatomical parts are like this: only the box and the clicks tell them from the
+    rest. Long objects are mostly cut across.
     """
     at = np.argwhere(mask)
     if len(at) < 4 * SMALLEST_PART:
@@ -88,8 +88,7 @@ def _asked(
 def global_samples(scene: SyntheticVolume, rng: np.random.Generator, recipe: Recipe) -> list[GlobalSample]:
     """Up to `recipe.targets` samples of one scene, each on the grid of its RoI."""
     masks = [scene.mask(scene.targets[int(i)]).numpy(force=True) for i in rng.permutation(len(scene.targets))]
-    # Scenes are small, so many objects are cut by their border, which real images rarely do: keep some of
-    # those only.
+    # Scenes are small, so their border cuts many objects, unlike in real images: keep only some of those.
     masks = [m for m in masks if rng.random() < BORDER_SHARE or not _touches_border(m)] or masks
     array = scene.image.numpy(force=True)
     samples = []

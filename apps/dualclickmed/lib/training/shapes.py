@@ -15,7 +15,7 @@ from .canvas import Canvas
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:
-    """An orthogonal (3, 3) matrix, every direction alike likely."""
+    """An orthogonal (3, 3) matrix, all directions equally likely."""
     q, r = np.linalg.qr(rng.normal(size=(3, 3)))
     return q * np.sign(np.diag(r))
 

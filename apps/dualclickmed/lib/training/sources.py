@@ -1,7 +1,7 @@
 """Where training cases come from: folders, lists and challenge files of labelled images, generated scenes.
 
-Readers name files and open none of them; `load_case` reads one case. What is wrong with a case is a
-`UserError` whose sentence names it.
+The functions here list files without opening images; `load_case` reads one case. What is wrong with a case is
+a `UserError` whose sentence names it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Global expert: load, a region for each object, random affine, normalisation, first clicks. Local expert: load,
 a window about an object, augmentation, first clicks. Between predictions: discrepancy, clicks. The stages are
-the functions of `training` with MONAI's calling convention. What they draw comes from the dictionary's `rng`,
-so that a transform that is put in between changes nothing that others draw.
+the functions of `training` with MONAI's calling convention. They draw from the dictionary's `rng`, so that an
+inserted transform does not change the draws of the others.
 """
 
 from __future__ import annotations

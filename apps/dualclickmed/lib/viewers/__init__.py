@@ -1,1 +1,1 @@
-"""What people click in: the page, and the protocols of viewers that they already have."""
+"""The page in the browser, and the protocols of existing viewers."""

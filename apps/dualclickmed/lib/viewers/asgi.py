@@ -1,4 +1,4 @@
-"""What both protocols share: mistakes as sentences, and checks of what requests hold."""
+"""What both protocols share: errors as sentences, and checks of requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def answering(endpoint: Endpoint) -> Endpoint:
-    """An endpoint whose mistakes become statuses and sentences."""
+    """The endpoint with its errors turned into statuses and sentences."""
 
     @functools.wraps(endpoint)
     async def answer(request: Request) -> Response:

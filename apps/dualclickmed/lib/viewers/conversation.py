@@ -1,7 +1,6 @@
-"""One user and one image: what was done so far, the mask that the viewer shows, and the way back.
+"""One user's work on one image: the interactions so far, the mask that the viewer shows, and undo.
 
-The mask is a function of the image and of what was done, as everywhere; states are kept so that undoing costs
-nothing.
+The mask is a function of the image and the interactions; states are kept so that undo costs nothing.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What became different in the mask.
+    """The change of a mask.
 
     Attributes:
         region: the smallest that holds every voxel that changed; None if none did.
@@ -179,7 +178,7 @@ class Conversation:
         return self._change()
 
     def forget_oldest(self) -> bool:
-        """Give up the state that is farthest back; whether there was one to give up."""
+        """Drop the oldest state; returns whether there was one."""
         if len(self._states) < 2:
             return False
         del self._states[0]
@@ -211,7 +210,7 @@ class Conversation:
         return PackedMask.of(self._segment(self.volume, prompts, start))
 
     def _change(self) -> Change:
-        """What the viewer has to show otherwise than it does."""
+        """The difference between the mask and what the viewer shows."""
         before, after = self._shown, self._now.mask
         self._shown = after
         region = enclosing_region([before.region, after.region])

@@ -1,4 +1,4 @@
-"""What one session of a viewer holds: at most one image, and what was done with it."""
+"""The content of a viewer's session: at most one image and the work on it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SessionImage:
         segment: makes masks.
         budget: shared with other sessions.
         forget: drops what was computed from an image that is not used any more.
-        finished: told about the masks of an image when it is put away; None if nobody wants them.
+        finished: receives the masks of an image when it is closed; None if they are not wanted.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SessionImage:
         self._conversation = Conversation(volume, self._segment)
 
     def change(self, work: Callable[[Conversation], Change | None]) -> Change | None:
-        """Do something with the image; if the memory does not suffice, what is farthest back is forgotten."""
+        """Run a change of the image; if the memory does not suffice, the oldest states are dropped."""
         found = work(self.conversation)
         self.account()
         return found
@@ -120,7 +120,7 @@ class SessionImage:
             if self._finished is not None and objects:
                 self._finished(conversation.volume, objects)
         except Exception:
-            # The viewer has its masks; the next session must not suffer.
+            # The viewer has its masks; an error here must not disturb the next session.
             logger.exception("The masks of a viewer were not kept")
 
     def _remember(self) -> None:

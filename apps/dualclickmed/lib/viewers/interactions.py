@@ -1,7 +1,7 @@
-"""What users of viewers do, as prompts: points, rectangles and boxes, scribbles, lassos.
+"""The interactions of viewers as prompts: points, rectangles and boxes, scribbles, lassos.
 
 All in canonical order (z, y, x) of one volume. The order of interactions matters where they contradict one
-another: the later one counts, as it does for who looks at the screen.
+another: the later one counts, as users expect.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def prompts_of(
     kinds: dict[Index, bool] = {}
     for done in interactions:
         for z, y, x in done.voxels.tolist():
-            # Given again it counts as new: what contradicts it came before.
+            # A repeated click counts as new, so that it overrides what contradicts it.
             kinds.pop((z, y, x), None)
             kinds[z, y, x] = done.positive
     boxes = [done.box for done in interactions if done.box is not None]

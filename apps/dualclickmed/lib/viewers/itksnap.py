@@ -1,4 +1,4 @@
-"""The protocol of ITK-SNAP's deep-learning extension, as ITK-SNAP 4.4 and newer builds (``/v2``) speak it.
+"""The protocol of ITK-SNAP's deep-learning extension, as ITK-SNAP 4.4 and newer builds (``/v2``) use it.
 
 ITK-SNAP sends the image once, with its geometry, and each prompt as it is given; every answer is the whole
 mask. Voxels are counted (x, y, z), and files hold x fastest.

@@ -1,4 +1,4 @@
-"""Masks that users of other viewers made, kept as labels that trainings use; only where it was asked for."""
+"""Stores masks from other viewers as final labels, which trainings use; only where switched on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Keeper:
         self._datastore = datastore
 
     def __call__(self, volume: Volume, masks: Sequence[Mask]) -> None:
-        """Store them in a thread of its own: nobody waits for it."""
+        """Store them in a thread of its own, without waiting for it."""
         threading.Thread(target=self._try, args=(volume, list(masks)), name="viewer-labels").start()
 
     def _try(self, volume: Volume, masks: Sequence[Mask]) -> None:

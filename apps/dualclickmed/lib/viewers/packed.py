@@ -1,4 +1,4 @@
-"""Arrays as nnInteractive's clients pack them: a header of our own reading, and blosc2 chunks after it.
+"""Arrays as nnInteractive's clients pack them: a header, which is parsed here, and blosc2 chunks after it.
 
 ``NNIA``, then as bytes the version (1), the codec (1 zstd, 2 lz4), the number of axes and the length of the
 dtype's name, the name, the shape as signed 64-bit numbers, the number of chunks as 32 bits, and for each

@@ -32,7 +32,7 @@ THUMBNAIL = 96
 
 
 def described(volume: Volume) -> dict[str, Any]:
-    """What the page needs to know about an image before it has its voxels."""
+    """The information about an image that the page needs before its voxels."""
     return {
         "shape": list(volume.shape[::-1]),
         "spacing": list(volume.spacing[::-1]),
@@ -47,7 +47,8 @@ def described(volume: Volume) -> dict[str, Any]:
 def segmented(
     segmenter: Segmenter, image: Path, modality: str | None, asked: Asked, held: bytes | None
 ) -> bytes:
-    """The frame that answers a request: the changed box of the label map, and of the doubt if asked for.
+    """The frame that answers a request: the changed box of the label map, and of the uncertainty if asked
+    for.
 
     Args:
         segmenter: answers every client.
@@ -194,7 +195,7 @@ def _answered(answer: Answer, asked: Asked, prompts: Mapping[str, Prompts]) -> b
 
 
 def _doubt(answer: Answer) -> tuple[Region, Voxels]:
-    """How unsure each voxel is, in percent, where anything was asked."""
+    """The uncertainty of each voxel, in percent."""
     shape = answer.volume.shape
     pasted = [
         paste_from_grid(torch.from_numpy(part.uncertainty), part.roi, shape)

@@ -1,4 +1,4 @@
-"""What the page asks for, checked: prompts and labels in the page's own form (`page_frames`)."""
+"""The page's requests, checked: prompts and labels in the page's own form (`page_frames`)."""
 
 from __future__ import annotations
 

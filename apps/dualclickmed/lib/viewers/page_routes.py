@@ -1,6 +1,6 @@
 """The page in the browser: its files, and the routes that it alone uses. docs/page.md lists them.
 
-Whatever else it does it asks of MONAI Label's own endpoints: the next image, trainings, their progress.
+For everything else it uses MONAI Label's own endpoints: the next image, trainings, their progress.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Page:
         app: the MONAI Label app.
         in_turn: runs work for a request in a thread, after those that came before it; ends it when the
             client leaves.
-        told: what an error becomes for a client.
+        told: makes the answer to an error.
         submitting: held while a label is stored.
     """
 
@@ -128,7 +128,7 @@ class Page:
         return found
 
     async def begin(self) -> Response:
-        """Who enters the server's address means the page."""
+        """Redirects the server's address to the page."""
         return RedirectResponse("page/")
 
     async def index(self) -> Response:
@@ -361,7 +361,7 @@ def _client(sent: Mapping[str, Any], user: str) -> str:
 
 
 def _served(options: ServerOptions) -> dict[str, Any]:
-    """What each expert is served from."""
+    """The weights that each expert is served from."""
     found: dict[str, Any] = {}
     for kind in KINDS:
         try:

@@ -112,7 +112,7 @@ class Sessions(Generic[HeldT]):
         most: sessions at once.
         idle_seconds: after the last use a session ends.
         liveness_seconds: after the last sign of life a session ends; None where viewers give none.
-        clock: seconds that only grow.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -171,7 +171,8 @@ class Sessions(Generic[HeldT]):
                 session.held.close()
 
     def beat(self, token: str) -> float:
-        """A sign of life, which is no use; how many seconds are left until the session is idle for too long.
+        """Note a sign of life, which does not count as use; returns the seconds until the session expires as
+        idle.
 
         Raises:
             GoneError: there is no such session.
@@ -182,7 +183,7 @@ class Sessions(Generic[HeldT]):
             return self._remaining(session)
 
     def remaining(self, token: str) -> float:
-        """The same without a sign of life.
+        """The same seconds without noting a sign of life.
 
         Raises:
             GoneError: there is no such session.

@@ -71,7 +71,7 @@ class Unpacker:
                 self._end()
                 raise UnpackError("The array is damaged: unpacking it failed.") from error
             except BaseException:
-                # In the middle of an answer; the next one needs a child that listens.
+                # Ended in the middle of an answer; the next job needs a new child.
                 self._end()
                 raise
         if problem:
@@ -87,7 +87,7 @@ class Unpacker:
         if self._child is None or self._child.poll() is not None:
             self._end()
             command = [sys.executable, "-I", str(_CHILD), str(self.most_bytes)]
-            # Unbuffered: what select() does not see would be waited for in vain.
+            # Unbuffered, because select() does not see buffered bytes.
             self._child = subprocess.Popen(
                 command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )

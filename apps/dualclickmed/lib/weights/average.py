@@ -1,7 +1,7 @@
 """The mean of weight files: a "model soup" (Wortsman et al., ICML 2022, uniform soup).
 
-Runs that began with the same weights end in one valley of the loss, and the mean of their parameters is often
-better on other data than each of them. Runs that began differently share no valley: their mean is useless.
+Runs that began with the same weights end in one basin of the loss, and the mean of their parameters is often
+better on other data than each of them. Runs that began differently share no basin: their mean is useless.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def average(
         "steps": _most(cards, "steps"),
         "samples": _most(cards, "samples"),
         "licence": _distinct(cards, "licence"),
-        # As a mapping it tells learning from annotators which images can't be held out.
+        # A mapping, by which learning knows the images that can't be held out.
         "data": {"what": data, "trained": images} if images else data,
         "parents": [
             {"file": file.name}

@@ -1,4 +1,4 @@
-"""Cards of weight files, and which file is which; without torch, so that looking at them takes no time."""
+"""Cards of weight files, and the names of weight files; without torch, so that reading them is quick."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 MODEL_DIR_VARIABLE = "DUALCLICKMED_MODEL_DIR"
 SUFFIX = ".safetensors"
 SELECTION = "selected.json"
-"""In the folder of weights: expert to name of the file that it is served from, where not the shipped one."""
+"""File in the folder of weights: expert to the name of its weight file, where that is not the shipped one."""
 SHIPPED_PRESET = "compact"
 
 
@@ -46,7 +46,7 @@ def model_dir(directory: str | os.PathLike[str] | None = None) -> Path:
 def default_path(
     kind: Kind, preset: str | None = None, directory: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Where the weights of one expert are looked for.
+    """The path of one expert's weights.
 
     Args:
         kind: "global" or "local".
@@ -186,7 +186,7 @@ def read_checked(path: Path) -> tuple[dict[str, Any], bytes]:
 def list_cards(directory: str | os.PathLike[str] | None = None) -> list[WeightFile]:
     """Every weight file of a folder (default: :func:`model_dir`), by name, its hash and header checked.
 
-    That a file fits the network of its card is for :func:`files.verify` to say.
+    Whether a file fits its card's network is checked by :func:`files.verify`.
 
     Raises:
         WeightsError: the folder does not exist.

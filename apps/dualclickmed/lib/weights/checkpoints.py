@@ -33,7 +33,7 @@ _SHOWN = 3
 
 
 class _Inert:
-    """Stands for training settings and NumPy numbers in a checkpoint: takes anything, does nothing."""
+    """Replaces training settings and NumPy numbers in a checkpoint: takes any arguments, does nothing."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -51,7 +51,7 @@ _INERT: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         "numpy._core.multiarray.scalar",
     )
 ]
-"""What trainers leave in their checkpoints beside tensors."""
+"""What trainers store in checkpoints besides tensors."""
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def _read_pickle(path: Path, zipped: bool) -> Any:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_INERT):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # PyTorch lets a damaged file end in errors of a dozen types.
+    except Exception as error:  # A damaged file makes PyTorch raise errors of a dozen types.
         if refused := _refused(path, error, zipped):
             raise WeightsError(
                 f"'{path}' is refused, because it holds more than tensors: {refused}. Nothing of it was "
@@ -161,7 +161,7 @@ def _refused(path: Path, error: Exception, zipped: bool) -> str | None:
 
 
 def _globals_of(path: Path) -> Iterator[str]:
-    """What a plain pickle refers to; it is looked at, not executed."""
+    """The names that a plain pickle refers to; it is parsed, not executed."""
     strings: list[str] = []
     with path.open("rb") as stream:
         for opcode, argument, _ in pickletools.genops(stream):

@@ -58,7 +58,7 @@ _LOCAL_UNUSED = (
     "point_head.not_a_point_embed.",
 )
 """Built by the published point head, and without effect on a mask made from clicks."""
-# The MONAI 1.3 bundle has its own transformer, whose names are those of Segment Anything.
+# The MONAI 1.3 bundle has its own transformer, with the names of Segment Anything.
 _OLD_MLP = re.compile(r"(point_head\.transformer\.layers\.\d+\.mlp\.)lin([12])\.")
 
 

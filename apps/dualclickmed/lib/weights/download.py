@@ -1,6 +1,6 @@
 """Fetching published checkpoints: resumable, checked, and imported only when they are whole.
 
-What can be fetched stands in ``manifest.json`` beside this file, with address, licence and, where their
+``manifest.json`` beside this file lists what can be fetched, with address, licence and, where their
 publishers state them, size and hash.
 """
 
@@ -34,7 +34,7 @@ TIMEOUT = 30.0
 READ_BYTES = 1 << 18
 
 OnProgress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and the total, None where the server does not tell it."""
+"""Called with the bytes received and the total, None where the server does not state it."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def download(
 
 
 def fetch(entry: Entry, part: Path, progress: OnProgress = lambda done, total: None) -> None:
-    """Bring `part` to the whole file, from wherever it stopped.
+    """Download the rest of the file into `part`, from wherever it stopped.
 
     Beside it, ``.json`` remembers which version of the file the bytes are of (ETag or date). The rest is
     asked for on the condition that the server still has that version; otherwise everything comes anew.
@@ -212,7 +212,7 @@ def _headers(held: int, remembered: dict[str, Any] | None) -> dict[str, str]:
 
 
 def _held(entry: Entry, part: Path) -> tuple[int, dict[str, Any] | None]:
-    """How many bytes can be kept, and what is known of the version that they are of."""
+    """How many bytes can be kept, and the version of the file that they are of."""
     try:
         remembered = json.loads(_memory(part).read_text(encoding="utf-8"))
         held = part.stat().st_size
@@ -245,13 +245,13 @@ def _total(response: Any, start: int) -> int | None:
 
 def _remember(entry: Entry, part: Path, response: Any, total: int | None) -> None:
     tag = response.headers.get("ETag", "")
-    # A weak tag says that the meaning is the same, not the bytes.
+    # A weak tag promises the same meaning, not the same bytes.
     version = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
     text = json.dumps({"url": entry.url, "version": version, "size": total})
     with replacing(_memory(part)) as memory:
         memory.write_text(text, encoding="utf-8")
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            # Never old bytes beside the memory of a new version.
+            # The note of a version must never lie beside another version's bytes.
             part.unlink(missing_ok=True)
 
 

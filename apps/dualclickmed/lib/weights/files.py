@@ -6,7 +6,7 @@ load checks. Parameters that were trained here are stored as float16; buffers ke
 frequencies and running statistics lose more by rounding than the few kilobytes are worth). Imported weights
 stay in float32, so that their outputs are the published ones.
 
-Which file each expert is served from is :func:`default_path`'s to say: what :func:`select` wrote into the
+:func:`default_path` tells which file each expert is served from: the one that :func:`select` wrote into the
 folder, else the compact weights that ship.
 """
 
@@ -302,9 +302,8 @@ def outline(config: GlobalConfig | LocalConfig) -> nn.Module:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Keeps from the meta device what it would first import PyTorch's compiler for (2 s of a core): values.
-
-    Initial ones are left out, and the few that networks compute from are made on the processor.
+    """Skips initial values on the meta device, for which PyTorch would import its compiler (2 s of a core);
+    the few values that networks compute from are made on the processor.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -312,7 +311,7 @@ class _Unfilled(TorchFunctionMode):
         if func in (Tensor.normal_, Tensor.uniform_):
             return args[0]
         if func in (torch.arange, torch.randn):
-            # No random numbers are drawn either: it would change what its caller draws next.
+            # No random numbers are drawn either, as they would change the caller's next ones.
             return (torch.empty if func is torch.randn else func)(*args, **{"device": "cpu", **given})
         if getattr(func, "__module__", None) == nn.init.__name__:
             return args[0] if args else given["tensor"]

@@ -1,4 +1,4 @@
-"""Which weights come from which: parents and ancestors by their cards, and the way back to a parent."""
+"""The ancestry of weights by their cards, and the way back to a parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One forward pass on arrays as they are, so that anyone can compare a network with another implementation.
+"""One forward pass on arrays as they are, to compare a network with another implementation.
 
 Points are taken in the published networks' own convention, which is ours as well, so nothing is converted:
 indices of the input's grid in the order of its axes, a voxel's centre being a whole number. The networks add
