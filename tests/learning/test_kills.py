@@ -32,7 +32,7 @@ from dualclickmed.learning.lifeline import announce, follow_server
 from dualclickmed.learning.lock import holder
 from dualclickmed.learning.record import PUBLISHED, STARTED, STOPPED, Record
 from dualclickmed.learning.retraining import Place, Settings, retrain
-from dualclickmed.learning.runs import CANCELLED, ENDED, KEPT, KILLED, TRAININGS, progress_of, settle
+from dualclickmed.learning.runs import CANCELLED, ENDED, KEPT, KILLED, TRAININGS, note_ended, progress_of
 from dualclickmed.training.loop import Options, Progress
 from dualclickmed.training.recipes import Recipe
 from dualclickmed.weights import files
@@ -116,7 +116,7 @@ def one_more(place: Place, labels: list[FinalLabel], number: int, numbers: rando
         deadline = time.monotonic() + GONE_SECONDS
         while holder(place.folder) is not None and time.monotonic() < deadline:
             time.sleep(0.01)
-        settle(place.record, CANCELLED)
+        note_ended(place.record, CANCELLED)
         server.kill()
     else:
         os.kill(server.pid or 0, getattr(signal, how))
@@ -124,7 +124,7 @@ def one_more(place: Place, labels: list[FinalLabel], number: int, numbers: rando
     _, alive = psutil.wait_procs([training], timeout=GONE_SECONDS)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
     # The next server looks.
-    settle(place.record)
+    note_ended(place.record)
     assert holder(place.folder) is None
     assert all(t.state in (PUBLISHED, STOPPED) for t in place.record.trainings())
     told = progress_of(place.folder)
@@ -194,7 +194,7 @@ def test_a_kill_while_publishing_leaves_whole_weights(
     finally:
         training.kill()
         training.join()
-    settle(place.record)
+    note_ended(place.record)
     assert holder(place.folder) is None
     (ended,) = place.record.trainings()
     assert (ended.state, ended.detail["reason"]) == (STOPPED, KILLED)

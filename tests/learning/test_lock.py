@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from dualclickmed.errors import UserError
-from dualclickmed.learning.lock import HOLDER, LOCK, Holder, alone, holder
+from dualclickmed.learning.lock import HOLDER, LOCK, Holder, holder, training_lock
 from filelock import FileLock
 
 FORK = multiprocessing.get_context("fork")
@@ -21,7 +21,7 @@ FORK = multiprocessing.get_context("fork")
 
 def hold(folder: Path, held: Event) -> None:
     """In a process of its own: train for ever."""
-    with alone(folder, "for ever"):
+    with training_lock(folder, "for ever"):
         held.set()
         time.sleep(600)
 
@@ -44,14 +44,14 @@ def test_the_holder_is_named_and_a_kill_lets_go(
     assert (found.pid, found.run, found.gone) == (elsewhere.pid, "for ever", False)
     with (
         pytest.raises(UserError, match=f"running already .process {elsewhere.pid} on .*for ever"),
-        alone(tmp_path, "second", wait=0),
+        training_lock(tmp_path, "second", wait=0),
     ):
         raise AssertionError("two at once")
     assert elsewhere.pid is not None
     os.kill(elsewhere.pid, signal.SIGKILL)
     elsewhere.join()
     assert holder(tmp_path) is None
-    with alone(tmp_path, "second", wait=0):
+    with training_lock(tmp_path, "second", wait=0):
         assert holder(tmp_path) is not None
     assert holder(tmp_path) is None
     assert not (tmp_path / HOLDER).exists()
@@ -67,10 +67,10 @@ def test_a_lock_that_outlives_its_holder_is_taken_over(
     with FileLock(str(tmp_path / LOCK)):
         assert (holder(tmp_path) is None) is free
         if free:
-            with alone(tmp_path, "next", wait=0):
+            with training_lock(tmp_path, "next", wait=0):
                 assert json.loads((tmp_path / HOLDER).read_text())["run"] == "next"
         else:
-            with pytest.raises(UserError, match="lost"), alone(tmp_path, "next", wait=0):
+            with pytest.raises(UserError, match="lost"), training_lock(tmp_path, "next", wait=0):
                 raise AssertionError("two at once")
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from dualclickmed.learning.lock import alone
+from dualclickmed.learning.lock import training_lock
 from dualclickmed.learning.record import PUBLISHED, STARTED, STOPPED, Record
 from dualclickmed.learning.retraining import Patience
 from dualclickmed.learning.runs import (
@@ -14,11 +14,11 @@ from dualclickmed.learning.runs import (
     KILLED,
     STATS,
     TRAININGS,
-    Telling,
+    ProgressWriter,
     epochs_of,
     new_run,
+    note_ended,
     progress_of,
-    settle,
     stats_of,
     tidy,
 )
@@ -29,23 +29,23 @@ def record(tmp_path: Path) -> Record:
     return Record(tmp_path / "learning")
 
 
-def begun(record: Record, kind: str = "global") -> Telling:
+def begun(record: Record, kind: str = "global") -> ProgressWriter:
     """A training whose process has ended in the middle."""
     run = new_run(record.folder, kind)
     record.training(run.name, kind, STARTED, ["v1"])
-    telling = Telling(run, kind)
-    telling.say("training", epoch=2, total_epochs=8)
+    writer = ProgressWriter(run, kind)
+    writer.say("training", epoch=2, total_epochs=8)
     (run / "checkpoint.pt").write_text("large")
     (run / "labels").mkdir()
     (run / "log.csv").write_text("step")
-    return telling
+    return writer
 
 
 @pytest.mark.parametrize(("reason", "state"), [(CANCELLED, CANCELLED), (KILLED, STOPPED)])
 def test_the_end_of_a_killed_training_is_noted_once(record: Record, reason: str, state: str) -> None:
     run = begun(record).run
-    settle(record, reason)
-    settle(record)
+    note_ended(record, reason)
+    note_ended(record)
     told = progress_of(record.folder)
     assert (told["state"], told["reason"]) == (state, reason)
     assert "total_time" in told and "current_time" not in told
@@ -58,23 +58,23 @@ def test_the_end_of_a_killed_training_is_noted_once(record: Record, reason: str,
 
 
 def test_what_one_leaves_that_was_killed_after_its_end_is_cleared_away(record: Record) -> None:
-    telling = begun(record)
-    record.training(telling.run.name, "global", PUBLISHED, ["v1"])
-    telling.say(PUBLISHED)
-    (telling.run / f".{STATS}.5957c74b.1.tmp").write_text("{")
+    writer = begun(record)
+    record.training(writer.run.name, "global", PUBLISHED, ["v1"])
+    writer.say(PUBLISHED)
+    (writer.run / f".{STATS}.5957c74b.1.tmp").write_text("{")
     told = progress_of(record.folder)
-    settle(record)
-    assert sorted(path.name for path in telling.run.iterdir()) == ["log.csv", STATS]
+    note_ended(record)
+    assert sorted(path.name for path in writer.run.iterdir()) == ["log.csv", STATS]
     assert progress_of(record.folder) == told
     assert record.trainings()[0].state == PUBLISHED
 
 
 def test_a_training_that_runs_is_not_settled(record: Record) -> None:
     begun(record)
-    with alone(record.folder, "runs"):
-        settle(record)
+    with training_lock(record.folder, "runs"):
+        note_ended(record)
         assert record.trainings()[0].state == STARTED
-    settle(record)
+    note_ended(record)
     assert record.trainings()[0].state == STOPPED
 
 
@@ -93,26 +93,26 @@ def test_only_the_last_trainings_stay(record: Record) -> None:
 
 
 def test_telling_speaks_as_monai_label_does(record: Record) -> None:
-    telling = Telling(new_run(record.folder, "global", "mine"), "global")
-    assert telling.run.name.endswith("-global-mine")
-    telling.say("reading")
-    assert "best_metric" not in telling.facts
-    telling.measured(0.61234, 0, better=True)
-    telling.say("training", epoch=3, total_epochs=9)
+    writer = ProgressWriter(new_run(record.folder, "global", "mine"), "global")
+    assert writer.run.name.endswith("-global-mine")
+    writer.say("reading")
+    assert "best_metric" not in writer.facts
+    writer.measured(0.61234, 0, better=True)
+    writer.say("training", epoch=3, total_epochs=9)
     told = progress_of(record.folder)
     assert (told["epoch"], told["total_epochs"], told["best_metric"]) == (3, 9, 0.6123)
     assert "total_time" not in told and told["current_time"] == "0:00:00"
-    telling.measured(0.5, 9, better=False)
-    assert telling.facts["best_metric"] == 0.6123
-    assert telling.facts["eval"]["metrics"] == {"val_mean_dice": 0.5}
-    assert telling.facts["eval"]["best_metric"] == 0.6123
-    telling.measured(0.7, 9, better=True)
-    telling.say(PUBLISHED, epoch=9)
+    writer.measured(0.5, 9, better=False)
+    assert writer.facts["best_metric"] == 0.6123
+    assert writer.facts["eval"]["metrics"] == {"val_mean_dice": 0.5}
+    assert writer.facts["eval"]["best_metric"] == 0.6123
+    writer.measured(0.7, 9, better=True)
+    writer.say(PUBLISHED, epoch=9)
     told = progress_of(record.folder)
     assert (told["best_metric"], told["eval"]["best_metric_epoch"]) == (0.7, 9)
     assert "total_time" in told and "current_time" not in told
     # The next one begins with what is served.
-    assert Telling(new_run(record.folder, "global"), "global").facts["best_metric"] == 0.7
+    assert ProgressWriter(new_run(record.folder, "global"), "global").facts["best_metric"] == 0.7
 
 
 @pytest.mark.parametrize(

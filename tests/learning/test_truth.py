@@ -16,10 +16,17 @@ import pytest
 from dualclickmed.activelearning.strategies import strategies
 from dualclickmed.configs.options import ServerOptions
 from dualclickmed.errors import UserError
-from dualclickmed.learning.following import BY_HAND, follow, held_in
-from dualclickmed.learning.lock import alone
+from dualclickmed.learning.following import BY_HAND, follow, stored_labels_in
+from dualclickmed.learning.lock import training_lock
 from dualclickmed.learning.record import FAILED, PUBLISHED, REFUSED, STARTED, Record
-from dualclickmed.learning.runs import CANCELLED, Telling, is_training, new_run, settle, settle_alone
+from dualclickmed.learning.runs import (
+    CANCELLED,
+    ProgressWriter,
+    is_training,
+    new_run,
+    note_ended,
+    note_ended_locked,
+)
 from dualclickmed.server.studies import Studies
 from dualclickmed.trainers.learning import Learning
 from hypothesis import HealthCheck, settings
@@ -129,13 +136,13 @@ class Workflow(RuleBasedStateMachine):
     @rule(kind=kinds, how=st.sampled_from([PUBLISHED, REFUSED, FAILED]))
     def train(self, kind: Any, how: str) -> None:
         versions = self.seen()
-        with alone(self.record.folder, "training"):
-            settle_alone(self.record)
+        with training_lock(self.record.folder, "training"):
+            note_ended_locked(self.record)
             run = new_run(self.record.folder, kind)
             self.record.training(run.name, kind, STARTED, versions.values())
-            Telling(run, kind).say("training")
+            ProgressWriter(run, kind).say("training")
             self.record.training(run.name, kind, how, versions.values())
-            Telling(run, kind).say(how)
+            ProgressWriter(run, kind).say(how)
         if how != FAILED:
             self.trained |= {(kind, image, self.truth[image]) for image in versions}
 
@@ -145,18 +152,18 @@ class Workflow(RuleBasedStateMachine):
         pid = os.fork()
         if pid == 0:
             try:
-                with alone(self.record.folder, "training"):
-                    settle_alone(self.record)
+                with training_lock(self.record.folder, "training"):
+                    note_ended_locked(self.record)
                     run = new_run(self.record.folder, kind)
                     self.record.training(run.name, kind, STARTED, versions.values())
-                    Telling(run, kind).say("training")
+                    ProgressWriter(run, kind).say("training")
                     os.kill(os.getpid(), signal.SIGKILL)
             finally:
                 os._exit(1)
         _, status = os.waitpid(pid, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL
         if cancelled:
-            settle(self.record, CANCELLED)
+            note_ended(self.record, CANCELLED)
             stats = self.learning.trainers()[f"dualclickmed_{kind}"].stats()
             assert stats["state"] == CANCELLED
 
@@ -184,8 +191,8 @@ class Workflow(RuleBasedStateMachine):
         unlabelled = sorted(set(IMAGES) - set(self.truth), key=lambda image: (image not in once, image))
         assert offered == ({"id": unlabelled[0]} if unlabelled else None)
         # The command line, without a server, says the same.
-        assert {label.image for label in held_in(self.folder)} == set(self.truth)
-        assert follow(self.record, held_in(self.folder)) == self.learning.final()
+        assert {label.image for label in stored_labels_in(self.folder)} == set(self.truth)
+        assert follow(self.record, stored_labels_in(self.folder)) == self.learning.final()
 
     @invariant()
     def the_record_explains_it(self) -> None:
@@ -250,11 +257,11 @@ def test_an_archive_is_believed_but_not_taken_for_complete(
         def get_labeled_images(self) -> list[str]:
             return listed
 
-    from dualclickmed.learning.following import held
+    from dualclickmed.learning.following import stored_labels
 
     record = Record(tmp_path)
     record.submit("a", label_files / "1.nii.gz", {"client_id": "ann"})
-    found = follow(record, held(Archive(), fetch=False), archive=True)
+    found = follow(record, stored_labels(Archive(), fetch=False), archive=True)
     expected = {"a": "ann", "b": "unknown"} if expected is None else expected
     assert {image: s.who for image, s in found.items()} == expected
     assert list(record.final()) == ["a"]

@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 import pytest
 from dualclickmed.configs.options import ServerOptions
 from dualclickmed.learning.record import PUBLISHED, STARTED
-from dualclickmed.learning.runs import Telling, new_run
+from dualclickmed.learning.runs import ProgressWriter, new_run
 from dualclickmed.server.studies import Studies
 from dualclickmed.trainers.learning import Learning
 
@@ -63,32 +63,32 @@ def panel(plugin: ModuleType, tmp_path: Path) -> Panel:
     return Panel(plugin, Learning(studies, tmp_path, ServerOptions()))
 
 
-def begun(panel: Panel, kind: Any) -> Telling:
+def begun(panel: Panel, kind: Any) -> ProgressWriter:
     record = panel.learning.record
     run = new_run(record.folder, kind)
     record.training(run.name, kind, STARTED, ["v"])
-    return Telling(run, kind)
+    return ProgressWriter(run, kind)
 
 
 @pytest.mark.parametrize("kind", ["global", "local"])
 def test_the_panel_shows_the_training_that_runs(
     panel: Panel, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dualclickmed.trainers.tasks.settle", lambda record: None)
-    telling = begun(panel, kind)
-    telling.say("reading")
+    monkeypatch.setattr("dualclickmed.trainers.tasks.note_ended", lambda record: None)
+    writer = begun(panel, kind)
+    writer.say("reading")
     assert panel.look() == (1, "0/1 epoch is completed", 0)
-    telling.measured(0.54, 0, better=True)
-    telling.say("training", epoch=0, total_epochs=40)
+    writer.measured(0.54, 0, better=True)
+    writer.say("training", epoch=0, total_epochs=40)
     assert panel.look() == (1, "0/40 epoch is completed", 54)
-    telling.say("training", epoch=10, total_epochs=40)
+    writer.say("training", epoch=10, total_epochs=40)
     assert panel.look() == (25, "10/40 epoch is completed", 54)
-    telling.say("training", epoch=40, total_epochs=40)
-    telling.measured(0.81, 40, better=True)
-    telling.say("measuring", blend=1.0)
+    writer.say("training", epoch=40, total_epochs=40)
+    writer.measured(0.81, 40, better=True)
+    writer.say("measuring", blend=1.0)
     assert panel.look() == (100, "40/40 epoch is completed", 81)
-    panel.learning.record.training(telling.run.name, kind, PUBLISHED)
-    telling.say(PUBLISHED)
+    panel.learning.record.training(writer.run.name, kind, PUBLISHED)
+    writer.say(PUBLISHED)
     panel.status = "DONE"
     assert panel.look()[:2] == (100, "Training: DONE")
     # The next one begins at the start again, with the accuracy of what is served.

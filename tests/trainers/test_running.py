@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from dualclickmed.learning import lifeline
 from dualclickmed.learning.record import STARTED, STOPPED, Record
-from dualclickmed.learning.runs import CANCELLED, Telling, new_run, progress_of
+from dualclickmed.learning.runs import CANCELLED, ProgressWriter, new_run, progress_of
 from dualclickmed.trainers import running
 from monailabel.utils.async_tasks import task as tasks
 from monailabel.utils.async_tasks import utils
@@ -38,7 +38,7 @@ def test_a_cancelled_training_is_noted_before_the_answer(tmp_path: Path, backgro
     record = Record(tmp_path)
     run = new_run(record.folder, "local")
     record.training(run.name, "local", STARTED, ["v"])
-    Telling(run, "local").say("training")
+    ProgressWriter(run, "local").say("training")
     running.serve_processes(record)
     assert os.environ[lifeline.SERVER] == str(os.getpid())
     stopped = tasks.stop_background_task("train")

@@ -186,8 +186,8 @@ def test_labels_that_were_put_into_the_folder_by_hand_count(studies: LocalDatast
     record = Record(tmp_path / "learning")
     (label,) = final_labels(studies)
     assert (label.image, label.label.resolve()) == ("b", (final / "b.nii.gz").resolve())
-    assert {image: s.who for image, s in follow(record, [label.held]).items()} == {"b": BY_HAND}
-    assert follow(record, [label.held]) == record.final()
+    assert {image: s.who for image, s in follow(record, [label.stored]).items()} == {"b": BY_HAND}
+    assert follow(record, [label.stored]) == record.final()
     assert len(record.submissions()) == 1
     assert [s.image for s in record.waiting("global")] == ["b"]
 

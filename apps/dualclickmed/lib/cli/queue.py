@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
-from ..learning.following import STORE, follow, held_in, image_in
+from ..learning.following import STORE, follow, image_in, stored_labels_in
 from ..learning.record import FOLDER, Record
-from ..learning.runs import is_training, progress_of, settle
+from ..learning.runs import is_training, note_ended, progress_of
 from ..learning.settings import ORDERS, Settings
 from ..weights.cards import KINDS
 from .console import existing, loading, say
@@ -38,10 +38,10 @@ def queue(
     if not Path(studies).is_dir():
         raise UserError(f"There is no studies folder '{studies}'.")
     record = Record(Path(studies) / FOLDER)
-    settle(record)
+    note_ended(record)
     console = Console()
     stored = (Path(studies) / STORE).is_file()
-    now = follow(record, held_in(Path(studies))) if stored else record.final()
+    now = follow(record, stored_labels_in(Path(studies))) if stored else record.final()
     final = sorted(now.values(), key=lambda s: s.time)
     if not final:
         console.print("Nothing was submitted yet.")

@@ -59,8 +59,8 @@ class AutoTask(ClickTask):
         """Labels with a learned position, in the server's order; those added since its start follow after a
         restart.
         """
-        taught = set(self._prior().labels)
-        return [name for name in self._segmenter.options.labels.names if name in taught]
+        learned = set(self._prior().labels)
+        return [name for name in self._segmenter.options.labels.names if name in learned]
 
     def understood(self, request: Mapping[str, Any], labels: LabelMap) -> SegmentRequest:
         window = choice(request, wire.CT_WINDOW, self._config[wire.CT_WINDOW])

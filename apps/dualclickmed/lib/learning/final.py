@@ -18,7 +18,7 @@ from ..imaging.label_map import LabelMap
 from ..imaging.volume import MODALITY_NAMES, Volume, load_volume
 from ..training.sources import LabelledCase
 from .agreement import consensus
-from .following import Held
+from .following import StoredLabel
 from .prior import Prior, examples_of
 from .record import FINAL, Record, version_of
 
@@ -63,9 +63,9 @@ class FinalLabel:
         return version_of(self.image, self.label)
 
     @property
-    def held(self) -> Held:
+    def stored(self) -> StoredLabel:
         """The label without its image."""
-        return Held(self.image, self.label, self.info)
+        return StoredLabel(self.image, self.label, self.info)
 
 
 def final_labels(studies: LabelledStudies) -> list[FinalLabel]:

@@ -29,7 +29,7 @@ _REMOVED = "it is no longer among the studies' final labels"
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredLabel:
     """A final label as the datastore holds it.
 
     Attributes:
@@ -70,7 +70,7 @@ class Labelled(Protocol):
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]: ...
 
 
-def held(studies: Labelled, fetch: bool = True) -> list[Held]:
+def stored_labels(studies: Labelled, fetch: bool = True) -> list[StoredLabel]:
     """Every final label of a datastore, in order of the images' ids.
 
     Args:
@@ -79,16 +79,16 @@ def held(studies: Labelled, fetch: bool = True) -> list[Held]:
     """
     images = sorted(set(studies.get_labeled_images()))
     if not fetch:
-        return [Held(image, None) for image in images]
+        return [StoredLabel(image, None) for image in images]
     found = []
     for image in images:
         path = Path(studies.get_label_uri(image, FINAL))
         if path.is_file():
-            found.append(Held(image, path, studies.get_label_info(image, FINAL)))
+            found.append(StoredLabel(image, path, studies.get_label_info(image, FINAL)))
     return found
 
 
-def held_in(folder: Path) -> list[Held]:
+def stored_labels_in(folder: Path) -> list[StoredLabel]:
     """Every final label of a studies folder, as a server on it has noted them."""
     try:
         objects = json.loads((folder / STORE).read_text(encoding="utf-8"))["objects"]
@@ -101,7 +101,7 @@ def held_in(folder: Path) -> list[Held]:
     for image, label in sorted(labels.items()):
         path = folder / "labels" / FINAL / f"{image}{label.get('ext', '')}"
         if path.is_file():
-            found.append(Held(image, path, label.get("info") or {}))
+            found.append(StoredLabel(image, path, label.get("info") or {}))
     return found
 
 
@@ -118,7 +118,7 @@ def image_in(folder: Path, image: str) -> Path:
         raise UserError(f"The studies in '{folder}' have no image {image!r}.") from error
 
 
-def follow(record: Record, labels: Sequence[Held], archive: bool = False) -> dict[str, Submission]:
+def follow(record: Record, labels: Sequence[StoredLabel], archive: bool = False) -> dict[str, Submission]:
     """The final labels with who submitted them; what the record does not know is added to it.
 
     Args:
@@ -151,7 +151,7 @@ def follow(record: Record, labels: Sequence[Held], archive: bool = False) -> dic
     return found
 
 
-def _noted(record: Record, label: Held, version: str, who: str | None) -> Submission:
+def _noted(record: Record, label: StoredLabel, version: str, who: str | None) -> Submission:
     """The submission of a label that the record does not know as final, noted if the disk allows it."""
     assert label.label is not None
     earlier = {s.version: s for s in record.submissions() if s.image == label.image}.get(version)
@@ -170,7 +170,7 @@ def _noted(record: Record, label: Held, version: str, who: str | None) -> Submis
         return Submission(version, label.image, str(info.get("client_id", UNKNOWN)), "", "")
 
 
-def _of_this_file(label: Held) -> bool:
+def _of_this_file(label: StoredLabel) -> bool:
     """Whether the information noted about a label belongs to its present file."""
     assert label.label is not None
     noted = label.info.get("ts")

@@ -87,7 +87,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 @contextmanager
-def alone(folder: Path, run: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
+def training_lock(folder: Path, run: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
     """The only training of a folder, as long as the ``with`` block lasts.
 
     Args:

@@ -30,11 +30,11 @@ from ..weights.files import Kind, default_path, load_expert, read_card, save_exp
 from ..weights.lineage import origin_of, trained_images
 from . import gate
 from .final import FinalLabel, Prepared, prepare
-from .lock import alone
+from .lock import training_lock
 from .prior import Prior
 from .publishing import publish
 from .record import FAILED, PUBLISHED, REFUSED, STARTED, STOPPED, Record
-from .runs import CANCELLED, Telling, epochs_of, new_run, settle_alone, tidy
+from .runs import CANCELLED, ProgressWriter, epochs_of, new_run, note_ended_locked, tidy
 from .settings import Settings
 from .together import Material, train_together
 
@@ -129,10 +129,10 @@ def retrain(
         OSError: the disk is full, say.
     """
     settings = settings or Settings()
-    with alone(place.folder, f"{kind} expert"):
-        settle_alone(place.record)
+    with training_lock(place.folder, f"{kind} expert"):
+        note_ended_locked(place.record)
         folder = new_run(place.folder, kind, settings.name)
-        round_ = _Round(kind, place, settings, folder, command, Telling(folder, kind, tell), hooks)
+        round_ = _Round(kind, place, settings, folder, command, ProgressWriter(folder, kind, tell), hooks)
         try:
             return round_.go(labels)
         except BaseException as error:
@@ -150,13 +150,13 @@ class _Round:
         settings: Settings,
         folder: Path,
         command: str,
-        telling: Telling,
+        writer: ProgressWriter,
         hooks: Hooks | None,
     ) -> None:
         self.kind, self.place, self.settings = kind, place, settings
         self.folder, self.command = folder, command
         self.run = folder.name
-        self.telling, self.hooks = telling, hooks
+        self.writer, self.hooks = writer, hooks
         self.told = 0.0
         self.noted = False
         self.pass_steps = 1
@@ -183,7 +183,7 @@ class _Round:
         objects = gate.objects_of(prepared.of(held or training))
         self.say("measuring the parent", train=len(training), held_out=len(held))
         before = gate.measure(kind, served, objects, settings.device)
-        self.telling.measured(before.mean, 0, better=True)
+        self.writer.measured(before.mean, 0, better=True)
         logger.info("Before: %s", _sentence(before))
         trained = self.trained(parent, prepared, training)
         name, after, blend = self.best(parent, trained, before, objects)
@@ -213,7 +213,7 @@ class _Round:
         reason: str | None,
     ) -> Outcome:
         """Note how the round ended."""
-        seconds = self.telling.seconds
+        seconds = self.writer.seconds
         state = PUBLISHED if reason is None else REFUSED
         detail = {
             **({"weights": published} if published else {"reason": reason}),
@@ -222,8 +222,8 @@ class _Round:
             "skipped": prepared.skipped,
             "seconds": round(seconds),
         }
-        epoch = self.telling.facts["total_epochs"]
-        self.telling.measured(after.mean, epoch, better=published is not None)
+        epoch = self.writer.facts["total_epochs"]
+        self.writer.measured(after.mean, epoch, better=published is not None)
         self.place.record.training(self.run, self.kind, state, prepared.versions, prepared.labels, detail)
         self.say(state, **detail, epoch=epoch)
         if reason is None:
@@ -349,7 +349,7 @@ class _Round:
 
     def say(self, state: str, **facts: Any) -> None:
         """Report the state of the round to /info and `queue`."""
-        self.telling.say(state, **facts)
+        self.writer.say(state, **facts)
 
     def failed(self, error: BaseException) -> None:
         """Note it as far as the disk allows; the record is whole without the note as well."""

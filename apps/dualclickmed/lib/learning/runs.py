@@ -18,7 +18,7 @@ from typing import Any
 from ..atomic_files import write_text
 from ..errors import UserError
 from ..weights.cards import Kind
-from .lock import alone, holder
+from .lock import holder, training_lock
 from .record import FAILED, PUBLISHED, REFUSED, STARTED, STOPPED, Record
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def tidy(folder: Path, most: int = MOST_RUNS) -> None:
                     path.unlink(missing_ok=True)
 
 
-def settle(record: Record, reason: str = KILLED) -> None:
+def note_ended(record: Record, reason: str = KILLED) -> None:
     """Note the end of trainings whose process was killed before it did; does nothing while one is running.
 
     Args:
@@ -91,8 +91,8 @@ def settle(record: Record, reason: str = KILLED) -> None:
     if not _open(record):
         return
     try:
-        with alone(record.folder, "settling", wait=0.0):
-            settle_alone(record, reason)
+        with training_lock(record.folder, "clean-up", wait=0.0):
+            note_ended_locked(record, reason)
     except UserError:
         # A training is running, so there is nothing to note.
         return
@@ -100,8 +100,8 @@ def settle(record: Record, reason: str = KILLED) -> None:
         logger.warning("How the last training ended could not be noted: %s", error)
 
 
-def settle_alone(record: Record, reason: str = KILLED) -> None:
-    """`settle` for whoever holds the training lock."""
+def note_ended_locked(record: Record, reason: str = KILLED) -> None:
+    """`note_ended` for a caller that holds the training lock."""
     for training in record.trainings():
         if training.state == STARTED:
             record.training(training.run, training.kind, STOPPED, detail={"reason": reason})
@@ -132,7 +132,7 @@ def _untidy(folder: Path) -> bool:
         return False
 
 
-class Telling:
+class ProgressWriter:
     """Writes the progress of a training, with the keys of MONAI Label's own trainings.
 
     Args:

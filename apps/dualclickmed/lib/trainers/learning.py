@@ -20,10 +20,10 @@ from ..imaging.label_files import LabelError, NamedLabels
 from ..imaging.label_map import MAX_LABELS, LabelMap
 from ..imaging.volume import Volume, load_volume
 from ..learning.final import modality_of, understood, versions_of
-from ..learning.following import follow, held
+from ..learning.following import follow, stored_labels
 from ..learning.prior import Prior
 from ..learning.record import FINAL, FOLDER, Record, Submission, now
-from ..learning.runs import is_training, progress_of, settle
+from ..learning.runs import is_training, note_ended, progress_of
 from ..weights.files import KINDS, Kind, default_path
 from .tasks import ExpertTrainer
 
@@ -74,7 +74,7 @@ class Learning:
     def final(self) -> dict[str, Submission]:
         """The labels that are final now, by image: those of the datastore, as the record explains them."""
         with self._saving:
-            return follow(self.record, held(self.datastore, not self.archive), self.archive)
+            return follow(self.record, stored_labels(self.datastore, not self.archive), self.archive)
 
     def save_label(
         self,
@@ -185,7 +185,7 @@ class Learning:
 
     def info(self) -> dict[str, Any]:
         """For /info: what waits for retraining, who submitted what, how far a training is."""
-        settle(self.record)
+        note_ended(self.record)
         return {**self.record.summary(self.final()), "progress": progress_of(self.record.folder)}
 
     def latest_first(self, stats: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from monailabel.utils.async_tasks import utils
 
 from ..learning.lifeline import announce
 from ..learning.record import Record
-from ..learning.runs import CANCELLED, is_training, settle
+from ..learning.runs import CANCELLED, is_training, note_ended
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def cancelling(stop: Callable[[str], Any], record: Record) -> Callable[[str], An
         found = stop(method)
         if method == "train" and found is not None:
             _until(lambda: not is_training(record.folder), END_SECONDS)
-            settle(record, CANCELLED)
+            note_ended(record, CANCELLED)
         return found
 
     return stopped

@@ -18,7 +18,7 @@ from ..learning.final import LabelledStudies, final_labels
 from ..learning.following import follow
 from ..learning.record import Record, Submission
 from ..learning.retraining import Place, Settings, recipe_for, retrain
-from ..learning.runs import settle, stats_of
+from ..learning.runs import note_ended, stats_of
 from ..training.pipeline import Context, Hooks, Transforms
 from ..transforms.cases import click_transforms, sample_transforms
 from ..weights.files import Kind, default_path, read_card
@@ -108,7 +108,7 @@ class ExpertTrainer(TrainTask):
         is what ends the training; ``best_metric`` is the mean Dice on held-out labels of the weights that are
         served; ``total_time`` comes with the end.
         """
-        settle(self.record)
+        note_ended(self.record)
         waiting = self.record.waiting(self.kind, final=self.final())
         return {**stats_of(self.record.folder, self.kind), "waiting": [s.image for s in waiting]}
 
@@ -124,7 +124,7 @@ class ExpertTrainer(TrainTask):
         try:
             settings = self.settings(request)
             labels = final_labels(datastore)
-            follow(self.record, [label.held for label in labels], isinstance(datastore, DICOMWebDatastore))
+            follow(self.record, [label.stored for label in labels], isinstance(datastore, DICOMWebDatastore))
             place = Place(
                 self.record,
                 self.options.model_dir,

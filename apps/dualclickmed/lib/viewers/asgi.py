@@ -25,7 +25,7 @@ CLIENT_LEFT = 499
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def answering(endpoint: Endpoint) -> Endpoint:
+def with_errors_answered(endpoint: Endpoint) -> Endpoint:
     """The endpoint with its errors turned into statuses and sentences."""
 
     @functools.wraps(endpoint)

@@ -28,7 +28,7 @@ from ..imaging.volume import from_grid
 from ..server import checks
 from ..server.turns import Turns
 from . import interactions
-from .asgi import answering, length_of, not_found, numbers, voxel
+from .asgi import length_of, not_found, numbers, voxel, with_errors_answered
 from .holding import SessionImage, as_array
 from .sessions import Budget, Sessions
 from .unpacking import GZIP, Unpacker
@@ -81,10 +81,10 @@ class ItkSnap:
     def app(self) -> Starlette:
         """All endpoints, plain and under ``/v2``."""
         routes = [
-            Route("/status", answering(self._status)),
-            Route("/v2/models", answering(self._models)),
-            Route("/start_session", answering(self._start)),
-            Route("/v2/start_session/{model}", answering(self._start)),
+            Route("/status", with_errors_answered(self._status)),
+            Route("/v2/models", with_errors_answered(self._models)),
+            Route("/start_session", with_errors_answered(self._start)),
+            Route("/v2/start_session/{model}", with_errors_answered(self._start)),
         ]
         for prefix in ("", "/v2"):
             routes += [
@@ -93,7 +93,7 @@ class ItkSnap:
                 self._route(f"{prefix}/process_scribble_interaction", self._scribble, "POST"),
                 self._route(f"{prefix}/process_lasso_interaction", self._lasso, "POST"),
                 self._route(f"{prefix}/reset_interactions", self._reset, "GET"),
-                Route(f"{prefix}/end_session/{{session}}", answering(self._end)),
+                Route(f"{prefix}/end_session/{{session}}", with_errors_answered(self._end)),
             ]
         return Starlette(routes=routes, exception_handlers={HTTPException: not_found})
 
@@ -183,7 +183,7 @@ class ItkSnap:
                 async with held.lock:
                     return await handler(request, held)
 
-        return Route(f"{path}/{{session}}", answering(call), methods=[method])
+        return Route(f"{path}/{{session}}", with_errors_answered(call), methods=[method])
 
     def _array(self, upload: Upload) -> npt.NDArray[Any]:
         """(x, y, z), x fastest."""

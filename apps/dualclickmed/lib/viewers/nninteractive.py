@@ -31,7 +31,7 @@ from ..server import checks
 from ..server.limits import Limits
 from ..server.turns import Turns
 from . import interactions
-from .asgi import answering, body_of, flag, length_of, not_found, numbers, problem, voxel
+from .asgi import body_of, flag, length_of, not_found, numbers, problem, voxel, with_errors_answered
 from .conversation import Change
 from .holding import SessionImage, as_array
 from .packed import PackedError, pack, read_header, whole_shape
@@ -252,7 +252,7 @@ class NnInteractive:
     # Requests ---------------------------------------------------------------------------------------------
 
     def _route(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], method: str) -> Route:
-        answer = answering(endpoint)
+        answer = with_errors_answered(endpoint)
 
         async def call(request: Request) -> Response:
             if not self._may(request):

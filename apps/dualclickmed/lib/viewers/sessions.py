@@ -100,7 +100,7 @@ HeldT = TypeVar("HeldT", bound=Closing)
 class _Session(Generic[HeldT]):
     held: HeldT
     used: float
-    heard: float
+    alive_at: float
     busy: int = 0
 
 
@@ -165,7 +165,7 @@ class Sessions(Generic[HeldT]):
         finally:
             with self._lock:
                 session.busy -= 1
-                session.used = session.heard = self._clock()
+                session.used = session.alive_at = self._clock()
                 ended = self._sessions.get(token) is not session and session.busy == 0
             if ended:
                 session.held.close()
@@ -179,7 +179,7 @@ class Sessions(Generic[HeldT]):
         """
         with self._lock:
             session = self._found(token)
-            session.heard = self._clock()
+            session.alive_at = self._clock()
             return self._remaining(session)
 
     def remaining(self, token: str) -> float:
@@ -236,4 +236,4 @@ class Sessions(Generic[HeldT]):
         now = self._clock()
         if now > session.used + self.idle_seconds:
             return True
-        return self.liveness_seconds is not None and now > session.heard + self.liveness_seconds
+        return self.liveness_seconds is not None and now > session.alive_at + self.liveness_seconds
