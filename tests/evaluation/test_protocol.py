@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from dualclickmed.errors import UserError
 from dualclickmed.evaluation.cases import Task, find_cases
-from dualclickmed.evaluation.protocol import drawn_box, predict_together, run_object, run_task
+from dualclickmed.evaluation.protocol import drawn_box, drawn_lasso, predict_together, run_object, run_task
 from dualclickmed.evaluation.records import rows_of
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Prompts
-from dualclickmed.imaging.volume import from_array
+from dualclickmed.imaging.volume import Volume, from_array
 
 
 def block(shape: tuple[int, int, int], *sides: tuple[int, int]) -> np.ndarray:
@@ -199,3 +199,29 @@ def test_a_rectangle_is_drawn_where_the_object_is_largest() -> None:
     assert box.lo[1:] == (8, 10) and box.hi[1:] == (18, 20)
     # 1.25 x 10, about the middle of slice 9, in whole voxels.
     assert (box.lo[0], box.hi[0]) == (3, 16)
+
+
+def test_a_lasso_is_drawn_loosely_where_the_object_is_largest() -> None:
+    truth = np.zeros((12, 40, 40), dtype=bool)
+    truth[3, 10:20, 12:20] = True
+    truth[4, 10:30, 12:30] = True
+    clicks, box = drawn_lasso(truth, (1.0, 1.0, 1.0))
+    assert {click.index[0] for click in clicks} == {4} and all(truth[click.index] for click in clicks)
+    assert (box.lo[1:], box.hi[1:]) == ((8, 10), (32, 32))
+    # As deep as a rectangle of 24 x 22 voxels is taken to be.
+    assert box.sides[0] == 29
+
+
+def test_a_start_with_a_lasso_gives_clicks_and_a_box_and_corrections_follow() -> None:
+    truth = np.zeros((12, 40, 40), dtype=np.uint8)
+    truth[2:9, 10:30, 12:30] = 1
+    asked = []
+
+    def method(volume: Volume, prompts: Prompts) -> np.ndarray:
+        asked.append(prompts)
+        return np.zeros(volume.shape, dtype=bool)
+
+    run_task(method, Task.of_objects(from_array(truth), truth, (1,)), clicks=1, start="lasso", limit=0)
+    first, second = asked
+    assert first.box is not None and len(first.clicks) > 1
+    assert second.clicks[: len(first.clicks)] == first.clicks and len(second.clicks) == len(first.clicks) + 1

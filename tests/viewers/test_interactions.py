@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from dualclickmed.errors import PromptError
 from dualclickmed.imaging.geometry import Box
+from dualclickmed.imaging.lassos import MOST_OF_A_CORE
 from dualclickmed.imaging.plane_boxes import joined
 from dualclickmed.imaging.prompts import Click
 from dualclickmed.viewers.interactions import (
     MOST_CLICKS,
-    MOST_OF_A_CORE,
     MOST_OF_A_STROKE,
     Interaction,
     box,

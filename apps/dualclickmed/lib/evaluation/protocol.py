@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from ..experts.dual import DualExpert
 from ..imaging.geometry import Box, Position
+from ..imaging.lassos import understood
 from ..imaging.plane_boxes import joined
 from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume
@@ -31,6 +33,8 @@ LEAST_DICE = 0.2
 """Up to this mean Dice of a case the surface Dice counts as 0."""
 HARM = 0.01
 """A click that costs more Dice than this counts as harmful."""
+LOOSE = 2
+"""How many voxels outside of an object a line around it is drawn."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,10 @@ def run_task(
     boxes = task.boxes if start == "box" else None
     if start == "box2d":
         boxes = {value: drawn_box(task.labels == value, task.spacing) for value in task.values}
+    if start == "lasso":
+        drawn = {value: drawn_lasso(task.labels == value, task.spacing) for value in task.values}
+        boxes = {value: box for value, (_, box) in drawn.items()}
+        given = {value: list(clicks) for value, (clicks, _) in drawn.items()}
     if start == "point":
         _add_clicks(given, empty, task)
     steps: list[Step] = []
@@ -183,6 +191,20 @@ def drawn_box(truth: Mask, spacing: Position) -> Box:
     z = int(truth.sum(axis=(1, 2)).argmax())
     flat = Box.of_mask(truth[z : z + 1])
     return joined([Box((z, *flat.lo[1:]), (z + 1, *flat.hi[1:]))], spacing)
+
+
+def drawn_lasso(truth: Mask, spacing: Position) -> tuple[tuple[Click, ...], Box]:
+    """What becomes of a line around an object in the slice along z where it is largest.
+
+    As somebody draws it: `LOOSE` voxels outside of the object. What it encloses counts as it is, so that
+    clicks may lie beside an object that is thin or bent.
+    """
+    z = int(truth.sum(axis=(1, 2)).argmax())
+    mask = np.zeros_like(truth)
+    ball = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), LOOSE)
+    mask[z] = ndimage.binary_dilation(truth[z], ball)
+    voxels, around = understood(mask)
+    return tuple(Click((z, y, x)) for z, y, x in voxels.tolist()), joined([around], spacing)
 
 
 def run_object(

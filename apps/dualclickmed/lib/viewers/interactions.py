@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from ..errors import PromptError
 from ..imaging.geometry import Box, Index, Position
+from ..imaging.lassos import understood
 from ..imaging.plane_boxes import joined
 from ..imaging.prompts import Click, Prompts
 
@@ -26,10 +26,6 @@ MOST_OF_A_STROKE = 2_000
 """Voxels of one scribble that count as clicks; of a longer one as many, evenly spread over it."""
 MOST_CLICKS = 10_000
 """Clicks of one object, as for every other client."""
-CORE = 0.5
-"""How deep in a lasso, as a part of its deepest voxel's depth, a voxel surely belongs to the object."""
-MOST_OF_A_CORE = 16
-"""Voxels of that core that count as clicks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,28 +91,17 @@ def lasso(mask: Mask, corner: Index, positive: bool) -> Interaction:
     One that shows what does not belong to the object gives the clicks alone.
 
     Args:
-        mask, corner: as for `scribble`; what is inside of the line is set.
+        mask, corner: as for `scribble`; the line, or all that is inside of it.
 
     Raises:
         PromptError: it is empty.
     """
-    voxels = _filled(mask, corner, "lasso")
-    around = Box.of_mask(mask)
-    z, y, x = around.voxels(mask.shape)
-    part = np.pad(mask[z, y, x], 1)
-    # In a plane the depth is that in the plane: the voxels beside it are not known.
-    flat = [axis for axis in range(3) if part.shape[axis] == 3]
-    for axis in flat:
-        part = part.take([1], axis=axis)
-    depth = ndimage.distance_transform_edt(part)
-    deep = _spread(np.argwhere(depth > CORE * depth.max()), MOST_OF_A_CORE - 1)
-    deepest = np.asarray(np.unravel_index(depth.argmax(), depth.shape))
-    deep = np.unique(np.vstack([deep, deepest]), axis=0)
-    offset = np.asarray([s.start - (0 if axis in flat else 1) for axis, s in enumerate((z, y, x))])
-    core = (deep + offset + np.asarray(corner)).astype(np.int32)
-    lo, hi = voxels.min(axis=0), voxels.max(axis=0) + 1
+    _filled(mask, corner, "lasso")
+    core, around = understood(mask)
+    offset = np.asarray(corner)
+    lo, hi = np.asarray(around.lo) + offset, np.asarray(around.hi) + offset
     drawn = Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
-    return Interaction(positive, core, drawn if positive else None)
+    return Interaction(positive, (core + offset).astype(np.int32), drawn if positive else None)
 
 
 def prompts_of(

@@ -23,7 +23,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..errors import UserError
-from ..imaging.placing import RAS_FROM_LPS
+from ..imaging.grids import SAME_GRID
+from ..imaging.placing import RAS_FROM_LPS, apart
 from ..imaging.volume import from_grid
 from ..server import checks
 from ..server.turns import Turns
@@ -151,6 +152,10 @@ class ItkSnap:
             if upload.shape != volume.raw_shape:
                 raise UserError(
                     f"A mask of the image's size {volume.raw_shape} is needed, but {upload.shape} came."
+                )
+            if not apart(upload.affine, volume.affine, upload.shape) < SAME_GRID:
+                raise UserError(
+                    "A mask must lie where the image lies, but its spacing, origin or direction differ."
                 )
 
             def made() -> interactions.Interaction:
