@@ -12,7 +12,7 @@ from rich.console import Console
 from ..errors import UserError
 from ..strategies import DEFAULT_STRATEGY, STRATEGIES
 from ..weights.cards import KINDS, default_path
-from .console import CaseProgress, existing, loading
+from .console import CaseProgress, Device, ModelDir, Preset, existing, loading
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +21,9 @@ def predict(
     source: Annotated[Path, typer.Option("--input", help="Folder of case files (.npz).")],
     output: Annotated[Path, typer.Option("--output", help="Folder of answers of the same names, with segs.")],
     strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = DEFAULT_STRATEGY,
-    model_dir: Annotated[
-        Path | None, typer.Option(help="Folder of our weights (default: as for serve).")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Which of them (default: what 'weights use' chose).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    device: Device = "auto",
 ) -> None:
     """Answer case files of the CVPR 2025 challenge on interactive 3D segmentation.
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from ..errors import UserError
 from ..evaluation.names import DEFAULT, STARTS, TIME_LIMIT, known, name_of
 from ..strategies import DEFAULT_STRATEGY, STRATEGIES
-from .console import CaseProgress, existing, loading
+from .console import CaseProgress, Device, ModelDir, Preset, existing, loading
 
 if TYPE_CHECKING:
     from ..evaluation.calibration import Reliabilities
@@ -90,13 +90,9 @@ def evaluate(
     strategy: Annotated[
         str | None, typer.Option(help=f"Short for --method: {', '.join(STRATEGIES)} (default: none).")
     ] = None,
-    model_dir: Annotated[
-        Path | None, typer.Option(help="Folder of our weights (default: as for serve).")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Which of them (default: what 'weights use' chose).")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    model_dir: ModelDir = None,
+    preset: Preset = None,
+    device: Device = "cpu",
 ) -> None:
     """Run the challenge's protocol: a box, then clicks where the error is largest, by several methods at
     once.

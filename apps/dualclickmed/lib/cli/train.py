@@ -47,6 +47,12 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="NAME=VALUE of any number of the recipe (repeatable; default: none)."),
 ]
+Coreset = Annotated[
+    float | None,
+    typer.Option(
+        "--coreset", help="Take this part of the cases, balanced by modality and data set (default: all)."
+    ),
+]
 RecipeName = Annotated[
     str | None, typer.Option(help="A recipe that ships, or a .toml file (default: EXPERT-PRESET).")
 ]
@@ -89,12 +95,7 @@ def train_expert(
         int | None, typer.Option(help="Seed of samples, clicks and initial weights (default: the recipe's).")
     ] = None,
     settings: Set = None,
-    coreset_share: Annotated[
-        float | None,
-        typer.Option(
-            "--coreset", help="Take this part of the cases, balanced by modality and data set (default: all)."
-        ),
-    ] = None,
+    coreset_share: Coreset = None,
     validation: Annotated[
         Path | None, typer.Option(help="Cases to measure on (default: generated objects).")
     ] = None,
@@ -183,12 +184,7 @@ def prepare_crops(
     recipe: RecipeName = None,
     settings: Set = None,
     boxes: Annotated[int, typer.Option(min=1, help="Crops of each object, each with a box of its own.")] = 1,
-    coreset_share: Annotated[
-        float | None,
-        typer.Option(
-            "--coreset", help="Take this part of the cases, balanced by modality and data set (default: all)."
-        ),
-    ] = None,
+    coreset_share: Coreset = None,
     bad_share: Annotated[
         float, typer.Option(min=0, max=1, help="Fail when more than this part of the cases is unusable.")
     ] = BAD_SHARE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..byte_cache import ByteCache
 from ..errors import PromptError
 from ..imaging.geometry import Box, Roi, crop_to_grid, global_roi
 from ..imaging.intensity import IntensityMap
@@ -19,8 +17,8 @@ from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..networks.configs import outside_of
 from ..networks.global_network import GlobalFeatures, RegionNetwork, box_centre_prompt
+from .base import NetworkExpert
 from .inputs import global_input, map_in_box, point_prompts
-from .precision import chosen_precision
 from .prediction import NOWHERE, Prediction, filled_region, paste_object
 from .timing import StageTimer
 
@@ -57,29 +55,8 @@ def click_logits(
     )
 
 
-class GlobalExpert:
-    """Segments one object in the region around its prompts.
-
-    Args:
-        network: trained; it is moved to `device` and put into evaluation mode.
-        device: where it runs.
-        cache: holds embeddings; may be shared with other experts.
-        precision: of the network, one of `precision.PRECISIONS`; ``auto`` is resolved here, once.
-    """
-
-    def __init__(
-        self,
-        network: RegionNetwork,
-        device: str | torch.device,
-        cache: ByteCache,
-        precision: str = "float32",
-    ) -> None:
-        self.device = torch.device(device)
-        self.network = network.to(self.device).eval()
-        self._cache = cache
-        self._autocast = chosen_precision(self.network, self.device, precision)
-        self.weights_key = object()
-        """Identifies these weights in the keys of a shared cache."""
+class GlobalExpert(NetworkExpert[RegionNetwork]):
+    """Segments one object in the region around its prompts."""
 
     def expert_for(self, volume: Volume, prompts: Prompts) -> GlobalExpert:
         """The expert that answers these prompts; see `scope` for experts that leave some to their origin."""
@@ -194,11 +171,6 @@ class GlobalExpert:
         if not bool(share.any()):
             return None
         return ((2 * share - 1) * MASK_LOGIT)[None, None].to(self.device)
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self._autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self._autocast)
 
 
 def _boxed(prompts: Prompts) -> Prompts:

@@ -37,7 +37,7 @@ def load_experts(
 
     Args:
         global_path, local_path: weight files; None leaves that expert out.
-        device, cache, precision: as for `GlobalExpert`.
+        device, cache, precision: as for `NetworkExpert`.
 
     Raises:
         WeightsError: a file is missing, damaged, or of another network.

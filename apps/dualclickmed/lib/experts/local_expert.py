@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,8 +32,8 @@ from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume
 from ..networks.local_network import LocalFeatures, LocalNetwork
 from ..networks.segresnet import LAYOUT
+from .base import NetworkExpert
 from .inputs import MAX_CLICKS, local_input, map_at_points, point_prompts, thinned
-from .precision import chosen_precision
 from .prediction import NOWHERE, Prediction, enclosing_region, filled_region, intersection, within
 from .timing import StageTimer
 
@@ -249,14 +248,11 @@ def edge_strength(image: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -
     return float(slope[border].mean() / max(float(slope[around].mean()), _LEAST_SLOPE))
 
 
-class LocalExpert:
+class LocalExpert(NetworkExpert[LocalNetwork]):
     """Segments one object in windows of full resolution around its clicks.
 
     Args:
-        network: trained; it is moved to `device` and put into evaluation mode.
-        device: where it runs.
-        cache: holds features; may be shared with other experts.
-        precision: of the network, one of `precision.PRECISIONS`; ``auto`` is resolved here, once.
+        network, device, cache, precision: as for `NetworkExpert`.
         window: sides of a window in voxels (the paper's 128).
     """
 
@@ -268,17 +264,12 @@ class LocalExpert:
         precision: str = "float32",
         window: Index = LOCAL_WINDOW,
     ) -> None:
-        self.device = torch.device(device)
-        self.network = network.to(self.device).eval()
-        if self.device.type == "cpu":
+        if torch.device(device).type == "cpu":
             # The layout of `networks.segresnet`; in any other each call would reorder the weights of wide
             # layers.
-            self.network.to(memory_format=LAYOUT)  # type: ignore[call-overload]
+            network.to(memory_format=LAYOUT)  # type: ignore[call-overload]
+        super().__init__(network, device, cache, precision)
         self.window = window
-        self._cache = cache
-        self._autocast = chosen_precision(self.network, self.device, precision)
-        self.weights_key = object()
-        """Identifies these weights in the keys of a shared cache."""
 
     def expert_for(self, volume: Volume, prompts: Prompts) -> LocalExpert:
         """The expert that answers these prompts; see `scope` for experts that leave some to their origin."""
@@ -398,11 +389,6 @@ class LocalExpert:
 
         key = (crop.volume.key, self.weights_key, crop.window, crop.outside, crop.intensity_map)
         return self._cache.get(key, encode)
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self._autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self._autocast)
 
 
 def _with_foreground(prompts: Prompts, shape: Sequence[int]) -> tuple[Click, ...]:

@@ -155,7 +155,7 @@ class ScopedGlobalExpert(GlobalExpert):
     Args:
         origin: answers there.
         scope: of the training of its own weights.
-        arguments: as for `GlobalExpert`.
+        arguments: as for `NetworkExpert`.
     """
 
     def __init__(self, origin: GlobalExpert, scope: TrainingScope, *arguments: Any) -> None:
