@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from dualclickmed.errors import VolumeError
@@ -203,3 +204,17 @@ def test_a_number_that_every_slice_has_for_itself_splits_nothing(tmp_path: Path)
         one.TemporalPositionIdentifier = k + 1
     found = load_volume(save_dicom(tmp_path / "a", *slices))
     assert np.array_equal(real(found), ARRAY) and found.notes == ()
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000", "JPEGLS"])
+def test_packed_pixels_are_what_was_packed(tmp_path: Path, compressor: str) -> None:
+    values = np.random.default_rng(1).integers(0, 255, (32, 24), np.uint8)
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.SetFileName(str(tmp_path / "a.dcm"))
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    writer.Execute(sitk.GetImageFromArray(values[None]))
+    assert pydicom.dcmread(tmp_path / "a.dcm").file_meta.TransferSyntaxUID.is_encapsulated
+    found = load_volume(tmp_path)
+    np.testing.assert_array_equal(real(found)[:, :, 0], values.T)

@@ -75,6 +75,10 @@ def naming(secret: Path, fifo: Path) -> Iterator[tuple[str, str, bytes]]:
     others = {
         "absolute": str(secret),
         "above": f"../{secret.name}",
+        "above, after a dot": f"./../{secret.name}",
+        "above, with backslashes": f"..\\{secret.name}",
+        "the same folder twice": f"././{secret.name}",
+        "a dot": "./",
         "far above": "../" * 12 + str(secret).lstrip("/"),
         "pipe": str(fifo),
         "device": "/dev/zero",
