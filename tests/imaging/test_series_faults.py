@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dualclickmed.errors import VolumeError
+from dualclickmed.errors import TooLargeError, VolumeError
 from dualclickmed.imaging.volume import Volume, load_volume
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
@@ -99,6 +100,14 @@ REFUSED: dict[str, tuple[Callable[[], Slices], str]] = {
     "colours": (
         lambda: given(given(series(), "SamplesPerPixel", 3, *range(8)), "PlanarConfiguration", 0, *range(8)),
         "one real number",
+    ),
+    "more bits than there are": (
+        lambda: given(series(), "BitsStored", 99, 3),
+        "header of 003.dcm is damaged",
+    ),
+    "bits below the lowest": (
+        lambda: given(given(series(), "BitsStored", 12, 3), "HighBit", 3, 3),
+        "of 16 bits it uses 12",
     ),
     "two patients": (lambda: given(series(), "PatientID", "other", 3, 4), "one patient"),
     "positions that cannot be compared": (
@@ -224,3 +233,19 @@ def test_unsigned_values_with_a_negative_intercept_do_not_overflow(tmp_path: Pat
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     assert np.array_equal(sitk.GetArrayFromImage(reader.Execute()).T, wanted)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("NumberOfFrames", "2147483647"), ("NumberOfFrames", "20001"), ("Rows", 65535)],
+)
+def test_more_than_there_can_be_is_refused_before_anything_is_made_of_it(
+    tmp_path: Path, keyword: str, value: object
+) -> None:
+    one = given(given(series()[:1], "Columns", 65535, 0), keyword, value, 0)
+    folder = save_dicom(tmp_path / "a", *one)
+    begun = time.monotonic()
+    with pytest.raises(TooLargeError):
+        load_volume(folder)
+    # A list of so many frames would take minutes.
+    assert time.monotonic() - begun < 20

@@ -38,6 +38,8 @@ HEADER_BYTES = 32 << 20
 """Longest part of a file before its pixels: that of 5,000 frames has some 10 MB."""
 DEFLATED_BYTES = 256 << 20
 """Most bytes that a deflated file may unpack to."""
+MAX_FRAMES = 20_000
+"""Frames of one file; each is looked at before any of its pixels."""
 _PREAMBLE = 128
 _LONG_VR = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -118,7 +120,7 @@ def pixel_frames(dataset: Dataset, name: str, limits: ReadLimits) -> npt.NDArray
     except Exception as error:
         raise VolumeError(f"The pixels of {name} cannot be read: {str(error)[:200]}.") from error
     found = found.reshape(shape)
-    return found if present[0] != "PixelData" else _significant(found, dataset)
+    return found if present[0] != "PixelData" else _significant(found, dataset, name)
 
 
 def plane_by_plane(dataset: Dataset, name: str, limits: ReadLimits) -> Iterator[npt.NDArray[Any]]:
@@ -147,6 +149,7 @@ def frame_shape(dataset: Dataset, name: str) -> tuple[int, int, int]:
 
     Raises:
         VolumeError: the dataset does not tell.
+        TooLargeError: there are more than `MAX_FRAMES`.
     """
     try:
         shape = int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns)
@@ -154,6 +157,8 @@ def frame_shape(dataset: Dataset, name: str) -> tuple[int, int, int]:
         raise VolumeError(f"A DICOM image has Rows and Columns, but {name} has none.") from error
     if min(shape) < 1:
         raise VolumeError(f"A DICOM image has pixels, but {name} has {shape} frames, rows and columns.")
+    if shape[0] > MAX_FRAMES:
+        raise TooLargeError(f"A DICOM file has at most {MAX_FRAMES} frames, but {name} has {shape[0]}.")
     return shape
 
 
@@ -217,13 +222,24 @@ def _require_whole_frames(dataset: Dataset, frames: int, name: str) -> None:
         raise VolumeError(f"The DICOM file {name} is cut short: {ends} of {frames} packed frames are whole.")
 
 
-def _significant(found: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[Any]:
-    """Stored numbers without the bits beside BitsStored, where old devices put overlays."""
+def _significant(found: npt.NDArray[Any], dataset: Dataset, name: str) -> npt.NDArray[Any]:
+    """Stored numbers without the bits beside BitsStored, where old devices put overlays.
+
+    Raises:
+        VolumeError: the header says that they have bits that are not there.
+    """
     allocated, stored = int(dataset.get("BitsAllocated", 8)), int(dataset.get("BitsStored", 0) or 0)
-    if found.dtype.kind not in "iu" or allocated == 1 or not 0 < stored < allocated:
+    if found.dtype.kind not in "iu" or allocated == 1 or stored < 1:
         return found
     shift = int(dataset.get("HighBit", stored - 1)) + 1 - stored
-    unsigned = found.view(f"u{found.dtype.itemsize}") >> max(0, shift)
+    if not 0 <= shift <= allocated - stored:
+        raise VolumeError(
+            f"The header of {name} is damaged: of {allocated} bits it uses {stored} up to the "
+            f"{stored + shift}th."
+        )
+    if stored == allocated:
+        return found
+    unsigned = found.view(f"u{found.dtype.itemsize}") >> shift
     if not int(dataset.get("PixelRepresentation", 0)):
         return unsigned & unsigned.dtype.type((1 << stored) - 1)
     spare = 8 * found.dtype.itemsize - stored

@@ -232,8 +232,7 @@ def _series(
     notes: list[str],
 ) -> Series:
     header = members[0][1]
-    bits = _integer(header, "BitsAllocated", 16)
-    checked_bytes(members[0][0].parent.name, shape, max(1, bits // 8), limits)
+    _require_room(members[0][0].parent.name, header, shape, limits)
     ordered = [members[0]] if frames else [members[k] for k in stack.order]
     return Series(
         uid,
@@ -249,9 +248,14 @@ def _series(
     )
 
 
+def _require_room(name: str, header: Dataset, shape: tuple[int, int, int], limits: ReadLimits) -> None:
+    checked_bytes(name, shape, max(1, _integer(header, "BitsAllocated", 16) // 8), limits)
+
+
 def _multi_frame(uid: str, member: tuple[Path, Dataset], limits: ReadLimits, notes: list[str]) -> Series:
     path, header = member
     frames, rows, columns = frame_shape(header, path.name)
+    _require_room(path.name, header, (columns, rows, frames), limits)
     planes = _frame_planes(header, frames, path.name)
     if any(plane.position is None for plane in planes) and _is_film(header):
         raise VolumeError(
