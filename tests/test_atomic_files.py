@@ -42,3 +42,10 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
         one.write_text("one")
         other.write_text("other")
     assert path.read_text() == "one"
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".txt")
+    write_text(path, "whole")
+    assert path.read_text(encoding="utf-8") == "whole"
+    assert list(tmp_path.iterdir()) == [path]

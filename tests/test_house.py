@@ -95,6 +95,33 @@ def test_every_argument_has_a_line_of_its_own_in_docstrings() -> None:
     assert crowded == []
 
 
+def test_there_is_one_of_each() -> None:
+    """One reader of files, one write that replaces files, one conversion between RAS and LPS."""
+    reading = ("nib.load(", "sitk.ReadImage(", "nrrd.read(", "dcmread(", "LoadImage(")
+    flushing = ("os.fsync(", "os.replace(", "os.rename(")
+    # See the decision "One atomic write" in docs/architecture.md; weights are flushed together with their card.
+    readers = {"lib/imaging/dicom_files.py"}
+    flushers = {
+        "lib/atomic_files.py",
+        "lib/server/studies.py",
+        "lib/weights/download.py",
+        "lib/weights/files.py",
+        "lib/learning/record.py",
+    }
+    allowed = {
+        **dict.fromkeys(reading, readers),
+        **dict.fromkeys(flushing, flushers),
+        "np.diag([-1": {"lib/imaging/placing.py"},
+    }
+    elsewhere = {
+        f"{name}: {what}"
+        for name, text in modules()
+        for what, places in allowed.items()
+        if what in text and name not in places
+    }
+    assert elsewhere == set()
+
+
 def test_the_folders_of_tests_are_the_rooms() -> None:
     """Tests mirror the rooms: each folder of tests is a room, or one of those named here."""
     rooms = {p.name for p in (APP / "lib").iterdir() if p.is_dir()}

@@ -25,7 +25,8 @@ def replacing(path: Path) -> Iterator[Path]:
         Where to write it. It takes the place of `path` when the block ends, and is removed when that fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{os.getpid()}.tmp")
+    # Not with the file's own name in it: that may be as long as a name can be.
+    part = path.with_name(f".{uuid.uuid4().hex}.{os.getpid()}.tmp")
     try:
         yield part
         with part.open("rb+") as stream:

@@ -37,7 +37,6 @@ DATA_ENDINGS = (
 """Endings of the files that a header may name for its voxels; no other file is read as voxels."""
 MAX_SIDE = 1 << 20
 """Longest axis, in voxels."""
-ENCODINGS = ("raw", "gzip", "zlib", "bzip2", "text", "hex")
 _PLAIN_NAME = re.compile(r"[^/\\%\x00-\x1f]{1,200}")
 _NAMED = 5
 _MILLIMETRES = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "none")
@@ -87,7 +86,7 @@ class VoxelBlock:
     Attributes:
         file: holds them; the header itself or a file beside it.
         offset: bytes of `file` before the block.
-        encoding: one of `ENCODINGS`.
+        encoding: "raw", "gzip", "zlib", "bzip2", "text" or "hex".
         skip: bytes before the voxels once the block is unpacked.
         nbytes: of the voxels once they are unpacked.
         packed: length of the packed block where the header tells it.

@@ -30,7 +30,7 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from ..atomic_files import flush_folder, write_text
+from ..atomic_files import flush_folder, replacing, write_text
 from ..errors import UserError
 from . import checks, folders
 from .leftovers import clear_half_written
@@ -166,7 +166,8 @@ class Studies(LocalDatastore):
                         "or remove that image first."
                     )
             info = {**(image_info or {}), "ts": int(time.time()), "name": target.name}
-            _copied(Path(image_filename), target)
+            with replacing(target) as part:
+                shutil.copyfile(image_filename, part)
             labels = known.labels if known is not None else {}
             draft.objects[image_id] = ImageLabelModel(
                 image=DataModel(info=_storable(info), ext=ending), labels=labels
@@ -447,18 +448,9 @@ def _same(one: Path, other: Path) -> bool:
     return True
 
 
-def _copied(source: Path, target: Path) -> None:
-    """A copy that is on disk under its name as a whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target if target.name.endswith(_PART) else target.with_name(f".{uuid.uuid4().hex}{_PART}")
-    try:
-        with source.open("rb") as read, part.open("wb") as write:
-            shutil.copyfileobj(read, write, 1 << 20)
-            write.flush()
-            os.fsync(write.fileno())
-        if part != target:
-            part.replace(target)
-            flush_folder(target.parent)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+def _copied(source: Path, part: Path) -> None:
+    """A copy that is on disk; a note tells later where it belongs."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, part)
+    with part.open("rb+") as stream:
+        os.fsync(stream.fileno())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 Mode = Literal["alternatives", "chain", "together"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 """How the clicks of one interaction are shown to the global expert.
 
 alternatives: each makes a prompt and a mask of its own, the history plus this one click, all decoded in one

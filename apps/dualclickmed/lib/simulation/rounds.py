@@ -22,7 +22,7 @@ class GlobalRounds:
     Attributes:
         interactions: rounds of corrections after the mask of the box (5 in the paper).
         points: clicks that an interaction draws (6 in the paper).
-        mode: how they are shown, one of `MODES`.
+        mode: how they are shown, see `modes.Mode`.
         last_only: show the network the newest click instead of all.
     """
 

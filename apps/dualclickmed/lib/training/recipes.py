@@ -52,7 +52,7 @@ class Recipe:
         interactions, points: rounds of simulated corrections and clicks in each (paper: 5 x 6 for the
             global expert); for the local expert `interactions` predictions with one click each.
         mode: how the global expert sees an interaction's clicks: alternatives (paper), chain or together
-            (`simulation.rounds.MODES`).
+            (`simulation.modes.Mode`).
         clicks: how corrections are drawn: boundary, balanced (paper, section 2.3), uniform or realistic.
         last_only: the network sees the newest click instead of all (ablation of section 4.3).
         starts: shares of the global expert's first prompts: box, extreme points, corner points, one point.
