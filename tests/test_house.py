@@ -99,7 +99,7 @@ def test_there_is_one_of_each() -> None:
     """One reader of files, one write that replaces files, one conversion between RAS and LPS."""
     reading = ("nib.load(", "sitk.ReadImage(", "nrrd.read(", "dcmread(", "LoadImage(")
     flushing = ("os.fsync(", "os.replace(", "os.rename(")
-    # See the decision "One atomic write" in docs/architecture.md; weights are flushed together with their card.
+    # See the decision "One atomic write" in docs/architecture.md; weights are flushed with their card.
     readers = {"lib/imaging/dicom_files.py"}
     flushers = {
         "lib/atomic_files.py",
