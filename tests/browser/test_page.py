@@ -211,3 +211,76 @@ def test_the_page_is_whole_at_1280_x_720(annotator: Annotator) -> None:
     )
     assert outside == []
     assert annotator.page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+
+
+def test_what_the_server_knows_is_shown(annotator: Annotator) -> None:
+    """Millilitres, where to click next, how unsure it is, and a picture of each image."""
+    annotator.open()
+    centre = tuple(n // 2 for n in annotator.about["shape"])
+    annotator.page.evaluate("document.getElementById('doubt').click()")
+    annotator.click(AXIAL, centre)
+    annotator.answered()
+    voxels = int((annotator.label_map() == 1).sum())
+    litres = voxels * float(np.prod(annotator.about["spacing"])) / 1000
+    shown = annotator.text("#labels li:first-child .ml")
+    assert shown.endswith(" ml") and float(shown.split()[0]) == pytest.approx(litres, rel=0.02, abs=0.006)
+    suggested = annotator.page.evaluate("window.dualclickmed.session.answer.suggestions.liver")
+    annotator.press("g")
+    assert annotator.page.evaluate("window.dualclickmed.viewer.crosshair") == suggested
+    doubt = annotator.page.evaluate("[...window.dualclickmed.session.answer.parts.doubt.voxels]")
+    assert 0 < max(doubt) <= 100
+    annotator.wait("document.querySelectorAll('#list .thumb img').length === 2")
+    sizes = annotator.page.evaluate("[...document.querySelectorAll('.thumb img')].map((i) => i.naturalWidth)")
+    assert all(20 < size <= 96 for size in sizes)
+
+
+def test_who_is_in_a_hurry_gets_what_who_waits_gets(annotator: Annotator) -> None:
+    """Clicks, labels, undo and another image, none of which waits for an answer, end in a whole state."""
+    annotator.open()
+    x, y, z = (n // 2 for n in annotator.about["shape"])
+    annotator.click(AXIAL, (x, y, z))
+    annotator.click(AXIAL, (x + 3, y, z))
+    annotator.add_label("my own")
+    annotator.click(AXIAL, (x // 4, y // 4, z))
+    annotator.press("1")
+    annotator.click(AXIAL, (x, y + 4, z), outside=True)
+    for _ in range(2):
+        annotator.press("Control+z")
+    annotator.press("Control+Shift+z")
+    # What was taken back or done again is chosen.
+    assert annotator.page.evaluate("window.dualclickmed.session.label.name") == "my own"
+    annotator.press("1")
+    annotator.press("l")
+    annotator.click(AXIAL, (x - 3, y, z))
+    annotator.press("l")
+    annotator.answered()
+    whole = annotator.label_map()
+    given = annotator.given
+    assert whole[x, y, z] == 1 and whole[x // 4, y // 4, z] == 2
+    assert {name: len(of["marks"]) for name, of in given.items()} == {"liver": 3, "my own": 1}
+
+    # In the middle of an answer to the other image and back.
+    annotator.click(AXIAL, (x + 1, y + 1, z))
+    annotator.page.click("#list button[data-id=second]")
+    opened = "window.dualclickmed.session.image === '{}' && !window.dualclickmed.session.opening"
+    annotator.wait(opened.format("second"))
+    assert not annotator.label_map().any()
+    annotator.page.click("#list button[data-id=first]")
+    annotator.wait(opened.format("first"))
+    annotator.answered()
+    assert len(annotator.given["liver"]["marks"]) == 4
+    annotator.press("Control+z")
+    annotator.answered()
+    assert annotator.given == given
+
+    # All the way back and forth again.
+    states = annotator.page.evaluate("window.dualclickmed.session.history.at")
+    last = annotator.label_map()
+    for _ in range(states):
+        annotator.press("Control+z")
+    annotator.answered()
+    assert not annotator.label_map().any()
+    for _ in range(states):
+        annotator.press("Control+Shift+z")
+    annotator.answered()
+    np.testing.assert_array_equal(annotator.label_map(), last)

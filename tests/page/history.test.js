@@ -127,3 +127,28 @@ test('whether the label map of the state before is known is told', () => {
     assert.deepEqual([restored.undo(map).known, restored.redo(map).known], [false, true])
     assert.deepEqual(History.restored(history.kept(), ['spleen']).stale, ['spleen'])
 })
+
+test('an answer to a state that was kept does not come undone with the label of the state before', () => {
+    const map = new LabelMap([2, 1, 1])
+    const write = (at, value) => map.write([at, at + 1, 0, 1, 0, 1], Uint8Array.from([value]))
+    const first = new History()
+    for (const [prompts, label] of [[{ liver: 1 }, 'liver'], [{ liver: 2 }, 'liver'], [{ liver: 2, spleen: 1 }, 'spleen']]) {
+        first.push(prompts, label)
+        first.settle(['liver', 'spleen'])
+    }
+    write(0, 2)
+    write(1, 3)
+    const history = History.restored(first.kept(), [])
+    history.undo(map)
+    history.answer(write(1, 0), ['spleen'])
+    history.undo(map)
+    // The spleen's voxels are gone for good, the liver's are asked for.
+    assert.deepEqual([[...map.data], history.stale], [[2, 0], ['liver']])
+    history.answer(write(0, 1), ['liver'])
+    const seen = []
+    for (let step = 0; step < 2; step++) {
+        history.redo(map)
+        seen.push([...map.data])
+    }
+    assert.deepEqual(seen, [[2, 0], [2, 3]])
+})

@@ -333,3 +333,81 @@ test('start anew forgets the clicks and shows what is stored', async () => {
     session.discard()
     assert.deepEqual([seen(session), session.dirty, Object.keys(localStorage)], ['10000000', false, []])
 })
+
+/** The label map that the prompts of all labels give, each in a place of its own. */
+function shownBy(session) {
+    const voxels = new Uint8Array(8)
+    session.labels.forEach(({ name }, at) => {
+        const marks = Object.hasOwn(session.given, name) ? session.given[name].marks : []
+        if (!marks.some(({ inside }) => inside)) return
+        for (const { points: [[x]], inside } of marks) {
+            if (inside) for (const index of [x, x + 1]) voxels[index] = at + 1
+            else if (voxels[x] === at + 1) voxels[x] = 0
+        }
+    })
+    return [...voxels].join('')
+}
+
+for (let seed = 1; seed <= 12; seed++) {
+    test(`whatever is done in whatever order, what is seen in the end is what was given (${seed})`, async () => {
+        let state = seed
+        const random = (most) => {
+            state = (state * 48271) % 2147483647
+            return state % most
+        }
+        let session = await opened()
+        session.addLabel('spleen')
+        const steps = [
+            () => session.click([4 * session.active + random(3), 0, 0], random(4) > 0),
+            () => session.click([4 * session.active + random(3), 0, 0], random(4) > 0),
+            () => session.click([4 * session.active + random(3), 0, 0], true),
+            () => session.undo(),
+            () => session.undo(),
+            () => session.redo(),
+            () => session.choose(random(2)),
+            () => session.clear(),
+            () => session.cancel(),
+            () => void session.ask(),
+            () => session.saveMap(),
+            () => (session.settings.auto = !session.settings.auto),
+            () => (session.settings.lock = !session.settings.lock),
+            () => (server.slow = !server.slow),
+            () => server.release(),
+            () => new Promise((resolve) => setTimeout(resolve, random(5))),
+            async () => {
+                server.slow = false
+                await session.open('two', ['liver'], () => {})
+                await session.open('one', ['liver'], () => {})
+            },
+            async () => {
+                // The browser is closed, and the page opened again.
+                clearTimeout(session.waiting)
+                server.slow = false
+                server.release()
+                session.cancel()
+                session.dirty = false
+                session = await opened(session.settings)
+                session.addLabel('spleen')
+            }
+        ]
+        for (let step = 0; step < 60; step++) await steps[random(steps.length)]()
+        server.slow = false
+        server.release()
+        session.settings.auto = true
+        session.ask()
+        await settled(session)
+        assert.equal(seen(session), shownBy(session))
+        while (session.history.canUndo) session.undo()
+        session.ask(session.history.stale)
+        await settled(session)
+        assert.equal(seen(session), shownBy(session))
+        while (session.history.canRedo) {
+            session.redo()
+            await settled(session)
+        }
+        session.ask()
+        await settled(session)
+        assert.equal(seen(session), shownBy(session))
+        assert.deepEqual(session.problems, [])
+    })
+}

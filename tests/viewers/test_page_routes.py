@@ -18,6 +18,7 @@ from dualclickmed.errors import PromptError
 from dualclickmed.experts import Result
 from dualclickmed.imaging.volume import Volume, load_volume
 from dualclickmed.infers.segmenter import Answer, SegmentRequest
+from dualclickmed.learning.publishing import publish
 from dualclickmed.server.guard import Guard
 from dualclickmed.server.limits import Limits
 from dualclickmed.server.review import ReadOnly
@@ -26,10 +27,11 @@ from dualclickmed.server.studies import Studies
 from dualclickmed.trainers.learning import Learning
 from dualclickmed.viewers import page_frames, page_routes
 from dualclickmed.viewers.page_routes import HEADERS, Page
+from dualclickmed.weights.files import default_path, load_expert, save_expert
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.support.live import SMALL_SHAPE, an_affine, an_image, save
+from tests.support.live import SMALL_SHAPE, an_affine, an_image, make_weights, save
 from tests.viewers.test_page_frames import unframed
 
 IMAGE = "oblique"
@@ -298,6 +300,27 @@ def test_the_state_says_what_the_server_offers(client: TestClient) -> None:
 def test_an_unknown_expert_cannot_be_rolled_back(client: TestClient) -> None:
     response = client.post("/page/rollback", params={"kind": "../x"})
     assert response.status_code == 400 and "global and local" in response.json()["detail"]
+
+
+def test_an_expert_is_served_from_the_weights_before_again(
+    client: TestClient, app: App, tmp_path: Path
+) -> None:
+    models = tmp_path / "model"
+    make_weights(models)
+    app.options = dataclasses.replace(app.options, model_dir=models)
+    assert client.get("/page/state").json()["served"]["local"]["parent"] is None
+    refused = client.post("/page/rollback", params={"kind": "local"})
+    assert refused.status_code == 400 and "was not made from others" in refused.json()["detail"]
+    parent = default_path("local", directory=models)
+    trained = tmp_path / parent.name
+    save_expert(load_expert("local", parent), "local", trained, {})
+    name = publish(trained, parent, {}, models)
+    served = client.get("/page/state").json()["served"]["local"]
+    assert (served["name"], served["parent"]) == (name, parent.stem)
+    answer = client.post("/page/rollback", params={"kind": "local"})
+    assert answer.json() == {"before": name, "after": parent.stem}
+    assert client.get("/page/state").json()["served"]["local"]["name"] == parent.stem
+    assert default_path("local", directory=models) == parent
 
 
 def test_a_server_for_review_changes_nothing(app: App) -> None:

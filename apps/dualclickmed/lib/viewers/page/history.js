@@ -70,6 +70,8 @@ export class History {
     undo(map) {
         const { now } = this
         const { known } = now
+        // What its changes led from is not known; what is seen now is right for every label but its own.
+        if (!known) now.changes = []
         for (const change of now.changes.toReversed()) map.apply(change, false)
         this.at--
         if (!now.known) this.now.stale = joined(now.stale, now.label)
