@@ -34,7 +34,7 @@ import nibabel as nib
 import numpy as np
 from dualclickmed.demo.sample import ORGANS, make_trunk, write_sample
 from dualclickmed.evaluation.metrics import dice
-from dualclickmed.evaluation.protocol import HARM, expert_method, run_object
+from dualclickmed.evaluation.protocol import HARM, ExpertMethod, run_object
 from dualclickmed.evaluation.records import WHOLE
 from dualclickmed.imaging.volume import from_grid
 from dualclickmed.predictor import Predictor
@@ -119,7 +119,7 @@ def sample_dice(clicks: int = CLICKS) -> dict[str, list[float]]:
     image, truth, affine = make_trunk()
     volume = from_grid(image, affine, "ct")
     labels = from_grid(truth, affine).array
-    method = expert_method(Predictor.from_weights(device="cpu").expert, "fused")
+    method = ExpertMethod(Predictor.from_weights(device="cpu").expert, "fused")
     return {
         organ: run_object(method, volume, labels == ORGANS.index(organ) + 1, clicks, "box")[0]
         for organ in SHOWN

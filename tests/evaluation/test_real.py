@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dualclickmed.evaluation import classical
 from dualclickmed.evaluation.cases import find_cases
-from dualclickmed.evaluation.protocol import expert_method, run_object
+from dualclickmed.evaluation.protocol import ExpertMethod, run_object
 from dualclickmed.predictor import Predictor
 
 # Enough objects of every case for a mean, few enough for a minute.
@@ -25,7 +25,7 @@ def test_a_box_and_a_click_give_more_than_the_ellipsoid(real_data: Path, modalit
     # Forty small cases of one data set would outvote all others.
     cases = [c for i, c in enumerate(cases) if "hippocampus" not in c.name or i % 8 == 0]
     methods = {
-        "ours": expert_method(Predictor.from_weights().expert, "paper"),
+        "ours": ExpertMethod(Predictor.from_weights().expert, "paper"),
         "ellipsoid": classical.ellipsoid,
     }
     scores: dict[str, list[list[float]]] = {name: [] for name in methods}

@@ -70,11 +70,6 @@ class TaskOutcome:
     labels: npt.NDArray[np.integer]
 
 
-def expert_method(expert: DualExpert, strategy: str) -> ExpertMethod:
-    """Our experts as a method."""
-    return ExpertMethod(expert, strategy)
-
-
 class ExpertMethod:
     """Our experts by one strategy."""
 

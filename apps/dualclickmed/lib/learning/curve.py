@@ -14,7 +14,7 @@ import numpy as np
 
 from ..byte_cache import ByteCache
 from ..errors import UserError
-from ..evaluation.protocol import expert_method, run_object
+from ..evaluation.protocol import ExpertMethod, run_object
 from ..experts import DualExpert
 from ..experts.loading import load_experts
 from ..training.sources import LabelledCase, load_case
@@ -114,7 +114,7 @@ def score(
         clicks: corrections after the start.
         most: at most this many objects of one case, evenly spread over its labels.
     """
-    method = expert_method(expert, kind)
+    method = ExpertMethod(expert, kind)
     rows: dict[str, list[list[float]]] = {}
     for case in cases:
         volume, labels = load_case(case)

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..byte_cache import ByteCache
-from ..evaluation.protocol import expert_method, run_object
+from ..evaluation.protocol import ExpertMethod, run_object
 from ..experts import DualExpert, GlobalExpert, LocalExpert
 from ..imaging.volume import Volume, from_array
 from ..networks.global_network import RegionNetwork
@@ -173,7 +173,7 @@ def expert_of(kind: Kind, weights: Path, device: str = "cpu") -> DualExpert:
 
 
 def _scores(kind: Kind, expert: DualExpert, objects: Objects, clicks: int) -> list[list[float]]:
-    method = expert_method(expert, kind)
+    method = ExpertMethod(expert, kind)
     return [
         run_object(method, volume, mask, clicks, Start[kind])[0]
         for volume, mask in zip(objects.volumes, objects.masks, strict=True)
