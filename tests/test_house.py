@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import tomllib
+
 APP = Path(__file__).resolve().parents[1] / "apps" / "dualclickmed"
+PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 ARCHITECTURE = Path(__file__).resolve().parents[1] / "docs" / "architecture.md"
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 500, 60, 8
 COMMANDS = ("lib/cli/", "lib/evaluation/ablation.py:ablate")
@@ -93,6 +97,22 @@ def test_every_argument_has_a_line_of_its_own_in_docstrings() -> None:
         if re.search(r"[.;] [a-z_]+(?:, [a-z_]+)*: ", line)
     ]
     assert crowded == []
+
+
+def test_the_picture_of_the_rooms_shows_the_layers_that_are_enforced() -> None:
+    contracts = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    rank = {room: at for at, layer in enumerate(contracts[0]["layers"]) for room in layer.split(" | ")}
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    picture = text[text.index("```mermaid") : text.index("## The way of a click")]
+    # One row of the picture may hold several layers, the upper ones first.
+    floors = [
+        [rank[word] for word in re.findall(r"\w+", floor) if word in rank]
+        for floor in re.findall(r"\w+(?:\[\"[^\"]*\"\])?", picture.split("\n", 2)[2])
+    ]
+    floors = [floor for floor in floors if floor]
+    assert {at for floor in floors for at in floor} == set(rank.values())
+    for upper, lower in itertools.pairwise(floors):
+        assert max(upper) <= min(lower)
 
 
 def test_there_is_one_of_each() -> None:
