@@ -434,12 +434,34 @@ def test_values_outside_the_names_are_left_out_and_the_rest_is_kept(tmp_path: Pa
     assert found.notes == ["The value 9 has no name and was left out."]
 
 
-def test_reserved_names_are_kept_under_another_name(tmp_path: Path, volume: Volume) -> None:
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("roi", "segment roi"),
+        ("background", "segment background"),
+        ("Background", "segment Background"),
+        ("liver, left", "liver  left"),
+        ("a\nb", "a b"),
+        ("x" * 300, "x" * 61 + "..."),
+        ("肝" * 65, "肝" * 61 + "..."),
+    ],
+)
+def test_names_that_no_label_can_have_are_kept_under_another_one(
+    tmp_path: Path, volume: Volume, sent: str, kept: str
+) -> None:
     array = blocks()
-    info = {"label_info": [{"name": "roi"}, {"name": "b"}]}
+    info = {"label_info": [{"name": sent}, {"name": "b"}]}
     found = read_labels(nifti(tmp_path, array), volume, info, LabelMap(("liver",), frozenset({"roi"})))
-    same(volume, found, **{"segment roi": array == 1, "b": array == 2})
-    assert found.notes == ["No label can be called 'roi': it was kept as 'segment roi'."]
+    assert found.voxels == {kept: (array == 1).sum(), "b": (array == 2).sum()}
+    assert found.notes == [f"No label can be called {sent[:100]!r}: it was kept as {kept!r}."]
+
+
+def test_two_names_that_would_become_one_stay_two(tmp_path: Path, volume: Volume) -> None:
+    array = blocks()
+    info = {"label_info": [{"name": "x" * 70}, {"name": "x" * 71}]}
+    found = read_labels(nifti(tmp_path, array), volume, info, KNOWN)
+    assert sorted(found.voxels.values()) == sorted([(array == 1).sum(), (array == 2).sum()])
+    assert len(found.notes) == 2
 
 
 @pytest.mark.parametrize(

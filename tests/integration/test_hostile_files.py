@@ -213,6 +213,18 @@ def test_nothing_is_left_of_refused_files(target: Server) -> None:
     assert not new
 
 
+def test_nothing_is_left_of_a_cut_upload(target: Server) -> None:
+    before = _left(target)
+    for _ in range(3):
+        with half_an_upload(target):
+            time.sleep(0.2)
+    deadline = time.monotonic() + SETTLED_SECONDS
+    while (new := _left(target) - before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not new
+    assert target.infer("dualclickmed", "ct", CLICK).status_code == 200
+
+
 def _left(server: Server) -> Counter[str]:
     """How many of each name lie in a server's temporary folder; readers are named by their process."""
     return Counter(re.sub(r"^reader-\d+$", "reader", path.name) for path in server.temporary.rglob("*"))

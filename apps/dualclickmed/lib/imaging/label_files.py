@@ -283,8 +283,8 @@ def _by_position(values: Sequence[int], info: Mapping[str, Any], known: LabelMap
             f"is {str(sent)[:60]!r}."
         )
     names = [str(entry.get("name", "")) if isinstance(entry, Mapping) else str(entry) for entry in sent]
-    if names and names[0].strip().casefold() == BACKGROUND:
-        # Listed as what it is, the value 0.
+    if names and names[0].strip().casefold() == BACKGROUND and max(values) != len(names):
+        # Listed as what it is, the value 0; with a voxel of every name it is a segment of that name.
         names = names[1:]
     if not names:
         return {}
