@@ -50,7 +50,7 @@ class VolumeCost:
 
 @dataclass(frozen=True)
 class ClickCost:
-    """Seconds for one object with so many clicks: nothing cached, one click more, the same request again."""
+    """Seconds for one object by number of clicks: nothing cached, one click more, the same request again."""
 
     clicks: int
     expert: str

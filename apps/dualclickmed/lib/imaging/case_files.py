@@ -58,7 +58,7 @@ class CaseFile:
         spacing: as the file has it, (x, y, z) in millimetres.
         boxes: one for each class in order, in voxel edges (z, y, x); None if the case has none.
         clicks: likewise the clicks of each class, in the order in which they were given; None if it has none.
-        truth: (D, H, W) classes, None where the file does not tell.
+        truth: (D, H, W) classes, None where the file has none.
         ordered: whether the file tells the order between foreground and background (``clicks_order``).
     """
 

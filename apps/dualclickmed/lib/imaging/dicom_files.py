@@ -148,7 +148,7 @@ def frame_shape(dataset: Dataset, name: str) -> tuple[int, int, int]:
     """Number of frames, rows and columns.
 
     Raises:
-        VolumeError: the dataset does not tell.
+        VolumeError: the dataset has no such numbers.
         TooLargeError: there are more than `MAX_FRAMES`.
     """
     try:

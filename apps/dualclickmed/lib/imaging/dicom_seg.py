@@ -53,7 +53,7 @@ def converted(
     known: LabelMap,
     limits: ReadLimits | None = None,
 ) -> str:
-    """Write a label file as a DICOM SEG object to a new temporary file; whoever sends it removes it.
+    """Write a label file as a DICOM SEG object to a new temporary file, which the caller removes.
 
     Args:
         series: the folder of the series' files.
@@ -94,7 +94,7 @@ def segmentation(
         limits: how much reading it may take.
 
     Raises:
-        UserError: the series does not tell where its slices are.
+        UserError: the series has no positions of its slices.
     """
     with reading(series.name):
         found = look_at_series(series, limits or default_limits())

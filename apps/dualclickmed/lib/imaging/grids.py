@@ -34,7 +34,7 @@ def on_grid(
         name: of the label's file, for messages.
 
     Raises:
-        VolumeError: the affine does not tell the axes apart, or the label lies elsewhere.
+        VolumeError: axes of the affine coincide, or the label lies elsewhere.
     """
     pairs = _pairs(placing, image)
     if array.shape == tuple(shape):

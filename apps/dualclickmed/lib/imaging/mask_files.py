@@ -56,7 +56,7 @@ class LabelledMask:
 
 
 def write(mask: LabelledMask, extension: str, dtype: str = "uint8", compress: bool = False) -> Path:
-    """Write a mask to a new temporary file; whoever sends it removes it.
+    """Write a mask to a new temporary file, which the caller removes.
 
     The bytes depend on nothing but the arguments.
 

@@ -39,9 +39,9 @@ class Plane:
     Attributes:
         source: its file, or the frame's number, for messages.
         number: its place in the order of acquisition, where positions are missing.
-        position: of the first voxel's centre, LPS millimetres; None where the file does not tell.
-        directions: (2, 3), unit vectors along a row and along a column; None where the file does not tell.
-        spacing: (down a column, along a row) in millimetres; None where the file does not tell.
+        position: of the first voxel's centre, LPS millimetres; None where the file has none.
+        directions: (2, 3), unit vectors along a row and along a column; None where the file has none.
+        spacing: (down a column, along a row) in millimetres; None where the file has none.
         step: distance to the next plane as the file has it, if it does.
         slope, intercept: ``real = stored * slope + intercept``.
         rank: its place among the frames of its stack (InStackPositionNumber); None where the file does not

@@ -30,7 +30,7 @@ class Read:
         placing: where they lie.
         format: "nifti", "nrrd", "metaimage" or "dicom".
         slope, intercept: ``real = array * slope + intercept``.
-        modality: DICOM's code; empty where the file does not tell.
+        modality: DICOM's code; empty where the file has none.
         fields: entries of a text header, such as the segments of 3D Slicer.
         meta: where it came from: for DICOM "series".
         notes: sentences about everything that had to be decided.

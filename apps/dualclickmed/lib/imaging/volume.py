@@ -52,7 +52,7 @@ CT_AIR_BELOW = -500.0
 CT_TISSUE_ABOVE = 100.0
 """An image of unknown modality with values below the one and above the other is taken for CT (HU)."""
 SINGULAR = 1e-6
-"""Volume of the unit axes' parallelepiped below which an affine does not tell the axes apart."""
+"""Volume of the unit axes' parallelepiped below which an affine's axes coincide."""
 
 _TOWARDS = ((2, 1), (1, -1), (0, -1))
 """For each canonical axis (S, P, L): its world axis in RAS, and whether it runs with or against that axis."""
@@ -228,7 +228,7 @@ def load_volume(path: str | Path, modality: str | None = None, limits: ReadLimit
     Raises:
         VolumeError: if the image is missing, unreadable or damaged, is not one 3D scalar volume (a fourth
             axis of length 1 is accepted, and so is a single slice), holds values that are not finite, or
-            has an affine that does not tell its axes apart.
+            has an affine whose axes coincide.
         TooLargeError: if it would take more memory than the limits give it.
         UserError: if the modality's name is unknown.
     """
@@ -287,8 +287,8 @@ def from_grid(
         modality: as for `from_array`.
 
     Raises:
-        VolumeError: if the array is not 3D or holds values that are not finite, or the affine does not tell
-            its axes apart.
+        VolumeError: if the array is not 3D or holds values that are not finite, or the axes of the
+            affine coincide.
         UserError: if the modality's name is unknown.
     """
     named = _modality(modality)

@@ -8,7 +8,7 @@ Clients send voxel indices (i, j, k) of the image as it is stored; the dialects 
 * ``{"roi": [i0, i1, j0, j1, k0, k1], "label": "liver"}``: a box (3D Slicer);
 * with ``"clicks": "corners"``, the first two foreground clicks of a label: a box, for clients that have none.
 
-One request may mix them. Lists may come as JSON in a string. Missing, null and empty values mean nothing.
+One request may mix them. Lists may come as JSON in a string. Missing, null and empty values are ignored.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from .dialects import word
 from .layers import EXISTING
 
 _UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.[\w.-]{1,64})?")
-"""What MONAI Label calls an uploaded image in the folder for temporary files; nobody can guess the middle."""
+"""MONAI Label's name of an uploaded image in the folder for temporary files; the middle cannot be guessed."""
 _MAX_ID = 255
 
 _segmentations = Segmentations()

@@ -174,7 +174,7 @@ def _file_form(request: Mapping[str, Any]) -> _FileForm:
 def _layers(request: Mapping[str, Any], labels: LabelMap, corners: bool) -> Layers:
     """What the request says about an existing segmentation and about overlaps; for `corners` see `Layers`."""
     uploaded = bool(request.get(wire.UPLOADED))
-    # Who sends a segmentation along wants it to be corrected, unless something else is said.
+    # An uploaded segmentation is to be corrected unless the request has another `existing`.
     existing = EXISTING[2] if uploaded and word(request, wire.EXISTING, None) is None else None
     path = request.get(wire.EXISTING_PATH)
     return Layers(

@@ -51,7 +51,7 @@ class Pair:
 
 
 def masks_of(versions: Mapping[str, NamedLabels], label: str) -> dict[str, Mask]:
-    """Where a label is, (D, H, W), by annotator; nowhere for those who have not drawn it."""
+    """Where a label is, (D, H, W), by annotator; empty for those who have not drawn it."""
     shape = next(iter(versions.values())).layers[0].shape
     return {
         who: named.mask(label) if label in named.voxels else np.zeros(shape, dtype=np.bool_)

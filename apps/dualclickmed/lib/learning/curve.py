@@ -75,7 +75,7 @@ class Point:
     Attributes:
         images: that have a final label.
         weights: that are served.
-        test: scores on the images that nobody labels.
+        test: scores on the images that are never labelled.
         others: mean Dice after each step on other data; empty without any.
         spent: corrective clicks that the annotator needed for the last images, by label.
         seconds: of the retraining before it.
@@ -140,7 +140,7 @@ class Exam:
     """The data that weights are measured on.
 
     Attributes:
-        test: images that nobody labels.
+        test: images that are never labelled.
         others: other data, where nothing should be lost; grouped by the first part of their ids.
         clicks: corrections after the start.
     """

@@ -138,7 +138,7 @@ def opened(
 
 
 def versions_of(record: Record, image: str, volume: Volume, known: LabelMap) -> dict[str, NamedLabels]:
-    """What each annotator has drawn in an image, the one who submitted last at the end.
+    """Each annotator's labels of an image, the one submitted last at the end.
 
     Versions that cannot be used are left out, which the log says.
     """

@@ -39,9 +39,9 @@ FINAL = "final"
 UNKNOWN = "unknown"
 STARTED, PUBLISHED, REFUSED, FAILED = "started", "published", "refused", "failed"
 STOPPED = "stopped"
-"""How far a training came. One that was cancelled or killed is `STOPPED`; whoever looks next notes it."""
+"""States of a training. One that was cancelled or killed becomes `STOPPED` at the next look at the record."""
 _MEANING = ("label_info", "label_names", "labels")
-"""What is sent along with a label and says what its values mean (`imaging.label_files.read_labels`)."""
+"""Keys sent with a label that tell what its values mean (`imaging.label_files.read_labels`)."""
 _ENDINGS = (".nii.gz", ".seg.nrrd")
 _NAMES = LabelMap((), RESERVED)
 
@@ -59,7 +59,7 @@ class Submission:
         labels: names that were sent along.
         clicks: how many clicks the last prediction before it had, where known.
         prediction: which prediction was corrected: task, weights, time; empty where unknown.
-        meaning: what was sent along and says what the file's values mean.
+        meaning: what was sent along and tells what the file's values mean.
     """
 
     version: str
@@ -273,7 +273,7 @@ class Record:
         return self.folder / VERSIONS / submission.file
 
     def summary(self, final: Mapping[str, Submission] | None = None) -> dict[str, Any]:
-        """What /info tells: how many labels wait for each expert, who submitted what, the last trainings.
+        """For /info: how many labels wait for each expert, who submitted what, the last trainings.
 
         It takes time in proportion to the record, however many annotators and images there are.
 

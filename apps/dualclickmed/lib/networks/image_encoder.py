@@ -73,7 +73,7 @@ class ConvStem(nn.Module):
         skips = []
         for i, (down, refine, norm) in enumerate(zip(self.down, self.refine, self.norms, strict=True)):
             folded = space_to_depth(x, 2)
-            # The decoder works on the finest map in its folded form; nobody needs the other.
+            # The decoder uses the finest map in its folded form only.
             skips.append(folded if i == 0 else x)
             x = F.gelu(norm(refine(down(folded))))
         return self.proj(x).permute(0, 2, 3, 4, 1), (*skips, x)

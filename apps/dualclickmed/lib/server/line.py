@@ -46,7 +46,7 @@ class Line:
         self._since: dict[object, float] = {}
 
     def overdue(self, seconds: float) -> int:
-        """Requests that have worked for longer than so many seconds."""
+        """Requests that have worked for longer than `seconds`."""
         now = time.monotonic()
         return sum(now - since > seconds for since in self._since.values())
 

@@ -32,7 +32,7 @@ AT_ONCE = 3
 """Files that are read side by side."""
 BASE_SECONDS = 15.0
 BYTES_PER_SECOND = 1 << 20
-"""A file may take `BASE_SECONDS`, and one second more for so many bytes of it."""
+"""A file may take `BASE_SECONDS`, and one second more for each of these bytes."""
 BASE_BYTES = 256 << 20
 FACTOR = 2
 """A reader may take `BASE_BYTES` of memory and this many times an image's: its voxels as they are stored, and
@@ -172,7 +172,7 @@ class Reader:
                     socket.send_fds(self._control, [what], [connection.fileno()])
                     return
                 except OSError:
-                    # Killed by somebody, for its memory perhaps.
+                    # It was killed, perhaps for its memory.
                     self._stop()
                     if attempt == 2:
                         raise

@@ -272,7 +272,7 @@ class Endpoints:
         return FileResponse(path, media_type="application/zip", filename="dataset.zip", background=after)
 
     async def read_logs(self, lines: int | None = 300, **given: Any) -> Any:
-        """The log tells who worked on what; without log-in it is shown only if the server was told to."""
+        """The log shows who worked on what; without log-in it is returned only if the server is set so."""
         if not settings.MONAI_LABEL_AUTH_ENABLE and not self.limits.logs:
             raise HTTPException(403, "The log is shown after log-in, or with --conf logs true.")
         if not 1 <= (lines or 0) <= MAX_LOG_LINES:

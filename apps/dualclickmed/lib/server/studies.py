@@ -6,7 +6,7 @@ other threads read them. Here
 * every change is made on a copy, under a lock that also holds between processes, and replaces the old record
   at once, in memory and on disk;
 * a label goes to disk under another name first; a note of what is to be done is written before the label
-  takes its place, and whoever finds such a note after a crash completes it;
+  takes its place, and the next start or change completes it after a crash;
 * ids and tags are plain names, so that nothing is written outside the folder;
 * files that are added or removed are noticed at the next request, without a watching thread.
 """

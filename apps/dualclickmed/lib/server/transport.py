@@ -57,7 +57,7 @@ def send(connection: socket.socket, value: Any) -> None:
 
 
 def receive(connection: socket.socket) -> Any:
-    """What `send` sent. Arrays can be written to; nobody else sees that.
+    """Receive what `send` sent. Arrays are writable and private to this process.
 
     Raises:
         ClosedError: nothing came, or not all of it.

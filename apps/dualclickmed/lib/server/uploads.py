@@ -1,7 +1,7 @@
 """Files that come with a request: stored for it alone, checked before use, removed with its answer.
 
-MONAI Label's own endpoints store a label before anybody has looked at it, and leave a file behind where the
-disk is full.
+MONAI Label's own endpoints store a label before it has been read, and leave a file behind where the disk is
+full.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class Learner:
 
     @property
     def kept(self) -> nn.Module:
-        """The network whose weights the recipe keeps as of now: the last, or the running mean."""
+        """The network whose weights the recipe would keep now: the last, or the running mean."""
         return self.network.eval() if self.recipe.keep == "last" else self.average
 
     def autocast(self) -> AbstractContextManager[Any]:

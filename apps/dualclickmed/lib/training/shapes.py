@@ -166,7 +166,7 @@ def paint_objects(canvas: Canvas, count: int, weights: tuple[float, ...], sizes:
             continue
         where, distance = found
         inside = distance < 0
-        # Half of the objects give way to what is there, so that neighbours touch with exact common borders.
+        # Half of the objects are cut by what is there, so that neighbours touch with exact common borders.
         beside = rng.random() < 0.5
         if beside:
             inside = inside & (canvas.labels[where] == 0)

@@ -94,7 +94,7 @@ def flag(given: Any, name: str, default: bool | None = None) -> bool:
 
 
 def numbers(value: Any, count: int, what: str) -> list[float]:
-    """So many finite numbers.
+    """A list of `count` finite numbers.
 
     Raises:
         UserError: it is something else.

@@ -39,7 +39,7 @@ class Served:
         segment: makes masks.
         forget: drops what was computed from an image that is not used any more.
         licence: of the weights.
-        finished: receives the masks of an image; None if nobody learns from them.
+        finished: receives the masks of an image; None if they are not learned from.
     """
 
     segment: Segment

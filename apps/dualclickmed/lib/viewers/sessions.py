@@ -51,7 +51,7 @@ class Budget:
         return sum(self._held.values())
 
     def hold(self, owner: Hashable, nbytes: int) -> None:
-        """From now on `owner` holds so many bytes, instead of what it held before.
+        """Let `owner` hold a number of bytes instead of those before.
 
         Raises:
             UserError: they would never fit.
@@ -73,7 +73,7 @@ class Budget:
 
     @contextmanager
     def held(self, nbytes: int) -> Iterator[None]:
-        """Hold so many bytes for a while.
+        """Hold a number of bytes during the ``with`` block.
 
         Raises:
             as `hold`.

@@ -58,7 +58,7 @@ class Unpacker:
 
         Raises:
             UnpackError: it is damaged, or of another length; the child ended or took too long.
-            Stopped: nobody waits for it any more.
+            Stopped: the request was cancelled.
         """
         if nbytes > self.most_bytes:
             raise UnpackError(f"An array may have {self.most_bytes} bytes here, but it has {nbytes}.")
@@ -124,11 +124,11 @@ def _send(stream: IO[bytes], data: bytes) -> None:
 
 
 def _received(stream: IO[bytes], length: int, deadline: float) -> bytearray:
-    """So many bytes of an answer.
+    """A number of bytes of an answer.
 
     Raises:
         OSError: the child ended, or the deadline passed.
-        Stopped: nobody waits any more.
+        Stopped: the request was cancelled.
     """
     found = bytearray(length)
     view, at = memoryview(found), 0

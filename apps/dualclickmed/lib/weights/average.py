@@ -19,7 +19,7 @@ from .files import Kind, card_path, load_expert, read_card, save_expert
 from .lineage import trained_images
 
 LINEAGE = ("sha256", "command", "steps", "samples", "hours")
-"""What the card of a mean says of each parent, None where the parent's card does not say it."""
+"""What the card of a mean holds of each parent, None where the parent's card lacks it."""
 ORIGIN = ("licence", "data", "source", "before", "parent", "parents")
 """Likewise, where the parent's card says it."""
 
@@ -125,7 +125,7 @@ def _most(cards: Iterable[Mapping[str, Any]], key: str) -> int | None:
 
 
 def _distinct(cards: Iterable[Mapping[str, Any]], key: str) -> str:
-    """What the cards say, each thing once; a mean is bound by the licences of all its parents."""
+    """The cards' values, each once; a mean is bound by the licences of all its parents."""
     found = [card.get(key) for card in cards]
     said = [value.get("what") if isinstance(value, Mapping) else value for value in found]
     return "; ".join(dict.fromkeys("not stated" if value is None else str(value) for value in said))

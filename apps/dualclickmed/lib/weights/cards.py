@@ -103,7 +103,7 @@ def selection(directory: str | os.PathLike[str] | None = None) -> dict[Kind, str
     """What :func:`select` chose: expert to name of a file; experts served from the shipped ones are left out.
 
     Raises:
-        WeightsError: the file that says so is damaged.
+        WeightsError: the selection file is damaged.
     """
     path = model_dir(directory) / SELECTION
     try:

@@ -42,7 +42,7 @@ class Entry:
     """A published checkpoint.
 
     name, kind: what it is imported as. url: its address. size (bytes), sha256, md5: as its publisher states
-    them, None where nobody does. licence, licence_url, source: the terms and the page that tells of it.
+    them, None where they are not stated. licence, licence_url, source: the terms and the page with them.
     """
 
     name: str
