@@ -273,6 +273,9 @@ def test_serve_refuses(started: list[Namespace], model_dir: Path, tmp_path: Path
     nowhere = tmp_path / "no where"
     message = refusal("serve", "--studies", nowhere, "--model-dir", model_dir)
     assert f"The studies folder '{nowhere}' does not exist" in message and f"--out '{nowhere}'" in message
+    (tmp_path / "one.nii.gz").write_bytes(b"")
+    message = refusal("serve", "--studies", tmp_path / "one.nii.gz", "--model-dir", model_dir)
+    assert message.endswith(f"is a file; --studies takes the folder that holds the images: '{tmp_path}'.")
     for file in model_dir.glob("global-*"):
         shutil.copy(file, tmp_path)
     message = refusal("serve", "--studies", tmp_path, "--model-dir", tmp_path)

@@ -50,6 +50,23 @@ def test_nnunet_names(tmp_path: Path) -> None:
     assert case.image.name == "a_0000.nii.gz" and case.names == {1: "tumour"} and case.modality == "mri"
 
 
+def test_what_was_submitted_to_a_server_trains(tmp_path: Path) -> None:
+    image, labels = volume_and_labels()
+    for name in ("My case", "other", "unlabelled"):
+        write_nifti(tmp_path / f"{name}.nii.gz", image)
+    for name in ("My case", "other"):
+        write_nifti(tmp_path / "labels" / "final" / f"{name}.nii.gz", labels)
+    final = {"ext": ".nii.gz", "info": {"label_names": {"liver": 1, "spleen": 3}}}
+    objects = {"My case": {"labels": {"final": final}}, "other": {"labels": {}}}
+    (tmp_path / "datastore_v2.json").write_text(json.dumps({"objects": objects}))
+    first, second = find_training_cases(tmp_path)
+    assert (first.image, first.names) == (tmp_path / "My case.nii.gz", {1: "liver", 3: "spleen"})
+    assert first.label == tmp_path / "labels" / "final" / "My case.nii.gz"
+    assert (second.image, second.names) == (tmp_path / "other.nii.gz", {})
+    (tmp_path / "datastore_v2.json").write_text("half a re")
+    assert [case.names for case in find_training_cases(tmp_path)] == [{}, {}]
+
+
 def test_image_and_label_side_by_side(tmp_path: Path) -> None:
     image, labels = volume_and_labels()
     write_nifti(tmp_path / "pet" / "one" / "image.nii.gz", image)

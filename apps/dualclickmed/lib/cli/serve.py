@@ -59,6 +59,11 @@ def serve(
     if model_dir is not None:
         settings["model_dir"] = str(model_dir.resolve())
     settings |= pairs("--conf", "KEY=VALUE", conf or [])
+    if Path(studies).is_file():
+        raise UserError(
+            f"'{studies}' is a file; --studies takes the folder that holds the images: "
+            f"'{Path(studies).parent}'."
+        )
     if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
         raise UserError(
             f"The studies folder '{studies}' does not exist; give a folder of images, or make one with "

@@ -7,6 +7,7 @@ a `UserError` whose sentence names it.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import math
@@ -28,6 +29,9 @@ Labels = npt.NDArray[np.uint16]
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 # Pairs of folders that data sets keep images and labels in (Medical Segmentation Decathlon, nnU-Net, others).
 FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"), ("images", "masks"))
+# Where the server keeps the final labels of a studies folder, and its record of them.
+SUBMITTED = "labels/final"
+STORE = "datastore_v2.json"
 # nnU-Net numbers the channels of a case; the first one is read.
 FIRST_CHANNEL = "_0000"
 # How far the two affines of a case may differ, in millimetres.
@@ -174,8 +178,9 @@ def folder_cases(path: Path, label_maps: bool = False) -> list[LabelledCase]:
     """The image and label pairs of a folder, in order of name.
 
     Either two folders with files of the same name (imagesTr and labelsTr, images and labels, images and
-    masks; `NAME_0000` in the first belongs to `NAME` in the second), or, at any depth, folders with `image.*`
-    and `label.*`. Label names and the modality are taken from dataset.json or meta.json where there is one.
+    masks; `NAME_0000` in the first belongs to `NAME` in the second), or a studies folder of the server with
+    its final labels, or, at any depth, folders with `image.*` and `label.*`. Label names and the modality are
+    taken from dataset.json, the server's record or meta.json where there is one.
     With `label_maps`, folders with `label.*` alone count, too.
 
     Raises:
@@ -188,13 +193,14 @@ def folder_cases(path: Path, label_maps: bool = False) -> list[LabelledCase]:
             cases = _paired(path, path / images, path / labels)
             break
     else:
-        cases = _side_by_side(path)
+        cases = _submitted(path) if (path / SUBMITTED).is_dir() else _side_by_side(path)
         if label_maps:
             cases += _label_maps(path, cases)
     if not cases:
         raise UserError(
             f"'{path}' holds no training case: expected images and labels of the same name in imagesTr and "
-            "labelsTr, or folders with image.nii.gz and label.nii.gz (.nii, .nrrd and .mha work too)."
+            "labelsTr, folders with image.nii.gz and label.nii.gz (.nii, .nrrd and .mha work too), or a "
+            "studies folder of the server with submitted labels."
         )
     return cases
 
@@ -209,6 +215,25 @@ def _paired(root: Path, images: Path, labels: Path) -> list[LabelledCase]:
         if image is not None:
             cases.append(LabelledCase(f"{root.name}/{name}", image, label, names, modality, root.name))
     return cases
+
+
+def _submitted(root: Path) -> list[LabelledCase]:
+    """The final labels of a studies folder, each with the names that were submitted with it."""
+    cases = _paired(root, root, root / SUBMITTED)
+    try:
+        objects = json.loads((root / STORE).read_text(encoding="utf-8"))["objects"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return cases
+    return [dataclasses.replace(case, names=_submitted_names(objects, _stem(case.label))) for case in cases]
+
+
+def _submitted_names(objects: Any, image: str) -> dict[int, str]:
+    """What the values of an image's final label mean, as far as its client told."""
+    try:
+        told = objects[image]["labels"]["final"]["info"]["label_names"]
+        return {int(value): str(name) for name, value in told.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _side_by_side(root: Path) -> list[LabelledCase]:
