@@ -7,6 +7,7 @@ import io
 import json
 import operator
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ import pytest
 import torch
 from dualclickmed.benchmarks import measure
 from dualclickmed.benchmarks import tables as command
-from dualclickmed.benchmarks.growth import server_memory, synthetic, write_server_files
+from dualclickmed.benchmarks.growth import (
+    growing_prompts,
+    random_experts,
+    server_memory,
+    synthetic,
+    write_server_files,
+)
 from dualclickmed.benchmarks.measure import in_process, least_seconds, operations
 from dualclickmed.benchmarks.networks import NetworkCase, NetworkRow, cases, ratios
 from dualclickmed.benchmarks.tables import VOLUMES, BenchSection, run
@@ -141,6 +148,19 @@ def test_the_synthetic_volume_is_ct_with_a_bright_middle() -> None:
     assert volume.modality == "ct"
     assert volume.array.dtype == np.int16
     assert volume.array[20:40, 20:32, 20:44].mean() > volume.array[:5].mean() + 200
+
+
+@pytest.mark.parametrize("expert", ["global", "local"])
+def test_each_click_of_growing_prompts_corrects_the_mask_before_it(expert: str) -> None:
+    volume = from_array(synthetic((64, 64, 64)), modality="ct")
+    dual, _ = random_experts(COMPACT)
+    given = growing_prompts(dual, volume, expert, 4)
+    assert [len(one["object"].clicks) for one in given] == [1, 2, 3, 4]
+    assert {one["object"].box is not None for one in given} == {expert == "global"}
+    for before, after in pairwise(given):
+        assert after["object"].clicks[:-1] == before["object"].clicks
+        click = after["object"].clicks[-1]
+        assert click.positive != bool(dual.segment(volume, before).labels[click.index])
 
 
 def test_a_server_holds_both_experts_and_answers(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ..byte_cache import ByteCache
 from ..experts import DualExpert, GlobalExpert, LocalExpert
 from ..imaging.geometry import Box, Index
 from ..imaging.prompts import Click, Prompts
-from ..imaging.volume import from_array, load_volume
+from ..imaging.volume import Volume, from_array, load_volume
 from ..networks.build import build_global, build_local
 from ..networks.configs import GlobalConfig, LocalConfig
 from ..predictor import CACHE_BYTES, Predictor
@@ -86,7 +86,7 @@ def volume_costs(shape: Index, configs: tuple[GlobalConfig, LocalConfig], repeat
     dual, cache = random_experts(configs)
     found = []
     for expert in ("global", "local"):
-        one, two = prompts_in_the_middle(shape, expert, 1), prompts_in_the_middle(shape, expert, 2)
+        one, two = growing_prompts(dual, volume, expert, 2)
         dual.segment(volume, one)  # reads the volume's percentiles, once
 
         def first(one: dict[str, Prompts] = one) -> None:
@@ -125,11 +125,9 @@ def click_costs(
     dual, cache = random_experts(configs)
     found = []
     for expert in ("global", "local"):
+        growing = growing_prompts(dual, volume, expert, max(counts) + 1)
         for count in counts:
-            given, more = (
-                prompts_in_the_middle(shape, expert, count),
-                prompts_in_the_middle(shape, expert, count + 1),
-            )
+            given, more = growing[count - 1], growing[count]
 
             def anew(given: dict[str, Prompts] | None = None) -> None:
                 cache.clear()
@@ -219,11 +217,21 @@ def random_experts(configs: tuple[GlobalConfig, LocalConfig]) -> tuple[DualExper
     )
 
 
-def prompts_in_the_middle(shape: Index, expert: str, clicks: int) -> dict[str, Prompts]:
-    """Clicks in the middle of the volume, close enough for one local window; for `global` the box."""
-    z, y, x = (n // 2 for n in shape)
-    offsets = [((5 * i) % 7 - 3, (3 * i) % 7 - 3, (i // 7) % 7 - 3) for i in range(clicks)]
-    points = tuple(Click((z + a, y + b, x + c), True) for a, b, c in offsets)
+def growing_prompts(dual: DualExpert, volume: Volume, expert: str, most: int) -> list[dict[str, Prompts]]:
+    """Prompts with 1 to `most` clicks, each click a correction, since one that agrees costs nothing.
+
+    The clicks lie in the middle of the volume, close enough for one local window; ``global`` has a box as
+    well.
+    """
+    z, y, x = (n // 2 for n in volume.shape)
     half = SIDE / 2
-    box = Box((z - half, y - half, x - half), (z + half, y + half, x + half))
-    return {"object": Prompts(points, box if expert == "global" else None)}
+    box = Box((z - half, y - half, x - half), (z + half, y + half, x + half)) if expert == "global" else None
+    clicks = [Click((z, y, x), True)]
+    found = []
+    for i in range(1, most + 1):
+        found.append({"object": Prompts(tuple(clicks), box)})
+        place = z + (5 * i) % 7 - 3, y + (3 * i) % 7 - 3, x + (i // 7 + i) % 7 - 3
+        if i < most:
+            inside = bool(dual.segment(volume, found[-1]).labels[place])
+            clicks.append(Click(place, not inside))
+    return found

@@ -14,7 +14,7 @@ import torch
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
-from ..benchmarks.growth import SIDE, prompts_in_the_middle, random_experts, synthetic
+from ..benchmarks.growth import SIDE, growing_prompts, random_experts, synthetic
 from ..benchmarks.measure import forget_peak, in_process, least_seconds, peak_bytes, resting_bytes
 from ..benchmarks.networks import NetworkCase, measure
 from ..benchmarks.tables import BenchSection
@@ -89,7 +89,7 @@ def ours(preset: str, repeats: int) -> list[PeerRow]:
     volume = from_array(synthetic((VOLUME,) * 3), modality="ct")
     dual, cache = random_experts(PRESETS[preset])
     for expert, what, size in (("global", "box", "the box, enlarged"), ("local", "click alone", "128^3")):
-        one, two = (prompts_in_the_middle(volume.shape, expert, clicks) for clicks in (1, 2))
+        one, two = growing_prompts(dual, volume, expert, 2)
         found = []
         for _ in range(repeats):
             cache.clear()
