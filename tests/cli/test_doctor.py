@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import platform
+import re
 import shutil
 import socket
 from pathlib import Path
 
 import pytest
+from dualclickmed import __version__
 from dualclickmed.cli.app import app
+from dualclickmed.cli.doctor import PACKAGES
 from dualclickmed.weights.cards import default_path
 from typer.testing import CliRunner
 
@@ -18,16 +24,20 @@ def test_versions_weights_and_ports_are_shown() -> None:
         free = other.getsockname()[1]
     result = CliRunner().invoke(app, ["doctor", "--port", str(free)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    for part in (
-        "torch",
-        "monailabel",
-        "global-compact",
-        "(served)",
-        f"port {free}",
-        "memory free",
-        "disk free",
-    ):
-        assert part in result.output
+    rows = {line[:18].strip(): line[18:].strip() for line in result.output.splitlines()}
+    assert rows["dualclickmed"] == __version__ and rows["Python"].startswith(platform.python_version())
+    for name in PACKAGES:
+        assert rows[name] == importlib.metadata.version(name)
+    # Which device, and in which precision it computes.
+    assert re.match(
+        r"processor, \d+ threads, (bfloat16 where it is quicker|float32)|cuda: .*", rows["device"]
+    )
+    for kind in ("global", "local"):
+        path = default_path(kind)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert rows[path.stem].endswith(f"SHA-256 {digest[:12]} (served)")
+    assert rows[f"port {free}"] == "free"
+    assert re.match(r"\d+\.\d GB", rows["memory free"]) and re.match(r"\d+\.\d GB in ", rows["disk free"])
     assert "Nothing is wrong" in result.output
 
 

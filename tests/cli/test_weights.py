@@ -12,6 +12,7 @@ import pytest
 import torch
 from dualclickmed.cli import app as cli
 from dualclickmed.weights import files as weights
+from dualclickmed.weights.download import manifest
 from typer.testing import CliRunner
 
 from tests.support import published
@@ -88,6 +89,17 @@ def test_refusals_are_sentences_and_leave_nothing(source: Path, tmp_path: Path) 
     assert "Give the name of weights to serve, or --default" in refusal("use", "a", "--default", *options)
     assert f"There are no weights 'a' in '{folder}'; there are: none." in refusal("use", "a", *options)
     assert "There are no weights 'a'" in refusal("export", "a", "--to", tmp_path / "b.pth", *options)
+
+
+def test_download_without_a_name_shows_a_table_with_every_licence() -> None:
+    lines = [" ".join(line.split("│")) for line in run("download").stdout.splitlines()]
+    text = " ".join(" ".join(lines).split())
+    for entry in manifest().values():
+        assert entry.name in text and " ".join(f"Licence: {entry.licence}".split()) in text
+    assert all(len(line) <= 100 for line in lines) and "dualclickmed weights download NAME" in text
+    (commercial,) = [entry for entry in manifest().values() if entry.name == "nv-segment-ct"]
+    assert commercial.kind == "local" and "NVIDIA Open Model License" in commercial.licence
+    assert commercial.url.startswith("https://huggingface.co/nvidia/NV-Segment-CT/")
 
 
 def test_download_shows_the_licence_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

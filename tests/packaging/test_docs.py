@@ -146,3 +146,15 @@ def test_readmes_numbers_of_the_sample_are_todays() -> None:
     assert example is not None
     assert float(example[1]) == pytest.approx(module.example(), abs=TOLERANCE), "make docs-figures"
     assert " ".join(module.EXAMPLE) in re.sub(r"\\\n\s*|--name liver ", "", text)
+
+
+def test_readmes_first_screen_shows_it_and_says_how_to_start() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    picture = next(n for n, line in enumerate(lines) if line.startswith("!["))
+    assert lines[0] == "# DualClickMed" and lines[2].endswith(".") and picture == 4
+    moving = re.search(r"\((.*\.gif)\)", lines[picture])
+    assert moving is not None and (ROOT / moving[1]).read_bytes()[:6] in (b"GIF87a", b"GIF89a")
+    clone, serve = (
+        next(n for n, line in enumerate(lines) if line.startswith(s)) for s in ("git clone", "make")
+    )
+    assert picture < clone < serve < 12 and "Ready: http" in " ".join(lines[serve : serve + 8])

@@ -11,6 +11,7 @@ import pytest
 import tomllib
 from dualclickmed import __version__
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tests.support.scripts import script
@@ -104,3 +105,14 @@ def test_changelog_and_citation_are_of_this_version() -> None:
     assert found is not None and found[1] == __version__
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {__version__}\ndate-released: {found[2]}\n" in citation
+
+
+def test_hosted_checks_run_the_same_command_on_every_python_that_is_promised() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    promised = SpecifierSet(project["requires-python"])
+    named = {text.rpartition(" ")[2] for text in project["classifiers"] if ":: Python :: 3." in text}
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    (matrix,) = re.findall(r"^ +python: \[(.*)\]$", workflow, flags=re.M)
+    versions = set(re.findall(r'"([\d.]+)"', matrix))
+    assert versions == named == {f"3.{minor}" for minor in range(30) if promised.contains(f"3.{minor}")}
+    assert re.search(r"run: make test\b", workflow)
