@@ -72,6 +72,7 @@ class ServerMemory:
 
     @property
     def above_volume(self) -> int:
+        """The most memory at any time, without the volume's, in bytes."""
         return self.peak - self.volume
 
 

@@ -39,6 +39,7 @@ class NetworkCase:
 
     @property
     def name(self) -> str:
+        """The row's name in tables."""
         return f"{self.expert} {self.preset}, {'published form' if self.published else 'ours'}"
 
 

@@ -279,6 +279,7 @@ def machine(threads: int) -> str:
 
 
 def parity_section(threads: int, console: Console) -> tuple[list[BenchSection], dict[str, Any]]:
+    """How far the fast networks' outputs are from the published ones'."""
     torch.set_num_threads(threads)
     found = {}
     for name, differences in full_parity():

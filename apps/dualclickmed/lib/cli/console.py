@@ -41,6 +41,7 @@ LOG_EVERY = 30.0
 
 
 def stderr() -> Console:
+    """A console that prints to standard error."""
     return Console(stderr=True)
 
 
@@ -119,6 +120,7 @@ class CaseProgress:
         self._bar.stop()
 
     def done(self, number: int, total: int) -> None:
+        """Show that `number` of `total` cases are done."""
         self._bar.update(self._task, completed=number, total=total)
         now = time.monotonic()
         if self._bar.disable and (now - self._told > LOG_EVERY or number == total):

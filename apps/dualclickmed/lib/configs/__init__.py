@@ -1,0 +1,1 @@
+"""The server's settings, and the words of its requests and answers."""

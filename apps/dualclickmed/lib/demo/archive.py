@@ -29,6 +29,7 @@ class Archive:
 
     @property
     def dicomweb(self) -> str:
+        """Address of its DICOMweb services."""
         return f"{self.url}/dicom-web"
 
     def __post_init__(self) -> None:

@@ -1,0 +1,1 @@
+"""Measuring: the click protocol, its metrics, other methods to compare with, and reports."""

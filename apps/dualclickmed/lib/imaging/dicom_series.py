@@ -436,5 +436,6 @@ def _integer(header: Dataset, key: str, default: int) -> int:
 
 
 def first_item(header: Dataset, key: str) -> Dataset | None:
+    """The first item of a sequence; None where the header has none."""
     found = header.get(key)
     return found[0] if found else None

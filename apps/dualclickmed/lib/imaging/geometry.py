@@ -233,6 +233,7 @@ class AxisWeights:
 
     @property
     def stop(self) -> int:
+        """One behind the last entry that has weight."""
         return self.start + self.matrix.shape[1]
 
 

@@ -1,0 +1,1 @@
+"""From a request for a segmentation to its answer; `tasks` is where to begin reading."""

@@ -1,0 +1,1 @@
+"""Simulated clicks, and the rounds of clicks in a training step."""

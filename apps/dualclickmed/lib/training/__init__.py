@@ -1,0 +1,1 @@
+"""Training: sources, generated volumes, samples, recipes, and the loop."""

@@ -36,11 +36,13 @@ class PackedMask:
 
     @classmethod
     def of(cls, mask: Mask) -> PackedMask:
+        """A mask (D, H, W), packed."""
         region = filled_region(mask)
         return cls(region, zlib.compress(np.packbits(mask[region]).tobytes(), 1))
 
     @property
     def nbytes(self) -> int:
+        """Memory of the packed voxels."""
         return len(self.bits)
 
     @property

@@ -154,6 +154,7 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def checked_kind(kind: str) -> Kind:
+    """`kind`, known to be "global" or "local"; WeightsError otherwise."""
     if kind not in KINDS:
         raise WeightsError(f"Unknown kind of expert '{kind}'; known are {' and '.join(KINDS)}.")
     return kind
