@@ -58,6 +58,29 @@ _SHOW = """world => {
         view.render();
     }
 }"""
+_LARGE = """([world, factor]) => {
+    const {viewportGridService, cornerstoneViewportService} = window.services;
+    const cameras = [];
+    for (const id of viewportGridService.getState().viewports.keys()) {
+        const view = cornerstoneViewportService.getCornerstoneViewport(id);
+        const {position, focalPoint, parallelScale} = view.getCamera();
+        cameras.push([id, {position: [...position], focalPoint: [...focalPoint], parallelScale}]);
+        const moved = world.map((at, axis) => at - focalPoint[axis]);
+        view.setCamera({
+            position: position.map((at, axis) => at + moved[axis]),
+            focalPoint: world, parallelScale: parallelScale / factor,
+        });
+        view.render();
+    }
+    return cameras;
+}"""
+_AS_BEFORE = """cameras => {
+    for (const [id, camera] of cameras) {
+        const view = window.services.cornerstoneViewportService.getCornerstoneViewport(id);
+        view.setCamera(camera);
+        view.render();
+    }
+}"""
 _ON_SCREEN = """([id, world]) => {
     const view = window.services.cornerstoneViewportService.getCornerstoneViewport(id);
     const corner = view.canvas.getBoundingClientRect();
@@ -210,12 +233,22 @@ class Viewer:
         segments = dict(self.page.evaluate(_SEGMENTS))
         return Shown(voxels.reshape(found["dimensions"], order="F"), affine, segments)
 
-    def picture(self, name: str) -> Path:
-        """Keep a screenshot."""
+    def picture(self, name: str, around: npt.NDArray[np.float64] | None = None, factor: float = 2.2) -> Path:
+        """Keep a screenshot; the views are as before afterwards.
+
+        Args:
+            name: of the file.
+            around: a place (LPS millimetres) that is shown in the middle and enlarged; None for all as it is.
+            factor: how much it is enlarged.
+        """
         self.pictures.mkdir(parents=True, exist_ok=True)
         path = self.pictures / f"{name}.jpg"
+        cameras = []
+        if around is not None:
+            cameras = self.page.evaluate(_LARGE, [[float(p) for p in around], factor])
         self.page.wait_for_timeout(500)
-        self.page.screenshot(path=path, type="jpeg", quality=75, clip=WITHOUT_STUDIES)
+        self.page.screenshot(path=path, type="jpeg", quality=80, clip=WITHOUT_STUDIES)
+        self.page.evaluate(_AS_BEFORE, cameras)
         return path
 
     def _rows(self) -> Any:

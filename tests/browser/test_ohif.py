@@ -94,7 +94,7 @@ def test_clicks_become_masks(
     # One click finds a part of the organ or all of it, and little else: a mask on a mirrored grid would not.
     assert found.sum() > 0.1 * truth.sum()
     assert (found & truth).sum() > 0.8 * found.sum()
-    viewer.picture(f"{name}-2-click")
+    viewer.picture(f"{name}-2-click", spleen)
 
     # A place in the mask that is not to belong to it, as far from the click as there is one.
     distance = np.linalg.norm(
@@ -147,7 +147,7 @@ def test_clicks_become_masks(
     assert dice(found, kidney) > 0.85
     assert not any(found[tuple(corner)] for corner in corners)
     viewer.show(inside(trunk, "left kidney"))
-    viewer.picture(f"{name}-6-corners")
+    viewer.picture(f"{name}-6-corners", inside(trunk, "left kidney"))
     assert not viewer.errors
 
 

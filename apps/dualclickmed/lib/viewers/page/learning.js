@@ -127,7 +127,7 @@ export class Learning {
         const by = Object.entries(learning.by ?? {}).map(([who, count]) => `${who} ${count}`).join(', ')
         return [
             el('h2', { textContent: 'Submitted' }),
-            el('p', { className: 'note', textContent: `${learning.final ?? 0} images, ${learning.submitted ?? 0} versions${by ? `; by ${by}` : ''}` }),
+            el('p', { className: 'note', textContent: `${many(learning.final, 'image')}, ${many(learning.submitted, 'version')}${by ? `; by ${by}` : ''}` }),
             ...(rows.length ? [table(['Image', 'By', 'When'], rows)] : [])
         ]
     }
@@ -149,6 +149,7 @@ export class Learning {
 }
 
 const ENDED = ['published', 'refused', 'failed']
+const many = (number = 0, one) => `${number} ${number === 1 ? one : `${one}s`}`
 const running = ({ training }) => training === true
 
 function progressOf({ state, step, steps, elapsed, left }) {

@@ -299,7 +299,8 @@ export class Overlay {
         const text = (words, x, y, align, colour = 'rgba(226, 236, 246, 0.8)') => {
             pen.textAlign = align
             pen.lineWidth = 3
-            pen.strokeStyle = 'rgba(0, 0, 0, 0.65)'
+            pen.strokeStyle = 'rgba(0, 0, 0, 0.85)'
+            pen.lineJoin = 'round'
             pen.strokeText(words, x, y)
             pen.fillStyle = colour
             pen.fillText(words, x, y)
@@ -308,8 +309,8 @@ export class Overlay {
         if (tile.plane in ACROSS) {
             const axis = ACROSS[tile.plane]
             const slice = viewer.crosshair[axis] + 1
-            text(`${slice} / ${viewer.shape[axis]}`, left + width - 10, top + 19, 'right', 'rgba(226, 236, 246, 0.6)')
-            const faint = 'rgba(150, 190, 225, 0.75)'
+            text(`${slice} / ${viewer.shape[axis]}`, left + width - 10, top + 19, 'right', 'rgba(226, 236, 246, 0.8)')
+            const faint = 'rgba(185, 214, 240, 0.95)'
             const [west, east, north, south] = EDGES[tile.plane]
             text(west, left + 10, top + height / 2 + 4, 'left', faint)
             text(east, left + width - 10, top + height / 2 + 4, 'right', faint)

@@ -31,8 +31,8 @@ export class Tools {
     down(event) {
         const at = this.place(event)
         // A second finger does not take over what the first one draws.
-        if (!at.tile || this.held) return
         event.preventDefault()
+        if (!at.tile || this.held) return
         this.target.focus({ preventScroll: true })
         this.target.setPointerCapture(event.pointerId)
         const flat = at.tile.plane in ACROSS
