@@ -220,7 +220,7 @@ async function submit() {
     if (!session.ready) return
     const done = loading('Submitting')
     try {
-        const told = await session.submit(settings.client)
+        const told = await session.submit(settings.client).finally(done)
         const lines = told.labels.map(({ name, ml }) => `${name}: ${millilitres(ml)}`)
         const replaced = told.learning?.replaced
         if (replaced) lines.push(`It replaces the label of ${replaced.by}, which is kept.`)
@@ -228,8 +228,6 @@ async function submit() {
         await images.load()
     } catch (error) {
         problem(error)
-    } finally {
-        done()
     }
 }
 
