@@ -67,7 +67,7 @@ class DualClickMed(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
-        # A training, too, builds the app: it must not outlive the server that it belongs to.
+        # Trainings build the app as well; none may outlive its server.
         follow_server()
         self.options = ServerOptions.from_conf(conf)
         self.limits = Limits.from_conf(conf)
@@ -82,7 +82,7 @@ class DualClickMed(MONAILabelApp):
         )
         # A list, because OHIF appends to it.
         self.labels = list(self.options.labels.values)
-        # Scores are made when somebody asks for them, not by a process of their own at every start.
+        # Scores are computed on request, not by a process at every start.
         self._auto_update_scoring = False
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -102,10 +102,10 @@ class DualClickMed(MONAILabelApp):
         return {"dualclickmed": ImageScores(self.learning.record, self.options)}
 
     def init_datastore(self) -> Datastore:
-        """The studies, and what annotators taught with them; comes before everything that needs either."""
+        """The studies, and what was learned from them; called before everything that needs either."""
         datastore = self._studies()
         self.learning = Learning(datastore, datastore._datastore_path, self.options)
-        # Labels that annotators added are the server's from now on.
+        # With the labels that annotators added.
         self.options = self.learning.options
         self.segmenter = Segmenter(self.options)
         self.learning.load = self.segmenter.volume
@@ -117,7 +117,7 @@ class DualClickMed(MONAILabelApp):
             return super().init_datastore()
         endings = settings.MONAI_LABEL_DATASTORE_FILE_EXT
         if endings == type(settings).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default:
-            # MONAI Label's own choice holds photographs, and leaves out MetaImage.
+            # MONAI Label's own choice includes photographs and lacks MetaImage.
             endings = [f"*{ending}" for ending in SUFFIXES]
         return Studies(self.studies, extensions=endings, read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY)
 
@@ -146,7 +146,7 @@ class DualClickMed(MONAILabelApp):
             clear_half_written(folder)
         serve_processes(self.learning.record)
         super().on_init_complete()
-        # Complete by now, and needed in no other process.
+        # Complete only now, and needed in the server alone.
         from monailabel.app import app as web
 
         if self.options.review:
@@ -182,7 +182,7 @@ class DualClickMed(MONAILabelApp):
         return found
 
     def _reader(self, temporary: Path) -> Reader | None:
-        """Lets a process of its own read every file from now on, where this system can."""
+        """Let separate processes read all files from now on, where the system supports it."""
         facts.limit_to(facts.ReadLimits(image_bytes=self.limits.image_bytes))
         if not available():
             logger.warning("This system cannot read files in processes of their own: they are read here.")
@@ -202,7 +202,7 @@ class DualClickMed(MONAILabelApp):
         return Files(load, image_notes, label, reader)
 
     def info(self) -> dict[str, Any]:
-        """What clients learn about the app; without usable weights it offers no task and says what to do."""
+        """The app's description for clients; without usable weights it offers no task and tells what to do."""
         problem = self.segmenter.experts.problem()
         description = DESCRIPTION if problem is None else f"{DESCRIPTION}. Not ready: {problem}"
         told = super().info()
@@ -231,7 +231,7 @@ class DualClickMed(MONAILabelApp):
             raise
 
     def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """MONAI Label's way in for whole slides, which it opens before any task sees the request."""
+        """MONAI Label's entry for whole slides, which it opens before any task sees the request."""
         raise HTTPException(400, "Whole-slide images are 2D; these tasks segment 3D images.")
 
     def _infer(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
