@@ -202,7 +202,7 @@ class DualClickMed(MONAILabelApp):
         return Files(load, image_notes, label, reader)
 
     def info(self) -> dict[str, Any]:
-        """The app's description for clients; without usable weights it offers no task and tells what to do."""
+        """The description for clients; without usable weights it offers no task and tells what to do."""
         problem = self.segmenter.experts.problem()
         description = DESCRIPTION if problem is None else f"{DESCRIPTION}. Not ready: {problem}"
         told = super().info()
