@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import WeightsError
-from ..imaging.geometry import Box, Position
+from ..imaging.geometry import Box, Position, as_position
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..weights.files import read_card
@@ -76,9 +76,9 @@ class Example:
         return cls(
             str(values["label"]),
             str(values["modality"]),
-            triple(values["centre"]),
-            triple(values["sides"]),
-            triple(values["patient"]),
+            as_position(values["centre"]),
+            as_position(values["sides"]),
+            as_position(values["patient"]),
             float(values["volume"]),
         )
 
@@ -106,7 +106,7 @@ def patient_box(volume: Volume) -> Box:
         if found.size:
             lo[axis] = float(found[0] * steps[axis])
             hi[axis] = float(min((found[-1] + 1) * steps[axis], volume.shape[axis]))
-    return Box(triple(lo), triple(hi))
+    return Box(as_position(lo), as_position(hi))
 
 
 def millimetres(box: Box, volume: Volume) -> npt.NDArray[np.float64]:
@@ -191,12 +191,6 @@ def training_scope_of(path: Path) -> TrainingScope | None:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"The card of '{path}' holds a damaged scope ({error}).") from error
-
-
-def triple(values: npt.ArrayLike) -> Position:
-    """Three numbers (z, y, x)."""
-    z, y, x = (float(v) for v in np.asarray(values, dtype=np.float64))
-    return z, y, x
 
 
 def _apart(logs: npt.NDArray[np.float64], sides: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

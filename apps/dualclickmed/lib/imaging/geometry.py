@@ -16,7 +16,7 @@ read, so the cost depends on the region and not on the volume.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -54,6 +54,18 @@ _CHUNK_VOXELS = 1 << 20
 """Voxels that `crop_to_grid` converts to float at once: 4 MB, which stays in a core's cache."""
 
 
+def as_position(values: Iterable[float]) -> Position:
+    """Three numbers as a `Position`."""
+    z, y, x = (float(value) for value in values)
+    return z, y, x
+
+
+def as_index(values: Iterable[int]) -> Index:
+    """Three whole numbers as an `Index`."""
+    z, y, x = (int(value) for value in values)
+    return z, y, x
+
+
 def voxels_around(points: Sequence[Index]) -> tuple[Index, Index]:
     """The half-open edges, lowest and highest, of the voxels that hold all `points`, such as two corners.
 
@@ -63,7 +75,7 @@ def voxels_around(points: Sequence[Index]) -> tuple[Index, Index]:
     if len(points) == 0:
         raise ValueError("a box around points needs at least one point, got none")
     array = np.asarray(points, dtype=np.int64).reshape(-1, 3)
-    return _three_ints(array.min(axis=0)), _three_ints(array.max(axis=0) + 1)
+    return as_index(array.min(axis=0)), as_index(array.max(axis=0) + 1)
 
 
 def ordered_corners(edges: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -84,7 +96,7 @@ class Box:
     hi: Position
 
     def __post_init__(self) -> None:
-        lo, hi = _three_floats(self.lo), _three_floats(self.hi)
+        lo, hi = as_position(self.lo), as_position(self.hi)
         if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(lo, hi, strict=True)):
             raise ValueError(f"a box needs finite lo < hi along every axis, got lo={lo} and hi={hi}")
         object.__setattr__(self, "lo", lo)
@@ -98,7 +110,7 @@ class Box:
             ValueError: if there are no points.
         """
         lo, hi = voxels_around(points)
-        return cls(_three_floats(lo), _three_floats(hi))
+        return cls(as_position(lo), as_position(hi))
 
     @classmethod
     def of_mask(cls, mask: npt.NDArray[np.generic]) -> Box:
@@ -117,23 +129,23 @@ class Box:
                 raise ValueError("a box of a mask needs at least one voxel in the mask, got none")
             lo.append(used[0])
             hi.append(used[-1] + 1)
-        return cls(_three_floats(lo), _three_floats(hi))
+        return cls(as_position(lo), as_position(hi))
 
     @property
     def sides(self) -> Position:
         """Lengths along (z, y, x), in voxels."""
-        return _three_floats([b - a for a, b in zip(self.lo, self.hi, strict=True)])
+        return as_position([b - a for a, b in zip(self.lo, self.hi, strict=True)])
 
     @property
     def centre(self) -> Position:
         """The middle, in voxel edges: the centre of voxel ``p`` is ``p + 0.5``."""
-        return _three_floats([(a + b) / 2 for a, b in zip(self.lo, self.hi, strict=True)])
+        return as_position([(a + b) / 2 for a, b in zip(self.lo, self.hi, strict=True)])
 
     def union(self, other: Box) -> Box:
         """The smallest box that holds both."""
         lo = [min(a, b) for a, b in zip(self.lo, other.lo, strict=True)]
         hi = [max(a, b) for a, b in zip(self.hi, other.hi, strict=True)]
-        return Box(_three_floats(lo), _three_floats(hi))
+        return Box(as_position(lo), as_position(hi))
 
     def lies_in(self, shape: Sequence[int]) -> bool:
         """Whether no part of it is outside an image of `shape`."""
@@ -173,7 +185,7 @@ class Box:
         for axis, (side, old, middle) in enumerate(zip(sides, self.sides, self.centre, strict=True)):
             if side != old:
                 lo[axis], hi[axis] = middle - side / 2, middle + side / 2
-        return Box(_three_floats(lo), _three_floats(hi))
+        return Box(as_position(lo), as_position(hi))
 
 
 @dataclass(frozen=True)
@@ -188,7 +200,7 @@ class Roi:
     grid: Index
 
     def __post_init__(self) -> None:
-        grid = _three_ints(self.grid)
+        grid = as_index(self.grid)
         if min(grid) < 1:
             raise ValueError(f"a region's grid needs at least one cell along every axis, got {grid}")
         object.__setattr__(self, "grid", grid)
@@ -196,13 +208,13 @@ class Roi:
     @property
     def spacing(self) -> Position:
         """Size of a grid cell along (z, y, x), in voxels; above 1 where the region is shrunk."""
-        return _three_floats([side / n for side, n in zip(self.box.sides, self.grid, strict=True)])
+        return as_position([side / n for side, n in zip(self.box.sides, self.grid, strict=True)])
 
     @property
     def is_aligned(self) -> bool:
         """Whether every grid cell is exactly one voxel, so that resampling is copying."""
         whole = all(edge == math.floor(edge) for edge in self.box.lo)
-        return whole and self.box.sides == _three_floats(self.grid)
+        return whole and self.box.sides == as_position(self.grid)
 
     def to_grid(self, points: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Voxel indices (N, 3) to grid indices (N, 3), as float64; nothing is rounded or clipped."""
@@ -251,7 +263,7 @@ def window_at(centre: Index, size: Index = LOCAL_WINDOW) -> Roi:
     """The region of `size` voxels, copied one to one, whose grid index ``size // 2`` is voxel `centre`."""
     lo = [p - n // 2 for p, n in zip(centre, size, strict=True)]
     hi = [a + n for a, n in zip(lo, size, strict=True)]
-    return Roi(Box(_three_floats(lo), _three_floats(hi)), size)
+    return Roi(Box(as_position(lo), as_position(hi)), size)
 
 
 def local_windows(
@@ -268,7 +280,7 @@ def local_windows(
     they came, unless they are `in_order`; a further click then moves no window.
     """
     centres: list[Index] = []
-    voxels = dict.fromkeys(_three_ints(point) for point in points)
+    voxels = dict.fromkeys(as_index(point) for point in points)
     for point in voxels if in_order else sorted(voxels):
         if all(max(abs(p - c) for p, c in zip(point, centre, strict=True)) >= merge for centre in centres):
             centres.append(point)
@@ -446,13 +458,3 @@ def _cut(start: int, stop: int, size: int) -> slice:
 def _region(slices: Sequence[slice]) -> Region:
     z, y, x = slices
     return z, y, x
-
-
-def _three_floats(values: Sequence[float] | npt.NDArray[np.floating]) -> Position:
-    z, y, x = values
-    return float(z), float(y), float(x)
-
-
-def _three_ints(values: Sequence[int] | npt.NDArray[np.integer]) -> Index:
-    z, y, x = values
-    return int(z), int(y), int(x)

@@ -30,7 +30,7 @@ from ..errors import UserError, VolumeError
 from . import native
 from .compact import compact, strided_sample
 from .facts import ReadLimits
-from .geometry import Box, Index, Position, Region
+from .geometry import Box, Index, Position, Region, as_index, as_position
 from .headers import META_SUFFIXES, NRRD_SUFFIXES, check_header, reading
 from .placing import FileAffine, Placing
 from .reading import Read, read_volume
@@ -154,7 +154,9 @@ class Volume:
         axes, flips = self._orientation
         start, stop = (np.asarray(edges, dtype=np.float64).reshape(3)[axes] for edges in (lo, hi))
         size = np.asarray(self.shape)
-        return Box(_triple(np.where(flips, size - stop, start)), _triple(np.where(flips, size - start, stop)))
+        return Box(
+            as_position(np.where(flips, size - stop, start)), as_position(np.where(flips, size - start, stop))
+        )
 
     def to_raw_array(self, array: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
         """A canonical array (D, H, W), such as a mask, in raw order (i, j, k).
@@ -315,11 +317,11 @@ def _volume(stored: Read, name: str, identity: str, modality: str) -> Volume:
         array=array,
         slope=step * stored.slope,
         intercept=offset * stored.slope + stored.intercept,
-        spacing=_triple(spacing[orientation[0]]),
+        spacing=as_position(spacing[orientation[0]]),
         modality=modality,
         key="",
         affine=stored.affine,
-        raw_shape=_shape_of(stored.array),
+        raw_shape=as_index(stored.array.shape),
         meta={"name": name, "format": stored.format, **stored.meta},
         notes=(*stored.notes, *cut),
         placing=stored.placing,
@@ -407,13 +409,3 @@ def _require_axes(name: str, affine: npt.NDArray[np.float64]) -> npt.NDArray[np.
 def _require_shape(array: npt.NDArray[Any], shape: Index) -> None:
     if array.shape != shape:
         raise ValueError(f"the array must have shape {shape}, got {array.shape}")
-
-
-def _triple(values: npt.NDArray[np.floating]) -> Position:
-    first, second, third = (float(value) for value in values)
-    return first, second, third
-
-
-def _shape_of(array: npt.NDArray[Any]) -> Index:
-    i, j, k = array.shape
-    return i, j, k

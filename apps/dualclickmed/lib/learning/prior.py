@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from ..atomic_files import write_text
 from ..experts.dual import DualExpert
-from ..experts.scope import Example, alike, millimetres, patient_box, triple
-from ..imaging.geometry import Box
+from ..experts.scope import Example, alike, millimetres, patient_box
+from ..imaging.geometry import Box, as_position
 from ..imaging.label_files import NamedLabels
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
@@ -51,9 +51,9 @@ def examples_of(volume: Volume, labels: NamedLabels) -> list[Example]:
             Example(
                 name,
                 volume.modality,
-                triple(centre),
-                triple(millimetres(box, volume)),
-                triple(whole),
+                as_position(centre),
+                as_position(millimetres(box, volume)),
+                as_position(whole),
                 voxels * float(spacing.prod()),
             )
         )
@@ -174,4 +174,4 @@ def _median(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -
 
 def _inside(lo: npt.NDArray[np.float64], hi: npt.NDArray[np.float64], shape: Sequence[int]) -> Box | None:
     lo, hi = np.maximum(lo, 0.0), np.minimum(hi, np.asarray(shape, dtype=np.float64))
-    return Box(triple(lo), triple(hi)) if (lo + 1 <= hi).all() else None
+    return Box(as_position(lo), as_position(hi)) if (lo + 1 <= hi).all() else None
