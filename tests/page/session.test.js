@@ -348,6 +348,41 @@ function shownBy(session) {
     return [...voxels].join('')
 }
 
+/** What a user may do at any time; `own.session` is another one after the page was opened again. */
+const whatever = (own, random) => [
+    () => own.session.click([4 * own.session.active + random(3), 0, 0], random(4) > 0),
+    () => own.session.click([4 * own.session.active + random(3), 0, 0], random(4) > 0),
+    () => own.session.click([4 * own.session.active + random(3), 0, 0], true),
+    () => own.session.undo(),
+    () => own.session.undo(),
+    () => own.session.redo(),
+    () => own.session.choose(random(2)),
+    () => own.session.clear(),
+    () => own.session.cancel(),
+    () => void own.session.ask(),
+    () => own.session.saveMap(),
+    () => (own.session.settings.auto = !own.session.settings.auto),
+    () => (own.session.settings.lock = !own.session.settings.lock),
+    () => (server.slow = !server.slow),
+    () => server.release(),
+    () => new Promise((resolve) => setTimeout(resolve, random(5))),
+    async () => {
+        server.slow = false
+        await own.session.open('two', ['liver'], () => {})
+        await own.session.open('one', ['liver'], () => {})
+    },
+    async () => {
+        // The browser is closed, and the page opened again.
+        clearTimeout(own.session.waiting)
+        server.slow = false
+        server.release()
+        own.session.cancel()
+        own.session.dirty = false
+        own.session = await opened(own.session.settings)
+        own.session.addLabel('spleen')
+    }
+]
+
 for (let seed = 1; seed <= 12; seed++) {
     test(`whatever is done in whatever order, what is seen in the end is what was given (${seed})`, async () => {
         let state = seed
@@ -355,59 +390,27 @@ for (let seed = 1; seed <= 12; seed++) {
             state = (state * 48271) % 2147483647
             return state % most
         }
-        let session = await opened()
-        session.addLabel('spleen')
-        const steps = [
-            () => session.click([4 * session.active + random(3), 0, 0], random(4) > 0),
-            () => session.click([4 * session.active + random(3), 0, 0], random(4) > 0),
-            () => session.click([4 * session.active + random(3), 0, 0], true),
-            () => session.undo(),
-            () => session.undo(),
-            () => session.redo(),
-            () => session.choose(random(2)),
-            () => session.clear(),
-            () => session.cancel(),
-            () => void session.ask(),
-            () => session.saveMap(),
-            () => (session.settings.auto = !session.settings.auto),
-            () => (session.settings.lock = !session.settings.lock),
-            () => (server.slow = !server.slow),
-            () => server.release(),
-            () => new Promise((resolve) => setTimeout(resolve, random(5))),
-            async () => {
-                server.slow = false
-                await session.open('two', ['liver'], () => {})
-                await session.open('one', ['liver'], () => {})
-            },
-            async () => {
-                // The browser is closed, and the page opened again.
-                clearTimeout(session.waiting)
-                server.slow = false
-                server.release()
-                session.cancel()
-                session.dirty = false
-                session = await opened(session.settings)
-                session.addLabel('spleen')
-            }
-        ]
+        const own = { session: await opened() }
+        own.session.addLabel('spleen')
+        const steps = whatever(own, random)
         for (let step = 0; step < 60; step++) await steps[random(steps.length)]()
+        const { session } = own
+        const check = async () => {
+            session.ask()
+            await settled(session)
+            assert.equal(seen(session), shownBy(session))
+        }
         server.slow = false
         server.release()
         session.settings.auto = true
-        session.ask()
-        await settled(session)
-        assert.equal(seen(session), shownBy(session))
+        await check()
         while (session.history.canUndo) session.undo()
-        session.ask(session.history.stale)
-        await settled(session)
-        assert.equal(seen(session), shownBy(session))
+        await check()
         while (session.history.canRedo) {
             session.redo()
             await settled(session)
         }
-        session.ask()
-        await settled(session)
-        assert.equal(seen(session), shownBy(session))
+        await check()
         assert.deepEqual(session.problems, [])
     })
 }
