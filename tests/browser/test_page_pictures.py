@@ -21,7 +21,7 @@ from dualclickmed.evaluation.metrics import dice
 from PIL import Image
 from scipy import ndimage
 
-from tests.support.live import Server, free_port, running
+from tests.support.live import Server, free_port, running, save
 
 from .conftest import PICTURES, REPOSITORY
 from .page import AXIAL, CORONAL, Annotator, Voxel
@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SIZE = {"width": 1280, "height": 720}
 GIF_SIZE = (960, 540)
 MAX_GIF_BYTES = 3_000_000
+LARGE = (512, 512, 200)
+"""Voxels (x, y, z) of a large volume."""
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +165,38 @@ def test_pictures_of_the_page(context: Any, sample_server: Server, truth: npt.ND
     film.shoot(2.0)
     assert film.save("page.gif") <= MAX_GIF_BYTES
     assert annotator.errors == []
+
+
+def test_a_volume_of_512_x_512_x_200_voxels(context: Any, tmp_path: Any) -> None:
+    """What goes over the line and how long a further click takes; a busy machine may take any time."""
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    made, _, _ = make_trunk()
+    # The sample enlarged to the size of a CT of the trunk.
+    indices = [np.arange(n) * side // n for n, side in zip(LARGE, made.shape, strict=True)]
+    save(studies, "large", made[np.ix_(*indices)], np.diag([-0.75, -0.75, 1.9, 1.0]))
+    port = free_port()
+    started = Server(
+        f"http://127.0.0.1:{port}", studies, REPOSITORY / "model", tmp_path, tmp_path / "log.txt"
+    )
+    command = [sys.executable, str(REPOSITORY / "main.py"), "serve", "--studies", str(studies)]
+    command += ["--port", str(port), "--conf", "nninteractive=0"]
+    environment = os.environ | {"MONAI_LABEL_SESSION_PATH": str(tmp_path / "sessions")}
+    with running(command, started, environment, "/health"):
+        annotator = Annotator(context, started.url)
+        sent: list[int] = []
+        annotator.page.on(
+            "response",
+            lambda found: "/segment" in found.url and sent.append(int(found.headers["content-length"])),
+        )
+        seconds: dict[str, Any] = {"from the address to the image": annotator.open()}
+        x, y, z = (n // 2 for n in annotator.about["shape"])
+        for name, at in (("first click", (x - 90, y, z)), ("second click", (x - 110, y + 10, z))):
+            annotator.click(AXIAL, at)
+            seconds[f"from the {name} to the mask"] = annotator.answered() / 1000
+            assert annotator.label_map()[at] == 1
+        seconds["bytes of the answers"] = sent
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        (PICTURES / "large-seconds.json").write_text(json.dumps(seconds, indent=1))
+        # A hundredth of the label map.
+        assert len(sent) == 2 and max(sent) < np.prod(LARGE) / 100

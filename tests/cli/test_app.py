@@ -252,12 +252,16 @@ def test_serve_hands_on_to_monai_label(started: list[Namespace], model_dir: Path
     assert os.environ["MONAI_LABEL_AUTO_UPDATE_SCORING"] == "false"
     assert os.environ["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert f"http://127.0.0.1:{port}" in result.stderr and "log-in" not in result.stderr
+    # OHIF shows nothing of a folder.
+    assert "OHIF" not in result.stderr
 
 
 def test_serve_accepts_a_dicomweb_address(started: list[Namespace], model_dir: Path) -> None:
     address = "http://127.0.0.1:8042/dicom-web"
-    run("serve", "--studies", address, "--port", free_port(), "--model-dir", model_dir)
+    port = free_port()
+    result = run("serve", "--studies", address, "--port", port, "--model-dir", model_dir)
     assert started[0].studies == address
+    assert f"http://127.0.0.1:{port}/ohif/" in result.stderr
 
 
 def test_serve_tells_that_an_open_address_has_no_log_in(
