@@ -180,6 +180,9 @@ def unpacked(archive: Path, folder: Path, most_bytes: int) -> None:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
+                if not all(entry.filename for entry in packed.infolist()):
+                    # Python 3.11 takes it for an error, later ones for a file.
+                    raise UserError("The uploaded archive cannot be unpacked: an entry has no name.")
                 names = [entry for entry in packed.infolist() if not entry.is_dir()]
                 _check_count(len(names))
                 left = most_bytes
@@ -201,7 +204,7 @@ def unpacked(archive: Path, folder: Path, most_bytes: int) -> None:
             raise UserError("With 'uncompress' the upload must be a .zip or .tar archive, but it is none.")
     except UserError:
         raise
-    # A damaged archive shows while it is read, in nearly any way: an entry without a name is an IndexError.
+    # A damaged archive shows while it is read, in nearly any way.
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
