@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 SAMPLE := studies/sample
 
-.PHONY: docs-figures wheel test-wheel first-minute help setup setup-dev serve demo lint format test test-all test-learning test-page test-browser bench
+.PHONY: docs-cases docs-figures wheel test-wheel first-minute help setup setup-dev serve demo lint format test test-all test-learning test-page test-browser bench
 
 help:
 	@echo "make setup      .venv with everything that runs (repeated calls are instant)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-server   fuzzing, kills, load, replicas and a soak of the running server (an hour or more)"
 	@echo "make bench      size, speed and memory of the networks on this machine (ARGS=--quick)"
 	@echo "make docs-figures  writes the numbers and pictures of README and docs anew (scripts/docs_figures.py explains)"
+	@echo "make docs-cases    draws docs/figures.md: five modalities, successes and failures (some minutes)"
 	@echo "make wheel      dist/dualclickmed-*.whl: the package with app, page and weights"
 	@echo "make test-wheel    that wheel in a fresh environment: segment, serve, click, page (some minutes)"
 	@echo "make first-minute  how long a new user waits here: set-up, start, commands, page (ARGS=--reuse: this .venv)"
@@ -51,6 +52,9 @@ serve: setup $(SAMPLE)/trunk_ct.nii.gz
 demo: setup
 	@scripts/browser.sh archive
 	@$(BIN)/python main.py demo --out studies/archive $(ARGS)
+
+docs-cases: setup-dev
+	$(BIN)/python scripts/case_pages.py $(ARGS)
 
 docs-figures: setup-dev
 	$(BIN)/python scripts/docs_figures.py $(ARGS)
