@@ -24,6 +24,12 @@ def _use_this_repository() -> None:
 _use_this_repository()
 
 if __name__ == "__main__":
-    from dualclickmed.cli.app import main
-
+    try:
+        from dualclickmed.cli.app import main
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"Error: {sys.executable} has no package '{error.name}'; run 'make setup' once, then call "
+            ".venv/bin/python main.py, or activate the environment: source .venv/bin/activate\n"
+        )
+        sys.exit(2)
     main()

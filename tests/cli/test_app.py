@@ -368,6 +368,14 @@ def test_long_commands_show_from_the_first_second_that_they_work(command: str, t
         process.communicate()
 
 
+def test_main_py_without_its_packages_says_how_to_get_them(tmp_path: Path) -> None:
+    # Without site, as an interpreter that is not the environment's.
+    refused = process("-S", str(REPOSITORY / "main.py"), "--help", path=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "has no package '" in refused.stderr and "source .venv/bin/activate" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import sys; from typer.testing import CliRunner; from dualclickmed.cli import app as cli;"
