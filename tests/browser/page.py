@@ -6,7 +6,7 @@ import base64
 import contextlib
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class Annotator:
         if outside:
             self.page.keyboard.up("Shift")
 
-    def drag(self, plane: int, start: Voxel, end: Voxel) -> None:
+    def drag(self, plane: int, start: Sequence[float], end: Sequence[float]) -> None:
         (x0, y0), (x1, y1) = self.place(plane, start), self.place(plane, end)
         self.page.mouse.move(x0, y0)
         self.page.mouse.down()
@@ -116,7 +116,7 @@ class Annotator:
         with self._handled("pointerup"):
             self.page.mouse.up()
 
-    def place(self, plane: int, voxel: Voxel) -> tuple[float, float]:
+    def place(self, plane: int, voxel: Sequence[float]) -> tuple[float, float]:
         """The pixel of a voxel in a plane."""
         x, y = self.page.evaluate(_PLACE, [plane, list(voxel)])
         return float(x), float(y)

@@ -284,3 +284,94 @@ def test_who_is_in_a_hurry_gets_what_who_waits_gets(annotator: Annotator) -> Non
         annotator.press("Control+Shift+z")
     annotator.answered()
     np.testing.assert_array_equal(annotator.label_map(), last)
+
+
+def test_every_key_and_wheel_does_what_the_sheet_says(annotator: Annotator) -> None:
+    annotator.open()
+    x, y, z = centre = tuple(n // 2 for n in annotator.about["shape"])
+    annotator.click(AXIAL, centre)
+    annotator.answered()
+    of = "window.dualclickmed"
+    zoomed = f"{of}.viewer.nv.scene.pan2Dxyzmm[3]"
+    for key, then in (
+        ("o", f"{of}.settings.outline && document.getElementById('outline').checked"),
+        ("x", f"!{of}.settings.crosshair"),
+        ("l", f"!{of}.settings.lock"),
+        ("d", f"{of}.settings.doubt"),
+        ("]", f"Math.abs({of}.settings.opacity - 0.55) < 1e-9"),
+        ("[", f"Math.abs({of}.settings.opacity - 0.45) < 1e-9"),
+        ("w", "document.getElementById('window').selectedIndex === 1"),
+        ("+", f"{zoomed} > 1.2"),
+        ("-", f"{zoomed} < 1.2"),
+        ("0", f"{zoomed} === 1"),
+        ("p", f"{of}.viewer.main === 1"),
+        ("m", f"{of}.settings.layout === 'equal'"),
+        ("m", f"{of}.settings.layout === 'alone' && {of}.viewer.tiles.length === 1"),
+        ("m", f"{of}.settings.layout === 'one' && {of}.viewer.tiles.length === 4"),
+        ("h", f"!{of}.session.labels[0].shown"),
+        ("h", f"{of}.session.labels[0].shown"),
+        ("t", "document.documentElement.dataset.theme === 'dark'"),
+        ("s", "document.querySelector('[data-tool=scribble]').ariaPressed === 'true'"),
+        ("v", "document.querySelector('[data-tool=move]').ariaPressed === 'true'"),
+        ("c", "document.querySelector('[data-tool=click]').ariaPressed === 'true'"),
+        ("ArrowLeft", f"{of}.viewer.crosshair.join() !== '{x},{y},{z}'"),
+        ("Delete", f"!{of}.session.map.counts[1]"),
+        ("u", f"{of}.session.map.counts[1] > 0"),
+        ("Control+y", f"!{of}.session.map.counts[1]"),
+    ):
+        annotator.press(key)
+        annotator.wait(f"!!({then})")
+    annotator.press("p")
+    annotator.press("p")
+    annotator.wait(f"{of}.viewer.tiles[0].plane === {AXIAL}")
+
+    px, py = annotator.place(AXIAL, centre)
+    page = annotator.page
+    page.mouse.move(px, py)
+    slice_before = page.evaluate(f"{of}.viewer.crosshair")[2]
+    page.mouse.wheel(0, -100)
+    annotator.wait(f"{of}.viewer.crosshair[2] === {slice_before + 1}")
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    annotator.wait(f"{zoomed} > 1.1")
+    level = page.evaluate("document.getElementById('level').value")
+    page.mouse.down(button="right")
+    page.mouse.move(px + 30, py + 40)
+    page.mouse.up(button="right")
+    annotator.wait(f"document.getElementById('level').value !== '{level}'")
+    panned = page.evaluate(f"{of}.viewer.nv.scene.pan2Dxyzmm[0]")
+    page.mouse.down(button="middle")
+    page.mouse.move(px + 80, py + 40)
+    page.mouse.up(button="middle")
+    annotator.wait(f"{of}.viewer.nv.scene.pan2Dxyzmm[0] !== {panned}")
+
+
+def test_a_box_is_corrected_by_its_handles_and_a_stroke_is_a_scribble(annotator: Annotator) -> None:
+    annotator.open()
+    x, y, z = centre = tuple(n // 2 for n in annotator.about["shape"])
+    annotator.go(centre)
+    annotator.press("b")
+    annotator.drag(AXIAL, (x - 8, y - 6, z), (x + 8, y + 6, z))
+    annotator.answered()
+    drawn = annotator.given["liver"]["box"]
+    assert drawn["flat"] == 2
+    # A corner of the rectangle: it stays one.
+    corner = (drawn["edges"][1] - 0.5, drawn["edges"][3] - 0.5, z)
+    annotator.drag(AXIAL, corner, (x + 11, y + 8, z))
+    annotator.answered()
+    pulled = annotator.given["liver"]["box"]
+    assert pulled["flat"] == 2 and pulled["edges"][1] > drawn["edges"][1]
+    assert pulled["edges"][::2] == drawn["edges"][::2]
+    # In another plane the rectangle gets its depth.
+    annotator.drag(CORONAL, (x - 8, y, z - 5), (x + 11, y, z + 5))
+    annotator.answered()
+    whole = annotator.given["liver"]["box"]
+    assert whole["flat"] is None and whole["edges"][5] - whole["edges"][4] >= 9
+    annotator.press("s")
+    annotator.drag(AXIAL, (x - 4, y, z), (x + 4, y, z))
+    annotator.answered()
+    (stroke,) = annotator.given["liver"]["marks"]
+    assert len(stroke["points"]) >= 7 and stroke["inside"]
+    for point in (stroke["points"][0], stroke["points"][-1]):
+        assert annotator.label_map()[tuple(point)] == 1
