@@ -334,6 +334,21 @@ test('start anew forgets the clicks and shows what is stored', async () => {
     assert.deepEqual([seen(session), session.dirty, Object.keys(localStorage)], ['10000000', false, []])
 })
 
+test('a click in a locked label is told and not kept, and a stroke leaves out what is not free', async () => {
+    const session = await opened()
+    await clicked(session, 1)
+    session.addLabel('spleen')
+    session.click([2, 0, 0], true)
+    assert.match(session.problems[0], /belongs to 'liver', which is locked/)
+    assert.deepEqual([session.current.marks, server.asked.length], [[], 1])
+    session.stroke([[2, 0, 0], [3, 0, 0], [4, 0, 0]], true)
+    await settled(session)
+    assert.deepEqual([session.current.marks[0].points, seen(session)], [[[3, 0, 0], [4, 0, 0]], '01122200'])
+    session.settings.lock = false
+    session.click([2, 0, 0], true)
+    assert.equal(session.current.marks.length, 2)
+})
+
 /** The label map that the prompts of all labels give, each in a place of its own. */
 function shownBy(session) {
     const voxels = new Uint8Array(8)

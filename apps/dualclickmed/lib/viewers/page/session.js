@@ -227,11 +227,25 @@ export class Session extends EventTarget {
 
     click(voxel, inside) {
         this.viewer.crosshair = voxel
-        this.give(prompts.clicked(this.current, voxel, inside))
+        if (!inside || this.free([voxel]).length) this.give(prompts.clicked(this.current, voxel, inside))
     }
 
     stroke(points, inside) {
-        this.give(prompts.scribbled(this.current, points, inside))
+        const given = inside ? this.free(points) : points
+        if (given.length) this.give(prompts.scribbled(this.current, given, inside))
+    }
+
+    /** The voxels that are not a locked label's. One that is would be refused, and with it every further click. */
+    free(points) {
+        if (!this.settings.lock || !this.ready) return points
+        const taken = (point) => ![0, this.active + 1].includes(this.map.at(point))
+        const free = points.filter((point) => !taken(point))
+        if (!free.length) {
+            const { name } = this.labels[this.map.at(points[0]) - 1]
+            const what = `This place belongs to '${name}', which is locked: click elsewhere, correct '${name}' first, or unlock other labels (L).`
+            this.tell('problem', new Error(what))
+        }
+        return free
     }
 
     box(edges, axis) {
