@@ -1,6 +1,6 @@
 """Every number and picture of README and docs that depends on weights or on this code: `make docs-figures`.
 
-    python scripts/docs_figures.py [--results FILE ...] [--peers FILE] [--no-pictures]
+    python scripts/docs_figures.py [--results FILE ...] [--peers FILE] [--growth FILE] [--no-pictures]
 
 Numbers stand between `<!-- figures: NAME -->` and `<!-- /figures -->` in Markdown files and are written anew:
 
@@ -13,6 +13,8 @@ Numbers stand between `<!-- figures: NAME -->` and `<!-- /figures -->` in Markdo
     harmful     share of clicks that made a mask worse, from the same file
     peers       seconds beside the peers, from `python main.py bench --peers --threads 1 --out FILE`, then
                 `--peers FILE`
+    growth      seconds by the size of the volume, from `python main.py bench --threads 1 --out FILE`, then
+                `--growth FILE`
 
 The picture of the example is drawn anew, and where this machine has Chromium those of the page.
 """
@@ -29,6 +31,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -45,6 +48,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
 TABLE = REPOSITORY / "docs" / "evaluation" / "table.json"
 PEERS = REPOSITORY / "docs" / "evaluation" / "peers.json"
+GROWTH = REPOSITORY / "docs" / "evaluation" / "growth.json"
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 SMALLEST = 50
 """Voxels below which an object does not count in the table."""
@@ -64,12 +68,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, action="append", default=[], help="results.csv of evaluate")
     parser.add_argument("--peers", type=Path, help="figures of bench --peers, JSON")
+    parser.add_argument("--growth", type=Path, help="figures of bench, JSON")
     parser.add_argument("--no-pictures", action="store_true", help="numbers only")
     options = parser.parse_args()
     for results in options.results:
         keep(results)
     if options.peers is not None:
         shutil.copyfile(options.peers, PEERS)
+    if options.growth is not None:
+        found = json.loads(options.growth.read_text())
+        kept = {name: found[name] for name in ("machine", "volumes", "clicks")}
+        GROWTH.write_text(json.dumps(kept, indent=1) + "\n")
     blocks = {"sample": sample_block(sample_dice()), "example": example_block(example())}
     blocks["shipped"] = shipped_block()
     if TABLE.exists():
@@ -77,6 +86,8 @@ def main() -> None:
         blocks |= {"modalities": modalities_block(table), "harmful": harmful_block(table)}
     if PEERS.exists():
         blocks["peers"] = peers_block(json.loads(PEERS.read_text()))
+    if GROWTH.exists():
+        blocks["growth"] = growth_block(json.loads(GROWTH.read_text()))
     for page in PAGES:
         text = page.read_text()
         written = with_blocks(text, blocks)
@@ -255,10 +266,45 @@ def peers_block(found: dict[str, object]) -> str:
             f"| {row['name']} | {row['size']} | {row['seconds']:.2f} | "
             f"{times:.{0 if times >= 10 else 1}f} | {row['gigabytes']:.2f} |"
         )
-    where = f"Measured on {found['machine']}."
+    return "\n".join([measured_on(found["machine"]), "", *lines])
+
+
+def measured_on(machine: object) -> str:
+    """Where, and whose seconds."""
+    where = f"Measured on {machine}."
     if ", 1 thread," in where:
         where += " With one thread, seconds are those of the processor, which other programs hardly change."
-    return "\n".join([where, "", *lines])
+    return where
+
+
+def growth_block(found: dict[str, Any]) -> str:
+    """A click of either expert by the volume's size, and by the number of clicks before it."""
+    names = {"first_seconds": "first click", "same_seconds": "further"}
+    columns = [(expert, key) for expert in ("global", "local") for key in names]
+    rows: dict[tuple[int, ...], dict[tuple[str, str], float]] = {}
+    for cost in found["volumes"]:
+        # As users name sizes: along x, y and z.
+        rows.setdefault(tuple(reversed(cost["shape"])), {}).update(
+            {(cost["expert"], key): cost[key] for key in names}
+        )
+    lines = [
+        "| volume | " + " | ".join(f"{names[key]}, {expert}" for expert, key in columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
+    for shape, cells in rows.items():
+        lines.append(
+            f"| {' x '.join(map(str, shape))} | " + " | ".join(f"{cells[c]:.3f} s" for c in columns) + " |"
+        )
+    first, *_, last = rows.values()
+    grown = " | ".join(f"{last[c] / first[c]:.2f}" for c in columns)
+    lines.append(f"| largest against smallest | {grown} |")
+    for expert in ("global", "local"):
+        by_clicks = [cost for cost in found["clicks"] if cost["expert"] == expert]
+        most = max(cost["clicks"] for cost in by_clicks)
+        times = [cost["more_seconds"] for cost in by_clicks]
+        took = f"{min(times):.2f} to {max(times):.2f} s"
+        lines += ["", f"After 1 to {most} clicks, one more takes the {expert} expert {took}."]
+    return "\n".join([measured_on(found["machine"]), "", *lines])
 
 
 # Pictures -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -158,3 +159,43 @@ def test_readmes_first_screen_shows_it_and_says_how_to_start() -> None:
         next(n for n, line in enumerate(lines) if line.startswith(s)) for s in ("git clone", "make")
     )
     assert picture < clone < serve < 12 and "Ready: http" in " ".join(lines[serve : serve + 8])
+
+
+def test_growth_is_told_by_volume_and_by_clicks() -> None:
+    seconds = {"first_seconds": 0.5, "same_seconds": 0.2}
+    volumes = [
+        {"shape": shape, "expert": expert, **{key: value * factor for key, value in seconds.items()}}
+        for shape, factor in (((8, 16, 24), 1.0), ((80, 16, 24), 1.1))
+        for expert in ("global", "local")
+    ]
+    clicks = [
+        {"expert": expert, "clicks": number, "more_seconds": number / 10}
+        for expert in ("global", "local")
+        for number in (1, 32)
+    ]
+    module = script("scripts/docs_figures.py")
+    block = module.growth_block({"machine": "2 cores, 1 thread, here", "volumes": volumes, "clicks": clicks})
+    assert "| 24 x 16 x 8 | 0.500 s | 0.200 s | 0.500 s | 0.200 s |" in block
+    assert "| largest against smallest | 1.10 | 1.10 | 1.10 | 1.10 |" in block
+    assert "After 1 to 32 clicks, one more takes the local expert 0.10 to 3.20 s." in block
+    assert "seconds are those of the processor" in block
+
+
+def test_harmful_clicks_are_those_after_which_dice_fell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("scripts/docs_figures.py")
+    monkeypatch.setattr(module, "TABLE", tmp_path / "table.json")
+    rows = ["group,case,method,label,voxels,step,dice"]
+    for step, (one, other) in enumerate(((0.5, 0.6), (0.48, 0.7), (0.49, 0.695))):
+        rows += [
+            f"ct,a,fused,1,99,{step},{one}",
+            f"ct,a,fused,2,99,{step},{other}",
+            f"ct,a,fused,3,9,{step},0",
+        ]
+    (tmp_path / "results.csv").write_text("\n".join(rows) + "\n")
+    module.keep(tmp_path / "results.csv")
+    found = json.loads((tmp_path / "table.json").read_text())
+    # Of four clicks on objects that count, one made its mask worse by more than 0.01.
+    assert found["ct"]["harmful"] == [1, 0] and found["ct"]["objects"] == [2]
+    assert "of the 4 clicks behind this table 25.0%" in module.harmful_block(found)
