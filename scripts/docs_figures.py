@@ -299,7 +299,9 @@ def growth_block(found: dict[str, Any]) -> str:
     grown = " | ".join(f"{last[c] / first[c]:.2f}" for c in columns)
     lines.append(f"| largest against smallest | {grown} |")
     for expert in ("global", "local"):
-        by_clicks = [cost for cost in found["clicks"] if cost["expert"] == expert]
+        by_clicks = [cost for cost in found.get("clicks", ()) if cost["expert"] == expert]
+        if not by_clicks:
+            continue
         most = max(cost["clicks"] for cost in by_clicks)
         times = [cost["more_seconds"] for cost in by_clicks]
         took = f"{min(times):.2f} to {max(times):.2f} s"
