@@ -12,7 +12,7 @@ from ...imaging.geometry import Box, Index
 from .random_walker import Field
 from .refinement import Mask, RegionFeatures
 
-LEAST_FILL = 0.02
+LEAST_FILL = 0.05
 """Share of a box that an answer to the box alone has to fill; otherwise the ellipsoid in it is the answer."""
 
 
