@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -145,6 +146,11 @@ class Watch:
 
 
 def resident(server: Server) -> int:
-    """Bytes of memory that the server's processes hold."""
+    """Bytes of memory that the server's processes hold; what several of them share counts once."""
     main = psutil.Process(server.pid)
-    return sum(process.memory_info().rss for process in [main, *main.children(recursive=True)])
+    held = 0
+    for process in [main, *main.children(recursive=True)]:
+        # Readers of files come and go.
+        with contextlib.suppress(psutil.Error):
+            held += process.memory_full_info().pss
+    return held
