@@ -153,7 +153,8 @@ def test_a_server_for_review_shows_and_offers_nothing_else(context: Any, serve: 
         np.testing.assert_array_equal(annotator.label_map(), expected)
         # The version that was submitted can be looked at.
         annotator.press("a")
-        annotator.page.click("#learning td button")
+        title = annotator.text("#title")
+        annotator.page.locator("#learning td button", has_text=title).first.click()
         annotator.page.wait_for_selector(".toast")
         np.testing.assert_array_equal(annotator.label_map(), expected)
         assert annotator.errors == []
