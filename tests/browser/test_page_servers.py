@@ -78,6 +78,13 @@ def middle(annotator: Annotator) -> tuple[int, int, int]:
     return x, y, z
 
 
+def asked_to_log_in(context: Any, server: Server) -> Annotator:
+    annotator = Annotator(context, server.url)
+    annotator.page.goto(server.url)
+    annotator.page.wait_for_selector("#log-in[open]")
+    return annotator
+
+
 def log_in(annotator: Annotator, user: str, password: str) -> None:
     annotator.page.fill("#user", user)
     annotator.page.fill("#password", password)
@@ -86,9 +93,7 @@ def log_in(annotator: Annotator, user: str, password: str) -> None:
 
 def test_who_has_to_log_in_is_asked_and_loses_no_click(context: Any, serve: Serve) -> None:
     with providing(USERS) as provider, serve(environment=provider.settings) as server:
-        annotator = Annotator(context, server.url)
-        annotator.page.goto(server.url)
-        annotator.page.wait_for_selector("#log-in[open]")
+        annotator = asked_to_log_in(context, server)
         log_in(annotator, "ann", "not hers")
         annotator.wait("document.getElementById('log-in-problem').innerText.includes('password is wrong')")
         log_in(annotator, "ann", "hers")
@@ -117,9 +122,7 @@ def test_who_has_to_log_in_is_asked_and_loses_no_click(context: Any, serve: Serv
 
 def test_who_may_only_look_is_told_when_submitting(context: Any, serve: Serve) -> None:
     with providing(USERS) as provider, serve(environment=provider.settings) as server:
-        annotator = Annotator(context, server.url)
-        annotator.page.goto(server.url)
-        annotator.page.wait_for_selector("#log-in[open]")
+        annotator = asked_to_log_in(context, server)
         log_in(annotator, "eve", "also hers")
         annotator.shown()
         annotator.click(AXIAL, middle(annotator))

@@ -206,9 +206,12 @@ def _route(prompts: Prompts, strategy: str) -> str:
 
 def _handicapped(parts: Sequence[Prediction], drawn: Box | None) -> list[Prediction]:
     """An object's predictions with the handicap of its box: the drawn one, or that of what was found."""
-    region = enclosing_region([part.trimmed().region for part in parts])
-    sides = [float(s.stop - s.start) for s in region] if drawn is None else drawn.sides
-    return [replace(part, handicap=BOX_WEIGHT * math.log(max(math.prod(sides), 1.0))) for part in parts]
+    if drawn is None:
+        region = enclosing_region([part.trimmed().region for part in parts])
+        volume = float(math.prod(s.stop - s.start for s in region))
+    else:
+        volume = math.prod(drawn.sides)
+    return [replace(part, handicap=BOX_WEIGHT * math.log(max(volume, 1.0))) for part in parts]
 
 
 @contextmanager
