@@ -26,7 +26,7 @@ from nibabel.eulerangles import euler2mat
 
 from tests.integration.test_server import affine_of, read_nrrd
 from tests.support.dicom_files import read_segments
-from tests.support.dicoms import LAYOUTS, Archive, WrittenSeries, orthanc, write_series
+from tests.support.dicoms import Archive, WrittenSeries, archived_noise, orthanc
 from tests.support.live import LABELS, Server, serving
 
 SHAPE = (36, 33, 26)
@@ -51,15 +51,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
 
 @pytest.fixture(scope="module")
 def series(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, WrittenSeries]:
-    folder = tmp_path_factory.mktemp("series")
-    found = {}
-    for seed, (modality, (layout, slope, turn)) in enumerate(MADE.items()):
-        array = np.random.default_rng(seed).normal(100, 30, SHAPE).round().astype(np.int16)
-        found[modality] = write_series(
-            folder / modality, array, SPACING, LAYOUTS[layout], modality, slope, turn, modality
-        )
-        archive.add(found[modality].folder)
-    return found
+    return archived_noise(archive, tmp_path_factory.mktemp("series"), MADE, SHAPE, SPACING)
 
 
 @pytest.fixture(scope="module")

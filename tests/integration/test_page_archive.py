@@ -16,15 +16,15 @@ import pytest
 from nibabel.eulerangles import euler2mat
 
 from tests.support.dicom_files import read_segments
-from tests.support.dicoms import LAYOUTS, Archive, WrittenSeries, orthanc, write_series
+from tests.support.dicoms import Archive, WrittenSeries, archived_noise, orthanc
 from tests.support.live import Server, serving
 from tests.viewers.test_page_frames import unframed
 
 SHAPE = (36, 33, 26)
 """Along (x, y, z); no two sides are equal."""
 SPACING = (0.8, 1.1, 2.5)
-MADE = {"CT": ("reversed", np.eye(3)), "MR": ("sagittal", euler2mat(0.05, 0.1, 0.2))}
-"""Modality to how its slices lie, and a turn of the patient."""
+MADE = {"CT": ("reversed", 1.0, np.eye(3)), "MR": ("sagittal", 1.0, euler2mat(0.05, 0.1, 0.2))}
+"""Modality to how its slices lie, their slope, and a turn of the patient."""
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -36,14 +36,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
 
 @pytest.fixture(scope="module")
 def series(archive: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, WrittenSeries]:
-    folder, found = tmp_path_factory.mktemp("series"), {}
-    for seed, (modality, (layout, turn)) in enumerate(MADE.items()):
-        array = np.random.default_rng(seed).normal(100, 30, SHAPE).round().astype(np.int16)
-        found[modality] = write_series(
-            folder / modality, array, SPACING, LAYOUTS[layout], modality, 1.0, turn, modality
-        )
-        archive.add(found[modality].folder)
-    return found
+    return archived_noise(archive, tmp_path_factory.mktemp("series"), MADE, SHAPE, SPACING)
 
 
 @pytest.fixture(scope="module")
