@@ -21,7 +21,7 @@ MAX_CLICKS = 64
 """More clicks than these count as a scribble, of which a sample is enough."""
 NETWORK_CLICKS = 8
 """Most clicks that a network sees at once. It was trained with about six: with dozens of right foreground
-clicks it takes everything about them for the object (docs/fusion.md)."""
+clicks it takes everything about them for the object (docs/experiments.md)."""
 CORE = 0.5
 """Part of each side of a box, about its centre, whose values are taken for the object's."""
 _SAMPLES_PER_AXIS = 32

@@ -49,7 +49,7 @@ UNEVEN = 1.5
 """Ratio of a voxel's longest to its shortest side from which on windows have cells that are cubes."""
 WIDER_BY = 1.13
 """Ratio of edge strengths (`edge_strength`), wider view to narrow view, from which on the wider one is used.
-Chosen on volumes that may train networks (docs/fusion.md)."""
+Chosen on volumes that may train networks (docs/experiments.md)."""
 _MAX_CENTRES = 256
 _EDGE_WIDTH, _MARGIN, _LEAST_SLOPE = 0.7, 4, 1e-4
 

@@ -37,7 +37,7 @@ entries and zeros further out."""
 
 RIM = 8
 """Width of a mirrored rim. In one as wide as a window the mirror images of a small volume's objects draw
-corrections away from it; without one, an object that a face cuts ends there (docs/fusion.md)."""
+corrections away from it; without one, an object that a face cuts ends there (docs/experiments.md)."""
 
 GLOBAL_SCALE = 1.8
 """How much larger than the prompts' box the global region is along each axis (the paper's k, section 2.2)."""

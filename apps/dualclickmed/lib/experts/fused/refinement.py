@@ -11,7 +11,7 @@ they saw reaches about as far as that mask's border, and never beyond half way t
 A click that agrees with the mask reaches hardly beyond itself. Far from a new click the mask before it holds
 (`held_away_from_clicks`), which is why a correction rarely harms.
 
-Every constant was chosen on a part of a set of real objects (docs/fusion.md).
+Every constant was chosen on a part of a set of real objects (docs/experiments.md).
 """
 
 from __future__ import annotations
