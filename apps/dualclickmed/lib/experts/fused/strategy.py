@@ -72,7 +72,7 @@ LEAST_EVIDENCE = 0.05
 PROBED = 0.15
 """Width of the part that `Refined.where_next` looks at, as a part of the object's size."""
 SHARPNESS = 2.0
-"""Factor on the answer's logits that calibrates them: random walks draw them towards 0 (docs/experiments.md)."""
+"""Factor on the answer's logits that calibrates them (docs/experiments.md); random walks shrink logits."""
 _LEAST = 1e-4
 
 
