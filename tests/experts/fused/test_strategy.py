@@ -133,6 +133,18 @@ def test_a_second_answer_is_the_first_one(fakes, volume):
     )
 
 
+def test_the_first_click_is_decoded_once_in_each_view(fakes, volume):
+    expert = dual_of(fakes, window=(24, 24, 24))
+    network = expert.local_expert.network
+    found = expert.segment(volume, {"a": Prompts((INSIDE,))}, "fused").mask("a")
+    assert len(network.encoded) == len(network.decoded) == 2
+    expert.local_expert._cache = ByteCache(0)
+    expert.forget(volume)
+    without_memory = expert.segment(volume, {"a": Prompts((INSIDE,))}, "fused").mask("a")
+    assert len(network.decoded) > 4
+    np.testing.assert_array_equal(found, without_memory)
+
+
 @pytest.mark.parametrize("box", [None, BOX])
 def test_how_the_two_kinds_of_clicks_are_interleaved_plays_no_part(fakes, volume, box):
     expert = dual_of(fakes)

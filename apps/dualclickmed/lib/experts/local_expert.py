@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -371,23 +371,30 @@ class LocalExpert(NetworkExpert[LocalNetwork]):
         logits = self._logits(crop, clicks, stages)
         with stages.timed("paste"):
             region, values = paste_from_grid(logits, crop.window, crop.volume.shape)
-            return Prediction(region, values.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).numpy())
+            return Prediction(region, values.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).numpy())
 
     def _logits(self, crop: _Crop, clicks: Sequence[Click], stages: StageTimer) -> Tensor:
-        features = self._encoded(crop, stages)
-        points, labels = point_prompts(crop.window, clicks)
-        with stages.timed("decode"), self._precision():
-            logits = self.network.decode(features, points.to(self.device), labels.to(self.device))[0, 0]
-            return logits.float().cpu()
+        """float32 (D, H, W) of a window, on the CPU; not to be changed."""
 
-    def _encoded(self, crop: _Crop, stages: StageTimer) -> LocalFeatures:
+        def decode() -> Tensor:
+            features = self._encoded(crop, key, stages)
+            points, labels = point_prompts(crop.window, clicks)
+            with stages.timed("decode"), self._precision():
+                logits = self.network.decode(features, points.to(self.device), labels.to(self.device))[0, 0]
+                return logits.float().cpu()
+
+        key = (crop.volume.key, self.weights_key, crop.window, crop.outside, crop.intensity_map)
+        # The first click alone is asked for several times: to choose the view, for the first answer, and with
+        # the global expert's opinion.
+        return self._cache.get((*key, clicks[0]), decode) if len(clicks) == 1 else decode()
+
+    def _encoded(self, crop: _Crop, key: Hashable, stages: StageTimer) -> LocalFeatures:
         def encode() -> LocalFeatures:
             with stages.timed("crop"):
                 image = crop.image.to(self.device)
             with stages.timed("encode"), self._precision():
                 return self.network.encode(image)
 
-        key = (crop.volume.key, self.weights_key, crop.window, crop.outside, crop.intensity_map)
         return self._cache.get(key, encode)
 
 
