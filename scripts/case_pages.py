@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from docs_figures import write_blocks
 from dualclickmed.evaluation.cases import Task
 from dualclickmed.evaluation.classical import random_walker
 from dualclickmed.evaluation.metrics import dice
@@ -43,8 +44,6 @@ NAMES = {"ct": "CT", "mr": "MR", "pet": "PET", "us": "Ultrasound", "microscopy":
 ROWS = ("image and box", "truth", "random walker, box", "fused, box", f"fused, {CLICKS} clicks")
 COLOURS = (None, "#ffd166", "#6f9dff", "#ff6b5e", "#ff6b5e")
 
-PAGE = REPOSITORY / "docs" / "figures.md"
-BEGIN, END = "<!-- figures: cases -->", "<!-- /figures -->"
 TABLE_HEAD = "| mean Dice | objects | " + " | ".join(ROWS[2:]) + " |\n| --- | ---: | ---: | ---: | ---: |"
 
 Mask = npt.NDArray[np.bool_]
@@ -161,9 +160,7 @@ def main() -> None:
         table.append(f"| {NAMES[look]} | {len(found)} | {' | '.join(means)} |")
     draw(asked.out / "successes.png", successes)
     draw(asked.out / "failures.png", failures)
-    text = PAGE.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{chr(10).join(table)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    write_blocks({"cases": "\n".join(table)})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every number and picture of README and docs that depends on weights or on this code: `make docs-figures`.
 
-    python scripts/docs_figures.py [--results FILE ...] [--peers FILE] [--growth FILE] [--no-pictures]
+    python scripts/docs_figures.py [--results FILE ...] [--peers FILE] [--growth FILE]
+                                   [--first-minute FILE] [--no-pictures]
 
 Numbers stand between `<!-- figures: NAME -->` and `<!-- /figures -->` in Markdown files and are written anew:
 
@@ -15,6 +16,11 @@ Numbers stand between `<!-- figures: NAME -->` and `<!-- /figures -->` in Markdo
                 `--peers FILE`
     growth      seconds by the size of the volume, from `python main.py bench --threads 1 --out FILE`, then
                 `--growth FILE`
+    first-minute  what a new user waits for, from `make first-minute ARGS='--out FILE'`, then
+                `--first-minute FILE`; what is not in that file (`--reuse` installs nothing, and not every
+                machine has a browser) keeps what it had
+
+Scripts with other blocks, such as case_pages.py, write them by `write_blocks`.
 
 The picture of the example is drawn anew, and where this machine has Chromium those of the page.
 """
@@ -49,6 +55,7 @@ IMAGES = REPOSITORY / "docs" / "images"
 TABLE = REPOSITORY / "docs" / "evaluation" / "table.json"
 PEERS = REPOSITORY / "docs" / "evaluation" / "peers.json"
 GROWTH = REPOSITORY / "docs" / "evaluation" / "growth.json"
+FIRST_MINUTE = REPOSITORY / "docs" / "evaluation" / "first_minute.json"
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 SMALLEST = 50
 """Voxels below which an object does not count in the table."""
@@ -69,6 +76,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, action="append", default=[], help="results.csv of evaluate")
     parser.add_argument("--peers", type=Path, help="figures of bench --peers, JSON")
     parser.add_argument("--growth", type=Path, help="figures of bench, JSON")
+    parser.add_argument("--first-minute", type=Path, help="figures of make first-minute, JSON")
     parser.add_argument("--no-pictures", action="store_true", help="numbers only")
     options = parser.parse_args()
     for results in options.results:
@@ -79,6 +87,8 @@ def main() -> None:
         found = json.loads(options.growth.read_text())
         kept = {name: found[name] for name in ("machine", "volumes", "clicks")}
         GROWTH.write_text(json.dumps(kept, indent=1) + "\n")
+    if options.first_minute is not None:
+        keep_first_minute(options.first_minute)
     blocks = {"sample": sample_block(sample_dice()), "example": example_block(example())}
     blocks["shipped"] = shipped_block()
     if TABLE.exists():
@@ -88,18 +98,25 @@ def main() -> None:
         blocks["peers"] = peers_block(json.loads(PEERS.read_text()))
     if GROWTH.exists():
         blocks["growth"] = growth_block(json.loads(GROWTH.read_text()))
-    for page in PAGES:
-        text = page.read_text()
-        written = with_blocks(text, blocks)
-        if written != text:
-            page.write_text(written)
-            say(f"wrote {page.relative_to(REPOSITORY)}")
+    if FIRST_MINUTE.exists():
+        blocks["first-minute"] = first_minute_block(json.loads(FIRST_MINUTE.read_text()))
+    write_blocks(blocks)
     if not options.no_pictures:
         pictures()
 
 
 def say(text: str) -> None:
     sys.stdout.write(text + "\n")
+
+
+def write_blocks(blocks: dict[str, str]) -> None:
+    """Write blocks, by their names, into every page that has them."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        written = with_blocks(text, blocks)
+        if written != text:
+            page.write_text(written, encoding="utf-8")
+            say(f"wrote {page.relative_to(REPOSITORY)}")
 
 
 def with_blocks(text: str, blocks: dict[str, str]) -> str:
@@ -307,6 +324,41 @@ def growth_block(found: dict[str, Any]) -> str:
         took = f"{min(times):.2f} to {max(times):.2f} s"
         lines += ["", f"After 1 to {most} clicks, one more takes the {expert} expert {took}."]
     return "\n".join([measured_on(found["machine"]), "", *lines])
+
+
+# A new user's first minute ------------------------------------------------------------------------------
+
+
+def keep_first_minute(measured: Path) -> None:
+    """Take the figures of a measurement; others keep what they had."""
+    kept = json.loads(FIRST_MINUTE.read_text()) if FIRST_MINUTE.exists() else {"figures": {}}
+    found = json.loads(measured.read_text())
+    figures = kept["figures"] | found["figures"]
+    FIRST_MINUTE.write_text(json.dumps({"machine": found["machine"], "figures": figures}, indent=1) + "\n")
+
+
+def first_minute_block(found: dict[str, Any]) -> str:
+    """What a new user waits for, with the size of an installation."""
+    figures: dict[str, float] = found["figures"]
+    commands = [value for name, value in figures.items() if name.startswith("processor seconds of ")]
+    ready = figures["a start: from 'make serve' to the line 'Ready', s"]
+    opened, clicked = (
+        figures[f"page: {name}, s"]
+        for name in ("from the address to the sample", "from the first click to the mask")
+    )
+    return "\n".join(
+        [
+            f"What a new user waits for, measured by `make first-minute` on {found['machine']}:",
+            "",
+            f"- `make serve`, once everything is installed, until the server is ready: {ready:.2f} s;",
+            f"- from opening the page's address until the sample study is shown: {opened:.2f} s;",
+            f"- from the first click until its mask is shown: {clicked:.2f} s;",
+            "- commands that compute nothing (`--help`, `weights list`, a wrong path): "
+            f"{min(commands):.2f} to {max(commands):.2f} s of processor time.",
+            "",
+            f"The installation takes {figures['size of .venv, GB']:.2f} GB of disk, without CUDA.",
+        ]
+    )
 
 
 # Pictures -----------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ def main() -> None:
         call(place, figures)
     page(figures)
     if options.out is not None:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+        measured = {"machine": f"{os.cpu_count()} cores", "figures": figures}
+        options.out.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 def say(text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +43,21 @@ def test_a_page_shows_masks_in_their_colours(tmp_path: Path):
     assert coloured(parts[1]) > 500
     assert coloured(parts[2]) < 50 and coloured(parts[3]) < 50
     assert coloured(parts[4]) > 500
+
+
+def test_the_table_is_written_by_the_writer_of_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = tmp_path / "figures.md"
+    page.write_text("before\n<!-- figures: cases -->\nold\n<!-- /figures -->\nafter\n")
+    for name, value in {"PAGES": (page,), "REPOSITORY": tmp_path}.items():
+        monkeypatch.setitem(pages.write_blocks.__globals__, name, value)
+    monkeypatch.setattr(pages, "LOOKS", ())
+    monkeypatch.setattr(pages, "draw", lambda path, columns: None)
+    monkeypatch.setattr(pages.Predictor, "from_weights", lambda: SimpleNamespace(expert=None))
+    monkeypatch.setattr(sys, "argv", ["case_pages.py", "--out", str(tmp_path)])
+    pages.main()
+    assert page.read_text() == (
+        f"before\n<!-- figures: cases -->\n{pages.TABLE_HEAD}\n<!-- /figures -->\nafter\n"
+    )
 
 
 def coloured(part: np.ndarray) -> int:

@@ -199,3 +199,42 @@ def test_harmful_clicks_are_those_after_which_dice_fell(
     # Of four clicks on objects that count, one made its mask worse by more than 0.01.
     assert found["ct"]["harmful"] == [1, 0] and found["ct"]["objects"] == [2]
     assert "of the 4 clicks behind this table 25.0%" in module.harmful_block(found)
+
+
+def first_minute(**changed: float) -> dict[str, Any]:
+    """What `make first-minute` writes."""
+    names = ("size of .venv, GB", "a start: from 'make serve' to the line 'Ready', s")
+    pages = ("from the address to the sample", "from the first click to the mask")
+    figures = dict(zip([*names, *(f"page: {name}, s" for name in pages)], (1.5, 4.0, 3.0, 0.9), strict=True))
+    figures |= {f"processor seconds of {name}, s": 0.1 for name in ("--help", "weights list")}
+    return {"machine": "2 cores", "figures": figures | changed}
+
+
+def test_readmes_first_minute_is_the_one_that_was_measured() -> None:
+    module, text = script("scripts/docs_figures.py"), (ROOT / "README.md").read_text()
+    measured = json.loads(module.FIRST_MINUTE.read_text())
+    assert module.block_of(text, "first-minute") == module.first_minute_block(measured), "make docs-figures"
+
+
+def test_the_first_minute_is_told_with_its_machine_and_units() -> None:
+    module = script("scripts/docs_figures.py")
+    block = module.first_minute_block(first_minute(**{"processor seconds of weights list, s": 0.25}))
+    assert "on 2 cores" in block and "1.50 GB of disk" in block
+    assert re.findall(r": ([\d. to]+ s)\b", block) == ["4.00 s", "3.00 s", "0.90 s", "0.10 to 0.25 s"]
+
+
+def test_a_first_minute_without_installing_keeps_the_size_that_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("scripts/docs_figures.py")
+    monkeypatch.setattr(module, "FIRST_MINUTE", tmp_path / "kept.json")
+    later = first_minute(**{"processor seconds of --help, s": 0.2})
+    later["figures"].pop("size of .venv, GB")
+    for number, found in enumerate((first_minute(), later | {"machine": "4 cores"})):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps(found))
+        module.keep_first_minute(file)
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert kept["machine"] == "4 cores"
+    assert kept["figures"]["size of .venv, GB"] == 1.5
+    assert kept["figures"]["processor seconds of --help, s"] == 0.2

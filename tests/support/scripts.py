@@ -17,5 +17,10 @@ def script(path: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up.
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    # Scripts import those beside them, as they do when Python runs them.
+    sys.path.insert(0, str((ROOT / path).parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
