@@ -178,8 +178,8 @@ def example(picture: Path | None = None) -> float:
 
 
 def example_block(found: float) -> str:
-    clicks = "a click in the kidney and one in the vena cava"
-    return f"The box, {clicks} give the liver of the sample with a Dice of {found:.2f}."
+    clicks = "two background clicks, one in the right kidney and one in the vena cava,"
+    return f"With this box and {clicks} the liver of the sample has a Dice of {found:.2f}."
 
 
 # The networks -------------------------------------------------------------------------------------------
@@ -193,8 +193,8 @@ def shipped_block() -> str:
         million += sum(p.numel() for p in load_expert(kind, path).parameters()) / 1e6
         data.add(str(read_card(path)["data"]))
     return (
-        f"The networks that ship have {million:.1f} million parameters together and run on an ordinary "
-        f"processor. They were trained on {' and '.join(sorted(data))}."
+        f"The two networks that are included have {million:.1f} million parameters together and run on an "
+        f"ordinary processor. They were trained on {' and '.join(sorted(data))}."
     )
 
 
@@ -246,7 +246,8 @@ def modalities_block(table: Means) -> str:
         if group in table and table[group]["ellipsoid"][0] >= table[group]["fused"][0]
     ]
     if enough:
-        lines += ["", f"From the box alone, an ellipsoid drawn in it does as well in {' and '.join(enough)}."]
+        where = " and ".join(enough)
+        lines += ["", f"From the box alone, the ellipsoid inscribed in it is as good or better in {where}."]
     return "\n".join(lines)
 
 
@@ -260,8 +261,8 @@ def harmful_block(table: Means) -> str:
     fallen, clicks = (sum(count[at] for count in counts.values()) for at in (0, 1))
     shares = ", ".join(f"{name} {count / of:.1%}" for name, (count, of) in counts.items())
     return (
-        f"- **Some clicks do harm**: of the {clicks:.0f} clicks behind this table {fallen / clicks:.1%} made "
-        f"their mask worse by more than {HARM:g} ({shares})."
+        f"- **Some clicks make a mask worse**: after {fallen / clicks:.1%} of the {clicks:.0f} clicks behind "
+        f"this table the Dice of the object fell by more than {HARM:g} ({shares})."
     )
 
 
@@ -274,7 +275,7 @@ def peers_block(found: dict[str, object]) -> str:
     assert isinstance(rows, list)
     unit = next(row["seconds"] for row in rows if row["unit"])
     lines = [
-        "| from click to mask | size | seconds | times our further click | GB |",
+        "| from prompt to mask | size | seconds | as a multiple of our further click | memory, GB |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for row in rows:
@@ -290,7 +291,7 @@ def measured_on(machine: object) -> str:
     """Where, and whose seconds."""
     where = f"Measured on {machine}."
     if ", 1 thread," in where:
-        where += " With one thread, seconds are those of the processor, which other programs hardly change."
+        where += " The times are processor time of one thread, which other programs hardly change."
     return where
 
 

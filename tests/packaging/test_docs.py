@@ -178,7 +178,7 @@ def test_growth_is_told_by_volume_and_by_clicks() -> None:
     assert "| 24 x 16 x 8 | 0.500 s | 0.200 s | 0.500 s | 0.200 s |" in block
     assert "| largest against smallest | 1.10 | 1.10 | 1.10 | 1.10 |" in block
     assert "After 1 to 32 clicks, one more takes the local expert 0.10 to 3.20 s." in block
-    assert "seconds are those of the processor" in block
+    assert "processor time of one thread" in block
 
 
 def test_harmful_clicks_are_those_after_which_dice_fell(
@@ -198,7 +198,7 @@ def test_harmful_clicks_are_those_after_which_dice_fell(
     found = json.loads((tmp_path / "table.json").read_text())
     # Of four clicks on objects that count, one made its mask worse by more than 0.01.
     assert found["ct"]["harmful"] == [1, 0] and found["ct"]["objects"] == [2]
-    assert "of the 4 clicks behind this table 25.0%" in module.harmful_block(found)
+    assert "after 25.0% of the 4 clicks behind this table" in module.harmful_block(found)
 
 
 def first_minute(**changed: float) -> dict[str, Any]:
