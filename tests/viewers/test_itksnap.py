@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from dualclickmed.server.limits import Limits
+from dualclickmed.viewers.options import ViewerOptions
 from dualclickmed.viewers.serving import Viewers
 
 from .conftest import Kept
@@ -163,6 +166,41 @@ def test_forms_that_are_none_are_refused(http: httpx.Client, viewers: Viewers) -
         assert http.post(f"/upload_raw/{session}", **request).status_code in (400, 413, 415)
     http.get(f"/end_session/{session}")
     assert viewers.budget.used == 0
+
+
+def advanced(viewers: Viewers, seconds: float) -> None:
+    """Move the sessions' clock."""
+    viewers.sessions["ITK-SNAP"]._clock = lambda: time.monotonic() + seconds
+
+
+def test_a_client_that_crashed_does_not_keep_its_place(http: httpx.Client, viewers: Viewers) -> None:
+    crashed, *others = (http.get("/start_session").json()["session_id"] for _ in range(3))
+    full = http.get("/start_session")
+    assert full.status_code == 503 and int(full.headers["Retry-After"]) <= 120
+    advanced(viewers, 130)
+    for session in others:
+        assert http.post(f"/upload_raw/{session}", **form(image())).status_code == 200
+    assert http.get("/start_session").status_code == 200
+    gone = http.post(f"/upload_raw/{crashed}", **form(image()))
+    assert gone.status_code == 410 and "Connect again" in gone.json()["detail"]
+    for session in others:
+        point = http.get(f"/process_point_interaction/{session}?x=5&y=20&z=9&foreground=true")
+        assert point.status_code == 200
+
+
+def test_a_client_that_crashed_does_not_keep_its_memory(kept: Kept) -> None:
+    viewers = Viewers(ViewerOptions(itksnap=0, memory_bytes=160_000), Limits(), kept.served())
+    viewers.start()
+    try:
+        with httpx.Client(base_url=viewers.addresses["ITK-SNAP"], trust_env=False, timeout=120) as http:
+            crashed, session = (http.get("/start_session").json()["session_id"] for _ in range(2))
+            assert http.post(f"/upload_raw/{crashed}", **form(image())).status_code == 200
+            assert http.post(f"/upload_raw/{session}", **form(image())).status_code == 503
+            advanced(viewers, 130)
+            assert http.post(f"/upload_raw/{session}", **form(image())).status_code == 200
+            assert http.post(f"/upload_raw/{crashed}", **form(image())).status_code == 410
+    finally:
+        viewers.stop()
 
 
 def test_points_outside_are_refused(http: httpx.Client) -> None:

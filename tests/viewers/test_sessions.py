@@ -43,6 +43,10 @@ def test_the_last_free_session_is_told_when_the_next_one_may_be(
     sessions.claim()
     with pytest.raises(FullError) as error:
         sessions.claim()
+    assert error.value.retry_after == 10
+    sessions.liveness_seconds = None
+    with pytest.raises(FullError) as error:
+        sessions.claim()
     assert error.value.retry_after == 80
 
 
@@ -96,6 +100,48 @@ def test_a_session_that_is_released_while_in_use_is_closed_afterwards(sessions: 
         pass
 
 
+@pytest.fixture
+def yielding(clock: Clock) -> Sessions[Thing]:
+    """Of viewers that give no sign of life."""
+    return Sessions(Thing, most=2, idle_seconds=100, yield_seconds=10, clock=clock)
+
+
+def test_a_new_session_gets_the_place_of_the_one_that_was_idle_longest(
+    yielding: Sessions[Thing], clock: Clock
+) -> None:
+    first, second = yielding.claim(), yielding.claim()
+    clock.now = 5
+    with yielding.using(first):
+        pass
+    clock.now = 16
+    third = yielding.claim()
+    with pytest.raises(GoneError, match="another viewer needed its place"):
+        yielding.remaining(second)
+    assert (yielding.remaining(first), yielding.remaining(third)) == (89, 100)
+
+
+def test_a_session_that_was_used_lately_or_is_in_use_keeps_its_place(
+    yielding: Sessions[Thing], clock: Clock
+) -> None:
+    first, second = yielding.claim(), yielding.claim()
+    with yielding.using(first):
+        clock.now = 8
+        with yielding.using(second):
+            pass
+        clock.now = 18
+        with pytest.raises(FullError) as error:
+            yielding.claim()
+    assert error.value.retry_after == 1
+    assert len(yielding) == 2
+
+
+def test_nothing_yields_while_there_are_places(yielding: Sessions[Thing], clock: Clock) -> None:
+    first = yielding.claim()
+    clock.now = 90
+    yielding.claim()
+    assert yielding.remaining(first) == 10
+
+
 def test_tokens_are_not_guessed(sessions: Sessions[Thing]) -> None:
     first, second = sessions.claim(), sessions.claim()
     assert first != second and min(len(first), len(second)) >= 32
@@ -115,5 +161,6 @@ def test_a_budget_is_shared() -> None:
         budget.hold("c", 1)
     budget.hold("a", 0)
     assert budget.used == 50
+    assert [budget.is_short_of(nbytes) for nbytes in (50, 51, 100, 101)] == [False, True, True, False]
     with pytest.raises(UserError):
         budget.hold("c", 101)

@@ -28,7 +28,8 @@ class ViewerOptions:
             nothing.
         sessions: at once, for each protocol (``--conf viewers_sessions``).
         idle_seconds: after which a session ends (``--conf viewers_idle``).
-        liveness_seconds: without a sign of life, of viewers that give one, after which a session ends.
+        liveness_seconds: without a sign of life after which a session ends; of viewers that give none, if
+            another one needs its place.
         memory_bytes: held by all sessions together (``--conf viewers_gb``).
         learn: whether masks become labels that trainings use (``--conf learn_from_viewers true``).
     """

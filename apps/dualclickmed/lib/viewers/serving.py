@@ -139,9 +139,10 @@ class Viewers:
             served = self._served
             return SessionImage(served.segment, self.budget, served.forget, served.finished)
 
-        # ITK-SNAP gives no sign of life.
-        liveness = options.liveness_seconds if is_nninteractive else None
-        sessions = Sessions(hold, options.sessions, options.idle_seconds, liveness)
+        # ITK-SNAP gives no sign of life: one that crashed cannot be told from one whose user looks at slices.
+        silent = options.liveness_seconds
+        liveness, yields = (silent, None) if is_nninteractive else (None, silent)
+        sessions = Sessions(hold, options.sessions, options.idle_seconds, liveness, yields)
         self.sessions[name] = sessions
         shared = (sessions, self.budget, self._unpacker, turns)
         app: Starlette

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 import threading
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from ..errors import UserError
+
+logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30
 """When to try again where nothing better is known."""
@@ -71,6 +74,10 @@ class Budget:
             else:
                 self._held.pop(owner, None)
 
+    def is_short_of(self, nbytes: int) -> bool:
+        """Whether as many bytes more would fit, but do not now."""
+        return nbytes <= self.most < self.used + nbytes
+
     @contextmanager
     def held(self, nbytes: int) -> Iterator[None]:
         """Hold a number of bytes during the ``with`` block.
@@ -112,6 +119,8 @@ class Sessions(Generic[HeldT]):
         most: sessions at once.
         idle_seconds: after the last use a session ends.
         liveness_seconds: after the last sign of life a session ends; None where viewers give none.
+        yield_seconds: after the last use a session ends if another one needs its place or its memory; None
+            where viewers give signs of life, which tell more.
         clock: monotonic seconds.
     """
 
@@ -121,10 +130,12 @@ class Sessions(Generic[HeldT]):
         most: int,
         idle_seconds: float,
         liveness_seconds: float | None = None,
+        yield_seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._make = make
         self.most, self.idle_seconds, self.liveness_seconds = most, idle_seconds, liveness_seconds
+        self._yield_seconds = yield_seconds
         self._clock = clock
         self._lock = threading.Lock()
         self._sessions: dict[str, _Session[HeldT]] = {}
@@ -139,9 +150,11 @@ class Sessions(Generic[HeldT]):
             FullError: there are `most` already.
         """
         self.end_expired()
+        if len(self) >= self.most:
+            self.end_longest_idle()
         with self._lock:
             if len(self._sessions) >= self.most:
-                soonest = min(self._remaining(session) for session in self._sessions.values())
+                soonest = min(self._kept_for(session) for session in self._sessions.values())
                 raise FullError(
                     f"All {self.most} sessions are in use (--conf viewers_sessions).",
                     max(1, math.ceil(soonest)),
@@ -213,6 +226,23 @@ class Sessions(Generic[HeldT]):
             session.held.close()
         return len(ended)
 
+    def end_longest_idle(self) -> bool:
+        """End the session that was not used for longest, if that is more than `yield_seconds`; whether one
+        was ended.
+        """
+        with self._lock:
+            idle = [token for token, session in self._sessions.items() if not session.busy]
+            if self._yield_seconds is None or not idle:
+                return False
+            token = min(idle, key=lambda token: self._sessions[token].used)
+            idle_seconds = self._clock() - self._sessions[token].used
+            if idle_seconds <= self._yield_seconds:
+                return False
+            ended = self._sessions.pop(token)
+        logger.info("A session that was idle for %.0f s ended: another one needs its place", idle_seconds)
+        ended.held.close()
+        return True
+
     def close(self) -> None:
         """End all sessions."""
         for token in list(self._sessions):
@@ -224,7 +254,10 @@ class Sessions(Generic[HeldT]):
     def _found(self, token: str) -> _Session[HeldT]:
         session = self._sessions.get(token)
         if session is None or self._is_over(session):
-            raise GoneError("This session has ended: it was released, or idle for too long.")
+            raise GoneError(
+                "This session has ended: it was released, idle for too long, or idle while another viewer "
+                "needed its place. Connect again; the image is then sent anew."
+            )
         return session
 
     def _remaining(self, session: _Session[HeldT]) -> float:
@@ -237,3 +270,12 @@ class Sessions(Generic[HeldT]):
         if now > session.used + self.idle_seconds:
             return True
         return self.liveness_seconds is not None and now > session.alive_at + self.liveness_seconds
+
+    def _kept_for(self, session: _Session[HeldT]) -> float:
+        """Seconds until a new session could have this one's place, if nothing is heard of it."""
+        ends = [session.used + self.idle_seconds]
+        if self.liveness_seconds is not None:
+            ends.append(session.alive_at + self.liveness_seconds)
+        if self._yield_seconds is not None:
+            ends.append(session.used + self._yield_seconds)
+        return min(ends) - self._clock()
