@@ -84,8 +84,12 @@ format: setup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two processes, a file of tests each at a time; WORKERS=0 tests in one, which a debugger needs.
+WORKERS ?= 2
+
 test: lint
-	$(BIN)/python -m pytest -m "not slow" --ignore tests/browser --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/browser -n $(WORKERS) --dist loadfile \
+	    --cov --cov-report=term $(ARGS)
 
 test-learning: setup-dev
 	$(BIN)/python -m pytest -m slow tests/learning $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from hypothesis import settings
 
 # Threads that wait for work must not keep a core from the servers that tests start, nor from other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Processes that test in parallel ignore Ctrl+C, and so would the servers and trainings that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run and no limit on a single one: two cores are often shared with other work.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -26,6 +26,8 @@ from dualclickmed.weights import files as weights
 from matplotlib import image as images
 from typer.testing import CliRunner
 
+from tests.support.live import free_port
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 AFFINE = np.array([[-2.0, 0, 0, 40], [0, 0, -1.5, 30], [0, 3.0, 0, -20], [0, 0, 0, 1]])
 """Raw axes towards L, S and P: a click lands elsewhere if any order or sign is lost."""
@@ -203,7 +205,8 @@ def test_weights_list_and_verify(model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_weights_of_an_empty_or_missing_folder(tmp_path: Path) -> None:
-    assert f"No weights in '{tmp_path}'" in run("weights", "list", "--model-dir", tmp_path).stdout
+    listed = run("weights", "list", "--model-dir", tmp_path).stdout.split()
+    assert f"No weights in '{tmp_path}'." in " ".join(listed)  # long paths begin a line
     assert f"no weights to check in '{tmp_path}'" in refusal("weights", "verify", "--model-dir", tmp_path)
     nowhere = tmp_path / "nowhere"
     assert f"folder of weights '{nowhere}' does not exist" in refusal(
@@ -221,12 +224,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Namespace]:
     monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.delenv("MONAI_LABEL_AUTO_UPDATE_SCORING", raising=False)
     return calls
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_serve_hands_on_to_monai_label(started: list[Namespace], model_dir: Path, tmp_path: Path) -> None:

@@ -422,11 +422,13 @@ def test_wider_types_hold_the_same_values() -> None:
 
 
 @pytest.mark.parametrize(("extension", "dtype"), [(".png", "uint8"), ("../x.nrrd", "uint8"), (".nrrd", "O")])
-def test_unknown_formats_are_refused_and_leave_nothing(extension: str, dtype: str) -> None:
-    before = set(Path(tempfile.gettempdir()).glob("dualclickmed-*"))
+def test_unknown_formats_are_refused_and_leave_nothing(
+    extension: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UserError, match="but not"):
         write(a_mask(), extension, dtype)
-    assert set(Path(tempfile.gettempdir()).glob("dualclickmed-*")) == before
+    assert not list(tmp_path.iterdir())
 
 
 class OneVoxelSegmenter:
