@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from dualclickmed.errors import UserError
 from dualclickmed.evaluation.cases import Task, find_cases
-from dualclickmed.evaluation.protocol import drawn_box, drawn_lasso, predict_together, run_object, run_task
+from dualclickmed.evaluation.protocol import (
+    SCATTERED,
+    drawn_box,
+    drawn_lasso,
+    predict_together,
+    run_object,
+    run_task,
+    scattered_clicks,
+)
 from dualclickmed.evaluation.records import rows_of
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Prompts
@@ -225,3 +233,28 @@ def test_a_start_with_a_lasso_gives_clicks_and_a_box_and_corrections_follow() ->
     first, second = asked
     assert first.box is not None and len(first.clicks) > 1
     assert second.clicks[: len(first.clicks)] == first.clicks and len(second.clicks) == len(first.clicks) + 1
+
+
+@pytest.mark.parametrize(("side", "count"), [(1, 1), (5, 13), (12, 173), (20, SCATTERED)])
+def test_scattered_clicks_lie_all_over_the_object_and_repeat(side: int, count: int) -> None:
+    truth = block((30, 30, 30), (4, 4 + side), (5, 5 + side), (6, 6 + side))
+    clicks = scattered_clicks(truth)
+    assert len(set(clicks)) == count and all(truth[c.index] and c.positive for c in clicks)
+    assert scattered_clicks(truth) == clicks
+    if count == SCATTERED:
+        spread = np.asarray([c.index for c in clicks])
+        np.testing.assert_allclose(spread.mean(0), (13.5, 14.5, 15.5), atol=1.5)
+        assert (np.ptp(spread, axis=0) >= side - 2).all()
+
+
+def test_a_start_with_scattered_clicks_gives_them_first() -> None:
+    asked = []
+
+    def method(volume: Volume, prompts: Prompts) -> np.ndarray:
+        asked.append(prompts)
+        return np.zeros(volume.shape, dtype=bool)
+
+    task = Task.of_objects(VOLUME, TRUTH.astype(np.uint8), (1,))
+    run_task(method, task, clicks=1, start="scattered", limit=0)
+    assert asked[0].box is None and asked[0].clicks == scattered_clicks(TRUTH)
+    assert asked[1].clicks[:-1] == asked[0].clicks

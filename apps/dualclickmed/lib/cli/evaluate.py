@@ -48,7 +48,11 @@ def evaluate(
         typer.Option(help="Only these classes: values or names with commas between them (default: all)."),
     ] = None,
     start: Annotated[
-        str, typer.Option(help="What the user gives first: box, point, box2d or lasso (both in one slice).")
+        str,
+        typer.Option(
+            help="What the user gives first: box, point, box2d or lasso (both in one slice), or scattered "
+            "(200 clicks all over the object)."
+        ),
     ] = "box",
     clicks: Annotated[int, typer.Option(min=0, max=50, help="Clicks for each class after the start.")] = 5,
     smallest: Annotated[int, typer.Option(min=1, help="Leave out classes of fewer voxels.")] = 1,

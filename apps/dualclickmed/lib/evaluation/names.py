@@ -11,9 +11,9 @@ PUBLISHED = ("sam-med3d", "vista3d", "nninteractive")
 SEGVOL = "segvol"
 DEFAULT = (OURS, *CLASSICAL)
 """The methods that are run where none is named."""
-STARTS = ("box", "point", "box2d", "lasso")
-"""What a user gives first: the exact box, a voxel deep inside, a rectangle in one slice (`drawn_box`), or a
-line around the object in one slice (`drawn_lasso`)."""
+STARTS = ("box", "point", "box2d", "lasso", "scattered")
+"""What a user gives first: the exact box, a voxel deep inside, a rectangle in one slice (`drawn_box`), a line
+around the object in one slice (`drawn_lasso`), or many voxels all over the object (`scattered_clicks`)."""
 TIME_LIMIT = 90.0
 """Seconds for each class of a case over all steps; beyond it every score of the case is 0."""
 

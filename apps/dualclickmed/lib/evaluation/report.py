@@ -48,7 +48,12 @@ code { background: #f2f4f8; padding: 0 .25rem }
   img { background: white }
 }
 """
-_STARTS = {"box": "Box", "box2d": "Rectangle in one slice", "lasso": "Lasso in one slice"}
+_STARTS = {
+    "box": "Box",
+    "box2d": "Rectangle in one slice",
+    "lasso": "Lasso in one slice",
+    "scattered": "Clicks all over each object",
+}
 
 
 @dataclass(frozen=True)

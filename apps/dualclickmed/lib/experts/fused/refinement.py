@@ -248,7 +248,7 @@ def held_away_from_clicks(
     near = np.zeros_like(found)
     for click, reach in reaches:
         np.maximum(near, _around(features, click.cell, HELD_FROM * reach), out=near)
-    return sigmoid(_logit(found) + HELD * (1 - near) * np.where(before > 0.5, np.float32(1), np.float32(-1)))
+    return sigmoid(logit(found) + HELD * (1 - near) * np.where(before > 0.5, np.float32(1), np.float32(-1)))
 
 
 def _shortened(features: RegionFeatures, box: Box) -> list[Field]:
@@ -267,7 +267,7 @@ def _unshrunk(found: Field, prior: Field) -> Field:
     border = float(np.partition(found, found.size - volume, axis=None)[found.size - volume])
     share = (border - SHRUNK_FAR) / (SHRUNK - SHRUNK_FAR)
     border = 0.5 - (0.5 - min(border, 0.5)) * min(max(share, 0.0), 1.0)
-    return sigmoid(_logit(found) - np.float32(np.log(border / (1 - border))))
+    return sigmoid(logit(found) - np.float32(np.log(border / (1 - border))))
 
 
 def beyond(roi: Roi, box: Box) -> Field:
@@ -382,7 +382,8 @@ def _intensity_ratio(kind: npt.NDArray[np.int16], inside: Field, outside: Field)
     return table.ravel()[kind]
 
 
-def _logit(probability: Field) -> Field:
+def logit(probability: Field) -> Field:
+    """Probabilities as logits, finite for those of 0 and 1 as well."""
     inside = np.clip(probability, _LEAST, 1 - _LEAST)
     return np.asarray(np.log(inside / (1 - inside)), dtype=np.float32)
 

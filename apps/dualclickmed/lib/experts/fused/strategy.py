@@ -58,6 +58,7 @@ from .refinement import (
     refined,
     sigmoid,
 )
+from .scattered_clicks import without_empty_places
 
 CACHE_BYTES = 128 << 20
 """Of region features, and of what was found after each click, that are kept between requests."""
@@ -118,12 +119,17 @@ class Refined:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What a user sees after some clicks: probabilities in a region, and the clicks' evidence so far."""
+    """What a user sees after some clicks: probabilities in a region, and the clicks' evidence so far.
+
+    Attributes:
+        agreed: foreground clicks that lay in the mask before them.
+    """
 
     features: RegionFeatures
     probability: Field
     evidence: ClickEvidence
     box: Box | None
+    agreed: tuple[Index, ...] = ()
 
     @cached_property
     def depths(self) -> Depths:
@@ -149,7 +155,7 @@ class _Seen:
         probability, fore, back = (
             resampled(torch.from_numpy(field), self.features.roi, features.roi).numpy() for field in fields
         )
-        return _Seen(features, probability, ClickEvidence(fore, back), self.box)
+        return _Seen(features, probability, ClickEvidence(fore, back), self.box, self.agreed)
 
 
 class Fusion:
@@ -198,6 +204,9 @@ class Fusion:
         request = _Request(self.cache, expert, other, volume, prompts, intensity, stages, elsewhere)
         seen = request.seen()
         features, probability = seen.features, seen.probability
+        if prompts.mask is None:
+            with stages.timed("refine"):
+                probability = without_empty_places(features, probability, seen.agreed)
         with stages.timed("paste"):
             sure = torch.logit(torch.from_numpy(probability).clamp(_LEAST, 1 - _LEAST))
             found = [paste_object(sure, features.roi, volume.shape)]
@@ -288,9 +297,12 @@ class _Request:
     def _corrected(self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...]) -> _Seen:
         # The first click without a box agrees by definition: what was seen is what it means.
         opening = isinstance(self.expert, LocalExpert) and given == new
-        new = new if opening else _contradicting(seen, new)
+        agreed = seen.agreed
+        if not opening:
+            asked, new = new, _contradicting(seen, new)
+            agreed += tuple(click.index for click in asked if click.positive and click not in new)
         if not new:
-            return seen
+            return replace(seen, agreed=agreed)
         source, opinion = self._asked(replace(self.prompts, clicks=given, mask=None), seen)
         with self.stages.timed("refine"):
             features = self._features(source.box)
@@ -307,6 +319,7 @@ class _Request:
                 held_away_from_clicks(features, found, seen.probability, reaches),
                 evidence,
                 self.prompts.box,
+                agreed,
             )
 
     def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
