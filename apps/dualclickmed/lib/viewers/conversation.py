@@ -10,17 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import PromptError
 from ..experts.prediction import enclosing_region, filled_region
 from ..imaging.geometry import Region
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
-from .interactions import Interaction, prompts_of
+from .interactions import Interaction, Mask, prompts_of
 
-Mask = npt.NDArray[np.bool_]
-Segment = Callable[[Volume, Prompts, "Mask | None"], Mask]
+Segment = Callable[[Volume, Prompts, Mask | None], Mask]
 """Gives the mask (D, H, W) of one object from its prompts; a mask that is there already is corrected."""
 MOST_STATES = 10_000
 _STATE_BYTES = 1 << 10

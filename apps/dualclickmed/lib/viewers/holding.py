@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ..errors import UserError
 from ..imaging.volume import Volume
-from .conversation import Change, Conversation, Mask, Segment
+from .conversation import Change, Conversation, Segment
+from .interactions import Mask
 from .sessions import Budget, FullError
 
 logger = logging.getLogger(__name__)

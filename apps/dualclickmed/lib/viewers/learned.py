@@ -15,7 +15,7 @@ import numpy as np
 from ..imaging import mask_files
 from ..imaging.label_map import colour_of
 from ..imaging.volume import Volume
-from .conversation import Mask
+from .interactions import Mask
 
 logger = logging.getLogger(__name__)
 

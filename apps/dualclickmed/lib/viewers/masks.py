@@ -11,7 +11,8 @@ from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..infers.layers import EXISTING, Layers
 from ..infers.segmenter import Segmenter, SegmentRequest
-from .conversation import Mask, Segment
+from .conversation import Segment
+from .interactions import Mask
 
 OBJECT = "object"
 """What a viewer's object is called: viewers send no names."""

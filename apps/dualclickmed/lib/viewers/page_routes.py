@@ -32,7 +32,7 @@ from ..learning.record import FINAL
 from ..learning.runs import is_training
 from ..server import checks
 from ..trainers.learning import Learning
-from ..weights.files import KINDS, Kind, default_path, read_card
+from ..weights.files import KINDS, default_path, read_card
 from ..weights.lineage import roll_back
 from . import page_answers, page_frames
 from .page_requests import Asked, label_names
@@ -211,9 +211,10 @@ class Page:
         """Serve an expert from the weights that its present ones were trained from."""
 
         def work() -> dict[str, str]:
-            if kind not in KINDS:
+            known = next((expert for expert in KINDS if expert == kind), None)
+            if known is None:
                 raise UserError(f"The experts are {' and '.join(KINDS)}, but {kind[:40]!r} came.")
-            before, after = roll_back(_kind(kind), self.app.options.model_dir)
+            before, after = roll_back(known, self.app.options.model_dir)
             return {"before": before, "after": after}
 
         return await self._thread(work)
@@ -293,9 +294,9 @@ class Page:
 
     def _thumbnail(self, image: str) -> bytes:
         path, modality = self._located(image)
-        key = f"{path}:{path.stat().st_mtime_ns}" if path.is_file() else ""
-        if not key:
+        if not path.is_file():
             raise HTTPException(404, "Series of an archive have no thumbnail.")
+        key = f"{path}:{path.stat().st_mtime_ns}"
         # One at a time: a list of hundreds of images must not load as many volumes at once.
         with self._drawing:
             drawn = self._thumbnails.get(
@@ -378,7 +379,3 @@ def _served(options: ServerOptions) -> dict[str, Any]:
             "licence": card.get("licence"),
         }
     return found
-
-
-def _kind(name: str) -> Kind:
-    return KINDS[KINDS.index(name)]

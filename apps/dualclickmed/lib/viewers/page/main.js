@@ -129,6 +129,8 @@ function arrange(layout, main = viewer.main) {
     store.keepSettings(settings)
 }
 
+const otherLayout = () => arrange(LAYOUTS[(LAYOUTS.indexOf(settings.layout) + 1) % LAYOUTS.length])
+
 function theme(choice) {
     settings.theme = choice
     const light = choice === 'light' || (choice === 'auto' && matchMedia('(prefers-color-scheme: light)').matches)
@@ -374,7 +376,7 @@ const KEYS = [
     ['View', 'ArrowLeft ArrowRight ArrowUp ArrowDown', 'crosshair', shown(({ key }) => step(...ARROWS[key]))],
     ['View', 'PageUp . PageDown ,', 'slices', shown(({ key }) => scroll(plane, ['PageUp', '.'].includes(key) ? 1 : -1))],
     ['View', 'p', 'next plane', shown(() => arrange(settings.layout, (plane + 1) % 3))],
-    ['View', 'm', 'arrangement', shown(() => arrange(LAYOUTS[(LAYOUTS.indexOf(settings.layout) + 1) % 3]))],
+    ['View', 'm', 'arrangement', shown(otherLayout)],
     ['View', '+ = -', 'zoom', shown(({ key }) => viewer.zoom(key === '-' ? 0.8 : 1.25))],
     ['View', '0', 'whole image', shown(() => viewer.resetView())],
     ['View', 'w', 'next window', shown(() => panel.nextPreset())],
@@ -411,8 +413,19 @@ session.addEventListener('answer', ({ detail }) => answered(detail))
 session.addEventListener('problem', ({ detail }) => problem(detail))
 
 for (const tool of TOOLS) document.querySelector(`[data-tool=${tool}]`).addEventListener('click', () => choose(tool))
-const press2 = { undo: () => session.undo(), redo: () => session.redo(), next, submit, cancel: () => session.cancel(), reset: () => viewer.resetView(), admin: () => learning.toggle(), theme: otherTheme, help: () => $('help-sheet').showModal(), layout: () => arrange(LAYOUTS[(LAYOUTS.indexOf(settings.layout) + 1) % 3]) }
-for (const [id, action] of Object.entries(press2)) $(id).addEventListener('click', action)
+const BUTTONS = {
+    undo: () => session.undo(),
+    redo: () => session.redo(),
+    cancel: () => session.cancel(),
+    reset: () => viewer.resetView(),
+    admin: () => learning.toggle(),
+    help: () => $('help-sheet').showModal(),
+    layout: otherLayout,
+    theme: otherTheme,
+    next,
+    submit
+}
+for (const [id, action] of Object.entries(BUTTONS)) $(id).addEventListener('click', action)
 
 window.addEventListener('beforeunload', (event) => session.dirty && event.preventDefault())
 document.addEventListener('visibilitychange', () => document.hidden && session.saveMap())

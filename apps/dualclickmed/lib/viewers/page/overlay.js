@@ -56,7 +56,8 @@ export class Overlay {
         const { prompts, suggestion, drag, guess } = this.show
         if (prompts) {
             if (prompts.box) this.box(tile, place, prompts.box)
-            if (prompts.box && guess) this.guessed(tile, place, guess)
+            // The depth that the server took for a box that is flat as yet.
+            if (prompts.box && guess) this.frame(this.rectangle(guess, place), [3, 5], 0.6)
             for (const mark of prompts.marks) {
                 if (isClick(mark)) this.dot(tile, place, slice, mark.points[0], mark.inside)
                 else this.stroke(tile, place, slice, mark)
@@ -133,11 +134,21 @@ export class Overlay {
         pen.stroke()
     }
 
-    /** Corners of a box in a tile, as pixels: [left, top, right, bottom]. */
-    rectangle(tile, edges, place = this.viewer.projection(tile)) {
-        const [x0, x1, y0, y1, z0, z1] = edges
+    /** A box in a tile, as pixels: [left, top, width, height]. */
+    rectangle([x0, x1, y0, y1, z0, z1], place) {
         const [a, b] = [place([x0, y0, z0]), place([x1, y1, z1])]
-        return [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[0], b[0]), Math.max(a[1], b[1])]
+        return [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.abs(b[0] - a[0]), Math.abs(b[1] - a[1])]
+    }
+
+    frame(rectangle, dashes, alpha) {
+        const { pen } = this
+        pen.globalAlpha = alpha
+        pen.strokeStyle = this.show.colour
+        pen.lineWidth = 1.75
+        pen.setLineDash(dashes)
+        pen.strokeRect(...rectangle)
+        pen.setLineDash([])
+        pen.globalAlpha = 1
     }
 
     box(tile, place, { edges, flat }) {
@@ -145,13 +156,8 @@ export class Overlay {
         const axis = ACROSS[tile.plane]
         const slice = this.viewer.crosshair[axis]
         const crossed = slice >= edges[2 * axis] && slice < edges[2 * axis + 1]
-        const [left, top, right, bottom] = this.rectangle(tile, edges, place)
-        pen.globalAlpha = crossed ? 1 : 0.35
-        pen.strokeStyle = this.show.colour
-        pen.lineWidth = 1.75
-        pen.setLineDash(flat !== null && flat !== axis ? [5, 4] : crossed ? [] : [3, 5])
-        pen.strokeRect(left, top, right - left, bottom - top)
-        pen.setLineDash([])
+        const dashes = flat !== null && flat !== axis ? [5, 4] : crossed ? [] : [3, 5]
+        this.frame(this.rectangle(edges, place), dashes, crossed ? 1 : 0.35)
         if (crossed && this.show.handles) {
             for (const { x, y } of this.handles(tile, edges)) {
                 pen.fillStyle = '#fff'
@@ -161,20 +167,6 @@ export class Overlay {
                 pen.strokeRect(x - 3.5, y - 3.5, 7, 7)
             }
         }
-        pen.globalAlpha = 1
-    }
-
-    /** The depth that the server took for a box that is flat as yet. */
-    guessed(tile, place, edges) {
-        const [left, top, right, bottom] = this.rectangle(tile, edges, place)
-        const { pen } = this
-        pen.strokeStyle = this.show.colour
-        pen.globalAlpha = 0.6
-        pen.lineWidth = 1.25
-        pen.setLineDash([3, 5])
-        pen.strokeRect(left, top, right - left, bottom - top)
-        pen.setLineDash([])
-        pen.globalAlpha = 1
     }
 
     /** The places that move a box's sides: corners and middles. `moves` names the edges that follow. */
@@ -216,12 +208,10 @@ export class Overlay {
             const places = drag.points.map((point) => place(point.map((index) => index + 0.5)))
             this.line(places, drag.inside ? INSIDE : OUTSIDE, 4)
         } else if (drag.kind === 'box') {
-            const [a, b] = [place(drag.edges.filter((_, at) => at % 2 === 0)), place(drag.edges.filter((_, at) => at % 2))]
+            const rectangle = this.rectangle(drag.edges, place)
             pen.fillStyle = 'rgba(255, 255, 255, 0.08)'
-            pen.fillRect(a[0], a[1], b[0] - a[0], b[1] - a[1])
-            pen.strokeStyle = this.show.colour
-            pen.lineWidth = 1.75
-            pen.strokeRect(a[0], a[1], b[0] - a[0], b[1] - a[1])
+            pen.fillRect(...rectangle)
+            this.frame(rectangle, [], 1)
         }
     }
 
@@ -309,7 +299,7 @@ export class Overlay {
         if (tile.plane in ACROSS) {
             const axis = ACROSS[tile.plane]
             const slice = viewer.crosshair[axis] + 1
-            text(`${slice} / ${viewer.shape[axis]}`, left + width - 10, top + 19, 'right', 'rgba(226, 236, 246, 0.8)')
+            text(`${slice} / ${viewer.shape[axis]}`, left + width - 10, top + 19, 'right')
             const faint = 'rgba(185, 214, 240, 0.95)'
             const [west, east, north, south] = EDGES[tile.plane]
             text(west, left + 10, top + height / 2 + 4, 'left', faint)

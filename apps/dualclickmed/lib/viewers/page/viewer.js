@@ -105,7 +105,8 @@ export class Viewer {
 
     /** Show the label map's voxels; after a change in `box` only those go to the graphics card. */
     paint(map, box = null) {
-        const { gl, nv } = { gl: this.nv.gl, nv: this.nv }
+        const { nv } = this
+        const { gl } = nv
         nv.drawBitmap = map.data
         const [x0, x1, y0, y1, z0, z1] = box ?? [0, this.shape[0], 0, this.shape[1], 0, this.shape[2]]
         gl.activeTexture(DRAW_TEXTURE)
@@ -193,7 +194,7 @@ export class Viewer {
     zoom(factor, at = null) {
         const [x, y, z, old] = this.nv.scene.pan2Dxyzmm
         const zoom = Math.min(MOST_ZOOM, Math.max(0.5, old * factor))
-        const centre = this.nv.frac2mm(at ? this.fraction(at) : this.nv.scene.crosshairPos)
+        const centre = this.nv.frac2mm(at ? this.inTile(at.x, at.y, at.tile) : this.nv.scene.crosshairPos)
         const pan = [x, y, z].map((mm, axis) => mm - centre[axis] * (zoom - old))
         this.nv.scene.pan2Dxyzmm = [...pan, zoom]
         this.draw()
@@ -264,10 +265,6 @@ export class Viewer {
     inTile(x, y, tile) {
         const ratio = this.nv.uiData.dpr || 1
         return [...this.nv.screenXY2TextureFrac(x * ratio, y * ratio, tile.at, false)]
-    }
-
-    fraction({ x, y, tile }) {
-        return this.inTile(x, y, tile)
     }
 
     /** The voxel under a place of a tile, cut to the image if wanted; null outside of it. */
