@@ -204,14 +204,39 @@ def test_everything_has_a_name_and_a_key(annotator: Annotator) -> None:
 def test_the_page_is_whole_at_1280_x_720(annotator: Annotator) -> None:
     annotator.page.set_viewport_size({"width": 1280, "height": 720})
     annotator.open()
+    annotator.page.evaluate("document.getElementById('title').textContent = 'MR_'.repeat(40)")
+    annotator.add_label("the longest name that a label may have is of sixty-four characters"[:64])
+    annotator.click(AXIAL, tuple(n // 2 for n in annotator.about["shape"]))
+    annotator.answered()
     outside = annotator.page.evaluate(
-        """() => [...document.querySelectorAll('header *, #tools *, footer *')].filter((one) => {
+        """() => [...document.querySelectorAll('header *, #tools *, #labels *, footer *')].filter((one) => {
             const {left, right, bottom, width} = one.getBoundingClientRect()
             return width && (right > innerWidth + 1 || bottom > innerHeight + 1 || left < -1)
         }).map((one) => one.id || one.tagName)"""
     )
     assert outside == []
     assert annotator.page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+
+
+def test_where_no_image_can_be_opened_the_page_says_so_and_offers_nothing(annotator: Annotator) -> None:
+    def refuse(route: Any) -> None:
+        route.fulfill(status=400, json={"detail": "This image is damaged."})
+
+    annotator.page.route("**/page/image?**", refuse)
+    annotator.page.goto(annotator.url)
+    annotator.page.wait_for_selector(".toast.bad")
+    annotator.page.wait_for_selector("#empty:not([hidden])")
+    assert "damaged" in annotator.text(".toast.bad") and "Choose one on the left" in annotator.text("#empty")
+    assert annotator.page.evaluate("document.querySelector('#annotate').inert")
+    assert annotator.page.locator("#submit, #undo, #redo").evaluate_all(
+        "all => all.every((one) => one.disabled)"
+    )
+    # The next one can be read.
+    annotator.page.unroute("**/page/image?**")
+    annotator.page.locator("#list button").last.click()
+    annotator.shown()
+    assert annotator.page.locator("#empty, .toast.bad").evaluate_all("all => all.every((one) => one.hidden)")
+    assert not annotator.page.evaluate("document.querySelector('#annotate').inert")
 
 
 def test_what_the_server_knows_is_shown(annotator: Annotator) -> None:

@@ -21,6 +21,7 @@ async function opened(settings = {}, image = 'one', known = ['liver']) {
     sessions.push(session)
     session.problems = []
     session.addEventListener('problem', ({ detail }) => session.problems.push(detail.message))
+    session.addEventListener('advice', ({ detail }) => session.problems.push(detail))
     await session.open(image, known, () => {})
     return session
 }

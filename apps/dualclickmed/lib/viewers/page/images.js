@@ -49,18 +49,18 @@ export class Images {
         const shown = this.images.filter(({ id, title }) => `${id} ${title}`.toLowerCase().includes(wanted))
         const rows = shown.slice(0, MOST_ROWS).map((image) => el('li', {}, this.row(image, open.has(image.id))))
         if (shown.length > MOST_ROWS) rows.push(el('li', { className: 'note', textContent: `and ${shown.length - MOST_ROWS} more: type a part of the name above` }))
-        if (!shown.length) rows.push(el('li', { className: 'note', textContent: wanted ? 'No image has this in its name.' : 'The studies folder holds no image.' }))
+        if (!shown.length) rows.push(el('li', { className: 'note', textContent: wanted ? 'No image has this in its name.' : 'There is no image yet.' }))
         $('list').replaceChildren(...rows)
         if (focused) [...$('list').querySelectorAll('button')].find(({ dataset }) => dataset.id === focused)?.focus()
         const done = this.images.filter((image) => image.done).length
-        $('done').textContent = `${done} of ${this.images.length} done`
+        $('done').textContent = this.images.length ? `${done} of ${this.images.length} done` : ''
     }
 
     row(image, open) {
         const thumb = el('span', { className: 'thumb', 'data-image': image.id, textContent: image.modality || '' })
         const known = this.pictures.get(image.id)
-        if (known) thumb.replaceChildren(el('img', { src: known, alt: '' }))
-        else if (known === undefined) this.seen.observe(thumb)
+        if (known === undefined) this.seen.observe(thumb)
+        else picture(thumb, known)
         const mark = open
             ? el('span', { className: 'mark open', textContent: 'Not submitted' })
             : image.done
@@ -77,13 +77,15 @@ export class Images {
         this.seen.unobserve(thumb)
         if (this.pictures.has(id)) return
         this.pictures.set(id, null)
-        try {
-            this.pictures.set(id, await api.thumbnail(id))
-        } catch {
-            return // Its kind is shown instead.
-        }
+        this.pictures.set(id, await api.thumbnail(id).catch(() => ''))
         for (const place of document.querySelectorAll('.thumb')) {
-            if (place.dataset.image === id) place.replaceChildren(el('img', { src: this.pictures.get(id), alt: '' }))
+            if (place.dataset.image === id) picture(place, this.pictures.get(id))
         }
     }
+}
+
+/** Show an image's picture; where there is none (''), the image's kind. */
+function picture(thumb, source) {
+    if (source) thumb.replaceChildren(el('img', { src: source, alt: '' }))
+    else if (source === '' && !thumb.textContent) thumb.textContent = '?'
 }

@@ -73,6 +73,7 @@ function look() {
     store.keepSettings(settings)
     refreshOverlay()
     if (session.map) panel.draw()
+    $('annotate').inert = !session.map
 }
 
 function refreshOverlay() {
@@ -160,14 +161,17 @@ async function open(id) {
     if (session.submitting || (session.unkept && !(await leaves()))) return
     tools.cancel()
     corner = null
+    for (const old of document.querySelectorAll('.toast.bad')) old.remove()
     const done = loading(`Opening ${images.find(id)?.title ?? id}`)
     try {
         const opened = await session.open(id, server.labels, (part) => ($('loading-part').value = part))
         if (!opened) return
         const { about } = session
         images.mark(id)
+        $('empty').hidden = true
         history.replaceState(null, '', `#${encodeURIComponent(id)}`)
         $('title').textContent = images.find(id)?.title ?? id
+        $('title').title = id
         const step = about.spacing.map((mm) => Number(mm.toFixed(2))).join(' × ')
         $('facts').textContent = `${about.modality === 'unknown' ? '' : `${about.modality.toUpperCase()} · `}${about.shape.join(' × ')} · ${step} mm`
         panel.showWindow(about.window)
@@ -209,7 +213,8 @@ async function next() {
     $('next').disabled = true
     try {
         const found = await api.next($('strategy').value)
-        if (!found.id) toast('Every image is labelled.', { kind: 'good' })
+        if (!found.id && images.images.length) toast('Every image is labelled.', { kind: 'good' })
+        else if (!found.id) toast('There is no image yet.')
         else await open(found.id)
     } catch (error) {
         problem(error)
@@ -411,6 +416,7 @@ session.addEventListener('change', () => {
 session.addEventListener('busy', busy)
 session.addEventListener('answer', ({ detail }) => answered(detail))
 session.addEventListener('problem', ({ detail }) => problem(detail))
+session.addEventListener('advice', ({ detail }) => toast(detail))
 
 for (const tool of TOOLS) document.querySelector(`[data-tool=${tool}]`).addEventListener('click', () => choose(tool))
 const BUTTONS = {
@@ -470,6 +476,10 @@ async function load() {
         if (server.review) choose('move')
         const first = images.find(wanted()) ?? images.images.find((image) => !image.done) ?? images.images[0]
         if (first) await open(first.id)
+        $('empty').hidden = viewer.opened
+        $('empty').textContent = first
+            ? 'No image is open. Choose one on the left.'
+            : 'There is no image yet. Put one into the studies folder or the archive, then reload this page.'
     } catch (error) {
         problem(error)
     }

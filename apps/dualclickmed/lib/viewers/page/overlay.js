@@ -70,15 +70,15 @@ export class Overlay {
     cross(tile, place) {
         const { pen, viewer } = this
         const [x, y] = place(viewer.crosshair.map((index) => index + 0.5))
-        const gap = 14
+        const [gap, edge] = [14, 26] // The letters at the edges stay free.
         pen.strokeStyle = 'rgba(120, 190, 255, 0.55)'
         pen.lineWidth = 1
         pen.beginPath()
         for (const [x0, y0, x1, y1] of [
-            [tile.left, y, x - gap, y],
-            [x + gap, y, tile.left + tile.width, y],
-            [x, tile.top, x, y - gap],
-            [x, y + gap, x, tile.top + tile.height]
+            [tile.left + edge, y, x - gap, y],
+            [x + gap, y, tile.left + tile.width - edge, y],
+            [x, tile.top + edge, x, y - gap],
+            [x, y + gap, x, tile.top + tile.height - edge]
         ]) {
             if (x1 < x0 || y1 < y0) continue
             pen.moveTo(Math.round(x0) + 0.5, Math.round(y0) + 0.5)

@@ -189,7 +189,7 @@ export class Panel {
             }
         },
         colour,
-        el('span', { className: 'name', textContent: label.name, title: clicks ? `${clicks} clicks` : '' }),
+        el('span', { className: 'name', textContent: label.name, title: clicks ? `${label.name}, ${clicks} given` : label.name }),
         el('span', { className: 'ml', textContent: session.map ? millilitres(session.volumeOf(at)) : '' }),
         see)
     }

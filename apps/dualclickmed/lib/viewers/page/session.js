@@ -22,7 +22,7 @@ const noVoxels = () => new Uint8Array(0)
 /** Tells an image from another one of the same name. */
 const printOf = ({ shape, affine, range }) => JSON.stringify([shape, affine, range])
 
-/** Events: `change` (anything that panels show), `busy`, `answer`, `problem`. */
+/** Events: `change` (anything that panels show), `busy`, `answer`, `advice` (a sentence), `problem` (an Error). */
 export class Session extends EventTarget {
     constructor(viewer, settings) {
         super()
@@ -242,8 +242,7 @@ export class Session extends EventTarget {
         const free = points.filter((point) => !taken(point))
         if (!free.length) {
             const { name } = this.labels[this.map.at(points[0]) - 1]
-            const what = `This place belongs to '${name}', which is locked: click elsewhere, correct '${name}' first, or unlock other labels (L).`
-            this.tell('problem', new Error(what))
+            this.tell('advice', `This place belongs to '${name}', which is locked: click elsewhere, or unlock other labels (L).`)
         }
         return free
     }
