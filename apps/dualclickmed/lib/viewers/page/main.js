@@ -174,6 +174,7 @@ async function open(id) {
         $('title').title = id
         const step = about.spacing.map((mm) => Number(mm.toFixed(2))).join(' × ')
         $('facts').textContent = `${about.modality === 'unknown' ? '' : `${about.modality.toUpperCase()} · `}${about.shape.join(' × ')} · ${step} mm`
+        $('facts').title = $('facts').textContent
         panel.showWindow(about.window)
         arrange(settings.layout, AXIAL)
         look()

@@ -302,6 +302,8 @@ export class Overlay {
             text(`${slice} / ${viewer.shape[axis]}`, left + width - 10, top + 19, 'right')
             const faint = 'rgba(185, 214, 240, 0.95)'
             const [west, east, north, south] = EDGES[tile.plane]
+            // An I is no more than a stroke on bone.
+            pen.font = '700 13px system-ui, sans-serif'
             text(west, left + 10, top + height / 2 + 4, 'left', faint)
             text(east, left + width - 10, top + height / 2 + 4, 'right', faint)
             text(north, left + width / 2, top + 19, 'center', faint)
