@@ -40,7 +40,7 @@ PAPER = (
     LocalConfig(init_filters=8, blocks_down=(1, 1), out_channels=8, feature_size=8),
 )  # fmt: skip
 COMPACT = (
-    dataclasses.replace(PRESETS["compact"][0], depth=1, embed_dim=40, stem_channels=(2, 4, 8)),
+    dataclasses.replace(PRESETS["transformer"][0], depth=1, embed_dim=40, stem_channels=(2, 4, 8)),
     dataclasses.replace(PRESETS["compact"][1], init_filters=8, blocks_down=(1, 1)),
 )
 

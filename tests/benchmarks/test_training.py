@@ -12,7 +12,7 @@ from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.training import learner
 
 from tests.support.cases import SMALL
-from tests.support.recipes import COMPACT
+from tests.support.recipes import RECIPE
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +31,8 @@ def test_recipes_take_turns_and_the_first_step_does_not_count(monkeypatch: pytes
 
     monkeypatch.setattr(training._Turn, "step", noted)
     recipes = {
-        "wide": dataclasses.replace(COMPACT["global"], scenes=1, interactions=1, points=2, mode="chain"),
-        "near": dataclasses.replace(COMPACT["local"], size=32, targets=1, interactions=2),
+        "wide": dataclasses.replace(RECIPE["global"], scenes=1, interactions=1, points=2, mode="chain"),
+        "near": dataclasses.replace(RECIPE["local"], size=32, targets=1, interactions=2),
     }
     wide, near = training_speeds(recipes, 2)
     assert turns == [(kind, number) for number in range(3) for kind in ("global", "local")]
@@ -45,7 +45,7 @@ def test_recipes_take_turns_and_the_first_step_does_not_count(monkeypatch: pytes
 
 
 def test_objects_per_second_are_the_median_of_the_steps_that_count() -> None:
-    turn = training._Turn(dataclasses.replace(COMPACT["local"], size=32, targets=1), "cpu")
+    turn = training._Turn(dataclasses.replace(RECIPE["local"], size=32, targets=1), "cpu")
     turn.taken = [(1, 9.0, 9.0, 9.0), (2, 0.1, 1.0, 1.5), (4, 0.3, 1.0, 1.7), (3, 0.2, 3.0, 1.6)]
     speed = training._speed("near", turn)
     assert (speed.objects, speed.making, speed.step, speed.processor) == (3.0, 0.2, 1.0, 1.6)

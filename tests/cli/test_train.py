@@ -17,7 +17,7 @@ import torch
 from dualclickmed.cli.app import app
 from dualclickmed.cli.train import chosen_recipe, read_sources, stopped_by_signals
 from dualclickmed.networks.build import build_global
-from dualclickmed.networks.configs import COMPACT_GLOBAL
+from dualclickmed.networks.configs import TRANSFORMER_GLOBAL
 from dualclickmed.training.recipes import fine_tune
 from dualclickmed.weights.files import default_path, save_expert, verify
 from typer.testing import CliRunner
@@ -30,7 +30,7 @@ RUNNER = CliRunner()
 
 def small_start(path: Path) -> Path:
     small = dataclasses.replace(
-        COMPACT_GLOBAL, embed_dim=32, depth=1, heads=2, stem_channels=(2, 4, 8), upscaling=(8, 4)
+        TRANSFORMER_GLOBAL, embed_dim=32, depth=1, heads=2, stem_channels=(2, 4, 8), upscaling=(8, 4)
     )
     torch.manual_seed(0)
     save_expert(build_global(small), "global", path)

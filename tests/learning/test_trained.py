@@ -33,7 +33,7 @@ SIDE = 16
 UNET = GlobalConfig(
     image_size=SIDE, mask_size=SIDE, box_label=2, unet_channels=(8, 16), unet_blocks=(1, 1), hold_edges=True
 )
-PARENT = "global-unet"
+PARENT = "global-compact"
 SHAPE = (30, 28, 26)
 IMAGES = ("a", "b")
 REQUEST = {"device": "cpu", "steps": 12, "replay": 0, "minutes": 5, "rate": 0.08}
@@ -97,7 +97,7 @@ def dice(tmp_path: Path, path: Path) -> float:
 def test_a_u_net_learns_from_two_corrections(
     chosen: str, tmp_path: Path, models: Path, studies: LocalDatastore
 ) -> None:
-    preset = "unet" if chosen == "preset" else None
+    preset = "compact" if chosen == "preset" else None
     if preset is None:
         select(PARENT, models)
     parent = default_path("global", preset, models)
@@ -109,7 +109,7 @@ def test_a_u_net_learns_from_two_corrections(
     assert card["parent"]["name"] == PARENT
     assert GlobalConfig.from_dict(card["config"]) == UNET
     # Prompts are those that a U-Net was trained with, so that it unlearns none of them.
-    recipe = load_recipe("global-unet")
+    recipe = load_recipe("global-compact")
     assert {name: card["recipe"][name] for name in ("clicks", "clicked", "hold_edges")} == {
         name: getattr(recipe, name) for name in ("clicks", "clicked", "hold_edges")
     }

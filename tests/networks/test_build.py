@@ -40,6 +40,8 @@ def test_a_network_built_from_a_card_has_the_same_weights() -> None:
 
 
 def test_presets_differ_in_the_label_of_the_box_centre_and_the_mask_side() -> None:
-    paper, compact = PRESETS["paper"][0], PRESETS["compact"][0]
-    assert (paper.box_label, paper.mask_size, paper.mask_prompt_size) == (1, 32, 32)
-    assert (compact.box_label, compact.mask_size, compact.mask_prompt_size) == (2, 64, 32)
+    sizes = {
+        name: (config.box_label, config.mask_size, config.mask_prompt_size)
+        for name, (config, _) in PRESETS.items()
+    }
+    assert sizes == {"paper": (1, 32, 32), "transformer": (2, 64, 32), "compact": (2, 32, 32)}

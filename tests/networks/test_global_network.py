@@ -1,4 +1,4 @@
-"""The global network as a whole: the published sizes, and what the compact one does with prompts."""
+"""The global network as a whole: the published sizes, and what the small transformer does with prompts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dualclickmed.networks.configs import PRESETS, GlobalConfig
 from dualclickmed.networks.global_network import GlobalNetwork, to_mask_prompt
 from torch import Tensor, nn
 
-COMPACT = PRESETS["compact"][0]
+TRANSFORMER = PRESETS["transformer"][0]
 SMALL_PAPER = GlobalConfig(
     image_size=32, patch=8, embed_dim=24, depth=3, heads=2, window=6, global_blocks=(2,), prompt_dim=24,
     decoder_heads=2, decoder_mlp=32, mask_size=16,
 )  # fmt: skip
-SMALL_COMPACT = dataclasses.replace(COMPACT, image_size=32, embed_dim=40, depth=1, mask_size=32)
+SMALL_TRANSFORMER = dataclasses.replace(TRANSFORMER, image_size=32, embed_dim=40, depth=1, mask_size=32)
 
 
 def parameters(module: nn.Module) -> int:
@@ -74,7 +74,7 @@ def test_sam_med3d_layout() -> None:
     assert {name: tuple(state[name].shape) for name in published} == published
 
 
-@pytest.mark.parametrize("config", [SMALL_PAPER, SMALL_COMPACT], ids=["paper", "compact"])
+@pytest.mark.parametrize("config", [SMALL_PAPER, SMALL_TRANSFORMER], ids=["paper", "transformer"])
 def test_batch_is_one_at_a_time(config: GlobalConfig) -> None:
     network = small(config)
     image, points, labels = request(3, 32, [1, 0, 1])
@@ -91,7 +91,7 @@ def test_batch_is_one_at_a_time(config: GlobalConfig) -> None:
             torch.testing.assert_close(together[s], kept, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("config", [SMALL_PAPER, SMALL_COMPACT], ids=["paper", "compact"])
+@pytest.mark.parametrize("config", [SMALL_PAPER, SMALL_TRANSFORMER], ids=["paper", "transformer"])
 def test_padding_points_have_no_effect(config: GlobalConfig) -> None:
     network = small(config)
     image, points, labels = request(2, 32, [1, -1, 0, -1])
@@ -105,7 +105,7 @@ def test_padding_points_have_no_effect(config: GlobalConfig) -> None:
         torch.testing.assert_close(only_padding, no_points, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("config", [SMALL_PAPER, SMALL_COMPACT], ids=["paper", "compact"])
+@pytest.mark.parametrize("config", [SMALL_PAPER, SMALL_TRANSFORMER], ids=["paper", "transformer"])
 def test_answers_repeat_to_the_bit_and_prompts_leave_features_alone(config: GlobalConfig) -> None:
     network = small(config)
     image, points, labels = request(1, 32, [1, 0])
@@ -117,7 +117,7 @@ def test_answers_repeat_to_the_bit_and_prompts_leave_features_alone(config: Glob
         assert torch.equal(network.encode(image).embedding, features.embedding)
 
 
-@pytest.mark.parametrize("config", [SMALL_PAPER, SMALL_COMPACT], ids=["paper", "compact"])
+@pytest.mark.parametrize("config", [SMALL_PAPER, SMALL_TRANSFORMER], ids=["paper", "transformer"])
 def test_gradients_reach_every_parameter(config: GlobalConfig) -> None:
     network = small(config).train()
     image, points, labels = request(2, 32, [config.box_label, 1, 0])
@@ -131,9 +131,9 @@ def test_gradients_reach_every_parameter(config: GlobalConfig) -> None:
     assert unreached == (corners if config is SMALL_PAPER else set())
 
 
-def test_compact_preset_is_finite_in_bfloat16_forward_and_backward() -> None:
+def test_transformer_is_finite_in_bfloat16_forward_and_backward() -> None:
     torch.manual_seed(0)
-    network = build_global("compact")
+    network = build_global("transformer")
     image, points, labels = request(1, 64, [2, 1, 0])
     with torch.autocast("cpu", torch.bfloat16):
         logits = network.decode(network.encode(20 * image), points, labels)
@@ -144,7 +144,7 @@ def test_compact_preset_is_finite_in_bfloat16_forward_and_backward() -> None:
 
 
 def test_bfloat16_stays_near_float32() -> None:
-    network = small(SMALL_COMPACT)
+    network = small(SMALL_TRANSFORMER)
     image, points, labels = request(1, 32, [2, 1, 0])
     with torch.inference_mode():
         expected = network.decode(network.encode(image), points, labels)
@@ -153,9 +153,9 @@ def test_bfloat16_stays_near_float32() -> None:
     assert (got - expected).abs().mean() < 0.02
 
 
-def test_untrained_compact_network_draws_the_ellipsoid_in_the_box() -> None:
+def test_untrained_transformer_draws_the_ellipsoid_in_the_box() -> None:
     torch.manual_seed(0)
-    network = build_global("compact").eval()
+    network = build_global("transformer").eval()
     image, _, _ = request(1, 64, [2])
     with torch.inference_mode():
         logits = network.decode(network.encode(image), torch.full((1, 1, 3), 31.5), torch.tensor([[2]]))
@@ -171,7 +171,7 @@ def test_untrained_compact_network_draws_the_ellipsoid_in_the_box() -> None:
 
 def test_click_maps_act_where_the_click_is_and_nowhere_else() -> None:
     torch.manual_seed(0)
-    network = build_global("compact").eval()
+    network = build_global("transformer").eval()
     image, points, labels = request(1, 64, [2])
     with torch.inference_mode():
         features = network.encode(image)
@@ -193,7 +193,7 @@ def test_click_maps_act_where_the_click_is_and_nowhere_else() -> None:
 
 
 def test_clicks_of_either_kind_change_the_mask() -> None:
-    network = small(SMALL_COMPACT)
+    network = small(SMALL_TRANSFORMER)
     image, points, _ = request(1, 32, [2, 1])
     with torch.inference_mode():
         features = network.encode(image)
@@ -211,7 +211,7 @@ def test_mask_prompt_is_the_mean_over_voxels() -> None:
 
 
 def test_features_index_expand_and_size() -> None:
-    network = small(SMALL_COMPACT)
+    network = small(SMALL_TRANSFORMER)
     image, _, _ = request(3, 32, [1])
     with torch.inference_mode():
         features = network.encode(image)
@@ -226,7 +226,7 @@ def test_features_index_expand_and_size() -> None:
 
 
 def test_wrong_shapes_are_named() -> None:
-    network = small(SMALL_COMPACT)
+    network = small(SMALL_TRANSFORMER)
     with pytest.raises(ValueError, match=r"got \(1, 1, 32, 32, 16\)"):
         network.encode(torch.zeros(1, 1, 32, 32, 16))
     features = network.encode(torch.zeros(1, 1, 32, 32, 32))

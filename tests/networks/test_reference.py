@@ -81,7 +81,8 @@ def test_published_attention_is_the_sum_over_single_keys() -> None:
 
 
 def test_compact_networks_have_no_published_form() -> None:
-    with pytest.raises(ValueError, match="no published form"):
-        PublishedGlobal(build_global("compact"))
+    for preset in ("compact", "transformer"):
+        with pytest.raises(ValueError, match="no published form"):
+            PublishedGlobal(build_global(preset))
     with pytest.raises(ValueError, match="no published form"):
         PublishedLocal(build_local("compact"))

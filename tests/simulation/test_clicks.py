@@ -12,7 +12,7 @@ from dualclickmed.simulation.clicks import Draws, balanced, boundary_attenuated,
 from dualclickmed.training.samples import Samples
 from scipy import ndimage, stats
 
-from tests.support.recipes import COMPACT
+from tests.support.recipes import RECIPE
 
 STRATEGIES = (boundary_attenuated, balanced, uniform_error, realistic)
 
@@ -105,7 +105,7 @@ def test_boundary_attenuated_clicks_are_spread_about_the_middle_of_a_large_error
 
 
 def test_boundary_attenuated_clicks_on_generated_objects_have_no_favourite_side() -> None:
-    recipe = dataclasses.replace(COMPACT["global"], scenes=3)
+    recipe = dataclasses.replace(RECIPE["global"], scenes=3)
     batch = Samples(recipe, seed=5)[0].batch
     assert batch is not None
     wrong = batch.truth & batch.valid

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from dualclickmed.networks.configs import COMPACT_GLOBAL, COMPACT_LOCAL
+from dualclickmed.networks.configs import COMPACT_LOCAL, TRANSFORMER_GLOBAL
 
 SMALL = {
     "global": dataclasses.replace(
-        COMPACT_GLOBAL,
+        TRANSFORMER_GLOBAL,
         embed_dim=32,
         depth=1,
         heads=2,

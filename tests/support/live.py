@@ -129,7 +129,7 @@ def make_weights(folder: Path) -> None:
     The click guarantee has to put every click right, and an ellipsoid shows where a box has landed.
     """
     torch.manual_seed(7)
-    config, local_config = PRESETS["compact"]
+    config, local_config = PRESETS["transformer"]
     assert config.ellipsoid_prior
     global_network = build_global(dataclasses.replace(config, depth=1))
     for parameter in global_network.mask_decoder.parameters():

@@ -1,14 +1,13 @@
-"""The recipes of the compact networks, by expert."""
+"""The recipes of our own small networks; the global one is a transformer, after the published one."""
 
 from __future__ import annotations
 
 import types
-import typing
 from collections.abc import Mapping
 
 from dualclickmed.training.recipes import Recipe, load_recipe
 from dualclickmed.weights.cards import Kind
 
-COMPACT: Mapping[Kind, Recipe] = types.MappingProxyType(
-    {kind: load_recipe(f"{kind}-compact") for kind in typing.get_args(Kind)}
+RECIPE: Mapping[Kind, Recipe] = types.MappingProxyType(
+    {"global": load_recipe("global-transformer"), "local": load_recipe("local-compact")}
 )

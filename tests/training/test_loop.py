@@ -28,11 +28,11 @@ from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_c
 from dualclickmed.weights.files import load_expert, save_expert
 
 from tests.support.cases import SMALL, decathlon, volume_and_labels, write_nifti
-from tests.support.recipes import COMPACT
+from tests.support.recipes import RECIPE
 
 TINY = {
-    "global": dataclasses.replace(COMPACT["global"], steps=4, scenes=1, targets=1, interactions=1, points=2),
-    "local": dataclasses.replace(COMPACT["local"], steps=4, scenes=1, targets=1, interactions=2, size=32),
+    "global": dataclasses.replace(RECIPE["global"], steps=4, scenes=1, targets=1, interactions=1, points=2),
+    "local": dataclasses.replace(RECIPE["local"], steps=4, scenes=1, targets=1, interactions=2, size=32),
 }
 SMALL_PAPER = GlobalConfig(
     embed_dim=48, depth=2, heads=2, global_blocks=(1,), prompt_dim=48, decoder_heads=2, decoder_mlp=64
@@ -316,8 +316,8 @@ def test_weights_card_log_and_progress(tmp_path: Path) -> None:
     assert told[-1].left == 0 and told[0].left > 0 and 0 <= told[0].dice <= 1
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "checkpoint.pt",
-        "global-compact.json",
-        "global-compact.safetensors",
+        "global-transformer.json",
+        "global-transformer.safetensors",
         "log.csv",
     ]
 

@@ -17,13 +17,20 @@ from dualclickmed.training.sources import WeightedSource, folder_cases
 from dualclickmed.weights.files import save_expert
 
 from tests.support.cases import SMALL, decathlon
-from tests.support.recipes import COMPACT
+from tests.support.recipes import RECIPE
 
 RECIPES = {
     "global": dataclasses.replace(
-        COMPACT["global"], steps=2, scenes=1, targets=2, interactions=2, points=2, accumulate=2, warmup=0.0
+        RECIPE["global"],
+        steps=2,
+        scenes=1,
+        targets=2,
+        interactions=2,
+        points=2,
+        accumulate=2,
+        warmup=0.0,
     ),
-    "local": dataclasses.replace(COMPACT["local"], steps=2, scenes=1, targets=2, size=32, warmup=0.0),
+    "local": dataclasses.replace(RECIPE["local"], steps=2, scenes=1, targets=2, size=32, warmup=0.0),
 }
 
 

@@ -20,9 +20,9 @@ from dualclickmed.training.samples import Samples
 from dualclickmed.training.sources import WeightedSource, folder_cases
 
 from tests.support.cases import decathlon, volume_and_labels, write_nifti
-from tests.support.recipes import COMPACT
+from tests.support.recipes import RECIPE
 
-EXACT = dataclasses.replace(COMPACT["global"], exact_boxes=True, targets=2, scenes=1, affine=0.0, flip=0.0)
+EXACT = dataclasses.replace(RECIPE["global"], exact_boxes=True, targets=2, scenes=1, affine=0.0, flip=0.0)
 
 
 def test_a_prepared_crop_is_the_crop(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from dualclickmed.training.recipes import (
 )
 from dualclickmed.training.schedules import rate_factor
 
-from tests.support.recipes import COMPACT
+from tests.support.recipes import RECIPE
 
 
 def test_the_paper_s_protocols_are_those_of_its_table_2() -> None:
@@ -41,7 +41,7 @@ def test_every_recipe_survives_its_card(tmp_path) -> None:
     assert recipe_names() == [
         "global-compact",
         "global-paper",
-        "global-unet",
+        "global-transformer",
         "local-compact",
         "local-paper",
     ]
@@ -52,7 +52,7 @@ def test_every_recipe_survives_its_card(tmp_path) -> None:
 
 def test_any_number_can_be_overridden_by_text() -> None:
     recipe = changed(
-        COMPACT["global"],
+        RECIPE["global"],
         {"rate": "3e-4", "steps": "7", "mode": "chain", "clicks": "uniform", "starts": "1,1, 0 0"},
     )
     assert (recipe.rate, recipe.steps, recipe.mode, recipe.clicks) == (3e-4, 7, "chain", "uniform")
@@ -84,7 +84,7 @@ def test_any_number_can_be_overridden_by_text() -> None:
 )
 def test_a_wrong_number_is_refused(name: str, value: object, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        changed(COMPACT["global"], {name: value})
+        changed(RECIPE["global"], {name: value})
 
 
 def test_a_recipe_of_one_s_own(tmp_path) -> None:

@@ -24,7 +24,7 @@ from dualclickmed.training.scene_samples import global_samples, part_of
 from dualclickmed.training.sources import LabelledCase, WeightedSource, folder_cases
 
 from tests.support.cases import challenge_file, decathlon, volume_and_labels, write_nifti
-from tests.support.recipes import COMPACT
+from tests.support.recipes import RECIPE
 
 BOXES_ONLY = {
     "grid": 64,
@@ -34,7 +34,7 @@ BOXES_ONLY = {
     "parts": 0.0,
     "scale_z": (0.9, 1.1),
 }
-GLOBAL = dataclasses.replace(COMPACT["global"], scenes=1, targets=2, **BOXES_ONLY)
+GLOBAL = dataclasses.replace(RECIPE["global"], scenes=1, targets=2, **BOXES_ONLY)
 ONE = dataclasses.replace(GLOBAL, targets=1)
 
 
@@ -107,7 +107,7 @@ def test_a_part_is_one_side_of_a_cut_and_long_objects_are_cut_across() -> None:
 
 
 def test_local_clicks_are_inside_their_objects() -> None:
-    source = Samples(dataclasses.replace(COMPACT["local"], scenes=2, targets=2, size=48), seed=2)
+    source = Samples(dataclasses.replace(RECIPE["local"], scenes=2, targets=2, size=48), seed=2)
     batch = source[0].batch
     assert batch.image.shape[1:] == (1, 48, 48, 48)
     assert float(batch.image.min()) >= 0 and float(batch.image.max()) <= 1
@@ -147,7 +147,7 @@ def test_a_labelled_crop_is_what_serving_computes_for_its_box(tmp_path: Path, mo
 
 
 def test_a_labelled_window_is_what_serving_computes_there(tmp_path: Path) -> None:
-    plain = dataclasses.replace(COMPACT["local"], targets=2, size=32, flip=0.0, rotate=0.0, intensity=0.0)
+    plain = dataclasses.replace(RECIPE["local"], targets=2, size=32, flip=0.0, rotate=0.0, intensity=0.0)
     case = opened(tmp_path, plain)
     rng = np.random.default_rng(0)
     matched = 0
@@ -171,7 +171,7 @@ def test_a_labelled_window_is_what_serving_computes_there(tmp_path: Path) -> Non
 
 
 def test_every_object_is_as_likely_however_large(tmp_path: Path) -> None:
-    plain = dataclasses.replace(COMPACT["local"], targets=1, size=16, flip=0.0, rotate=0.0, intensity=0.0)
+    plain = dataclasses.replace(RECIPE["local"], targets=1, size=16, flip=0.0, rotate=0.0, intensity=0.0)
     labels = np.zeros((40, 40, 40), np.uint16)
     labels[2:8, 2:8, 2:8], labels[10:36, 10:36, 10:36] = 1, 2
     volume = from_array(np.where(labels == 2, 200, 90).astype(np.uint8))
@@ -210,7 +210,7 @@ def test_an_object_too_thin_for_the_grid_is_where_it_fills_cells_most() -> None:
 
 
 def test_point_only_keeps_what_a_box_describes_badly(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(COMPACT["local"], point_only=True)
+    recipe = dataclasses.replace(RECIPE["local"], point_only=True)
     labels = np.zeros((24, 40, 40), np.uint8)
     labels[4:20, 4:20, 4:20] = 1
     for step in range(20):
@@ -276,7 +276,7 @@ def test_a_scale_enlarges_about_the_middle_and_a_shift_moves_by_voxels() -> None
 def test_an_epoch_asks_for_every_object_once(tmp_path: Path) -> None:
     cases = folder_cases(decathlon(tmp_path / "set", 2))
     for kind, targets in (("global", 1), ("local", 1), ("global", 2)):
-        recipe = dataclasses.replace(COMPACT[kind], scenes=1, targets=targets, smallest=1)
+        recipe = dataclasses.replace(RECIPE[kind], scenes=1, targets=targets, smallest=1)
         counts = {case.id: 2 for case in cases}
         samples = Samples(recipe, [WeightedSource(cases)], seed=3, counts=counts)
         own, asked = samples._own(cases, 0), []
@@ -298,7 +298,7 @@ def test_batches_of_an_epoch_show_every_object(tmp_path: Path) -> None:
 
 
 def test_local_augmentation_moves_the_click_with_the_object(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(COMPACT["local"], size=32, targets=1, flip=0.5, rotate=0.5, intensity=1.0)
+    recipe = dataclasses.replace(RECIPE["local"], size=32, targets=1, flip=0.5, rotate=0.5, intensity=1.0)
     case = opened(tmp_path, recipe)
     rng = np.random.default_rng(4)
     for _ in range(10):

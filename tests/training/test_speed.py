@@ -18,7 +18,7 @@ from dualclickmed.training.batches import GlobalBatch, LocalBatch
 from dualclickmed.training.loop import Options
 from dualclickmed.training.recipes import Recipe, load_recipe
 
-from tests.support.recipes import COMPACT
+from tests.support.recipes import RECIPE
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def test_memory_is_flat_in_the_number_of_prompts(kind: str, tmp_path: Path) -> N
     batch = global_batch(1) if kind == "global" else local_batch(32)
     peaks = []
     for rounds in (1, 5):
-        recipe = dataclasses.replace(COMPACT[kind], interactions=rounds, points=1, mode="chain")
+        recipe = dataclasses.replace(RECIPE[kind], interactions=rounds, points=1, mode="chain")
         run = loop._Run(recipe, Options(tmp_path, half=False)).learner
         held = Held()
         with torch.autograd.graph.saved_tensors_hooks(held.pack, held.unpack):

@@ -32,7 +32,7 @@ from dualclickmed.weights.files import Kind, save_expert
 from monai.transforms import Lambdad, RandAdjustContrastd, RandScaleIntensityd
 
 from tests.support.cases import SMALL, decathlon
-from tests.support.recipes import COMPACT
+from tests.support.recipes import RECIPE
 
 STOCK = Hooks(sample_transforms, click_transforms)
 RECIPES: dict[str, Recipe] = {
@@ -73,7 +73,7 @@ def test_samples_are_those_of_the_functions_bit_for_bit(name: str, cases: list[L
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_clicks_are_those_of_the_strategies(strategy: str) -> None:
-    recipe = dataclasses.replace(COMPACT["global"], clicks=strategy)
+    recipe = dataclasses.replace(RECIPE["global"], clicks=strategy)
     composed = ComposedClicks(click_transforms, Context(recipe, OpenedCases(recipe)))
     shape = (3, 20, 20, 20)
     logits = torch.randn(shape, generator=torch.Generator().manual_seed(1))
@@ -157,7 +157,7 @@ def test_the_local_window_takes_others_as_well(cases: list[LabelledCase]) -> Non
 
 
 def test_clicks_keep_off_what_a_transform_takes_out_of_the_discrepancy() -> None:
-    recipe = COMPACT["global"]
+    recipe = RECIPE["global"]
 
     def upper_half(discrepancy: torch.Tensor) -> torch.Tensor:
         kept = discrepancy.clone()

@@ -28,7 +28,7 @@ FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 @pytest.fixture(scope="module")
 def networks() -> dict[weights.Kind, nn.Module]:
     torch.manual_seed(5)
-    return {"global": build_global("compact"), "local": build_local("compact")}
+    return {"global": build_global("transformer"), "local": build_local("compact")}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_loaded_parameters_are_the_saved_ones_rounded_to_float16(
     loaded = weights.load_expert(kind, path)
 
     assert not loaded.training
-    assert loaded.config == PRESETS["compact"][weights.KINDS.index(kind)]
+    assert loaded.config == PRESETS["transformer"][weights.KINDS.index(kind)]
     parameters = dict(networks[kind].named_parameters())
     for name, value in networks[kind].state_dict().items():
         expected = value.half().float() if name in parameters else value
@@ -101,9 +101,9 @@ def test_card_holds_what_was_given_and_what_is_known(
     given = {"steps": 7, "measured": {"dice": 0.5}, "kind": "local", "preset": "wrong", "sha256": "wrong"}
     weights.save_expert(networks["global"], "global", saved, given)
     card = weights.read_card(saved)
-    assert (card["kind"], card["preset"]) == ("global", "compact")
+    assert (card["kind"], card["preset"]) == ("global", "transformer")
     assert card["sha256"] == weights.hashlib.sha256(saved.read_bytes()).hexdigest()
-    assert card["config"] == json.loads(json.dumps(PRESETS["compact"][0].to_dict()))
+    assert card["config"] == json.loads(json.dumps(PRESETS["transformer"][0].to_dict()))
     assert (card["steps"], card["measured"], card["licence"]) == (7, {"dice": 0.5}, "Apache-2.0")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", card["created"])
 
@@ -124,7 +124,7 @@ def test_a_failed_write_leaves_the_old_files(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
 def test_values_that_float16_cannot_hold_are_refused(tmp_path: Path, value: float) -> None:
-    network = build_global("compact")
+    network = build_global("transformer")
     name, parameter = next(iter(network.named_parameters()))
     with torch.no_grad():
         parameter.view(-1)[0] = value
@@ -326,7 +326,7 @@ def test_a_running_segmenter_takes_up_a_selection(
     from dualclickmed.infers.segmenter import Segmenter, SegmentRequest
 
     folder = pair_of(saved, networks)
-    turned = build_global("compact")
+    turned = build_global("transformer")
     turned.load_state_dict(networks["global"].state_dict())
     for network, gain in ((networks["global"], 20.0), (turned, -20.0)):
         with torch.no_grad():
@@ -368,3 +368,8 @@ def test_the_outline_of_a_network_loads_no_compiler() -> None:
     program = "from dualclickmed.server.starting import import_monai; import_monai();" + program
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=280)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_a_former_name_of_a_preset_is_read(saved: Path) -> None:
+    edit_card(saved, preset="unet")
+    assert weights.load_expert("global", saved).config == PRESETS["transformer"][0]

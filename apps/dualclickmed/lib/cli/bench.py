@@ -26,7 +26,7 @@ WIDTH = 170
 
 def bench(
     preset: Annotated[
-        list[str] | None, typer.Option(help="compact, unet or paper; may be repeated (default: all).")
+        list[str] | None, typer.Option(help="compact, transformer or paper; may be repeated (default: all).")
     ] = None,
     expert: Annotated[
         list[str] | None, typer.Option(help="global or local; may be repeated (default: both).")

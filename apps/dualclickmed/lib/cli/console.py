@@ -29,7 +29,9 @@ ModelDir = Annotated[
 
 Preset = Annotated[
     str | None,
-    typer.Option(help="Weights of that folder: compact, unet or paper (default: what 'weights use' chose)."),
+    typer.Option(
+        help="Weights of that folder: compact, transformer or paper (default: what 'weights use' chose)."
+    ),
 ]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

@@ -60,7 +60,7 @@ RecipeName = Annotated[
 
 def train_expert(
     expert: Annotated[Expert, typer.Argument(help="Which expert.")],
-    preset: Annotated[str, typer.Option(help="Which network: compact, unet or paper.")] = "compact",
+    preset: Annotated[str, typer.Option(help="Which network: compact, transformer or paper.")] = "compact",
     recipe: RecipeName = None,
     data: Data = None,
     start: Annotated[

@@ -392,8 +392,8 @@ def recipe_for(kind: Kind, card: Mapping[str, Any], settings: Settings) -> Recip
     """The recipe of a training that goes on from weights with this card, by the prompts that they know."""
     published = card["preset"] == "paper"
     preset = "paper" if published else "compact"
-    if kind == "global" and card["config"].get("unet_channels"):
-        preset = "unet"
+    if kind == "global" and not published and not card["config"].get("unet_channels"):
+        preset = "transformer"
     # Networks of other sizes are small ones too.
     recipe = fine_tune(kind, preset)
     values: dict[str, Any] = {

@@ -132,7 +132,7 @@ def _from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     return cls(**plain)
 
 
-UNET_GLOBAL = GlobalConfig(
+COMPACT_GLOBAL = GlobalConfig(
     image_size=32,
     mask_size=32,
     box_label=2,
@@ -141,7 +141,7 @@ UNET_GLOBAL = GlobalConfig(
     hold_edges=True,
 )
 
-COMPACT_GLOBAL = GlobalConfig(
+TRANSFORMER_GLOBAL = GlobalConfig(
     embed_dim=160,
     depth=4,
     heads=5,
@@ -179,7 +179,7 @@ COMPACT_LOCAL = LocalConfig(
 PRESETS: dict[str, tuple[GlobalConfig, LocalConfig]] = {
     "paper": (GlobalConfig(), LocalConfig()),
     "compact": (COMPACT_GLOBAL, COMPACT_LOCAL),
-    "unet": (UNET_GLOBAL, COMPACT_LOCAL),
+    "transformer": (TRANSFORMER_GLOBAL, COMPACT_LOCAL),
 }
 
 

@@ -74,7 +74,8 @@ class PublishedGlobal:
     def __init__(self, network: GlobalNetwork) -> None:
         config = network.config
         if (
-            config.stem_channels
+            config.unet_channels
+            or config.stem_channels
             or config.upscaling
             or not (config.use_rel_pos and config.published_positions)
         ):

@@ -86,6 +86,8 @@ logger = logging.getLogger(__name__)
 
 LICENCE = "Apache-2.0"
 
+_FORMER_PRESETS = ("unet",)
+"""In cards of earlier versions. What a network is, its card's configuration says."""
 _CONFIGS: dict[Kind, type[GlobalConfig] | type[LocalConfig]] = {
     "global": GlobalConfig,
     "local": LocalConfig,
@@ -281,7 +283,7 @@ def _preset_of(kind: Kind, config: object) -> str:
 
 
 def _config_of(card: Mapping[str, Any], card_file: Path) -> GlobalConfig | LocalConfig:
-    if card["preset"] not in PRESETS and card["preset"] != "custom":
+    if card["preset"] not in {*PRESETS, *_FORMER_PRESETS, "custom"}:
         raise WeightsError(
             f"The card '{card_file}' names the unknown preset '{card['preset']}'; known are "
             f"{', '.join(PRESETS)}: update DualClickMed or use other weights."
