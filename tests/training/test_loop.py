@@ -45,7 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "VALIDATION_BATCHES", 1)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     monkeypatch.setattr(
-        learner, "build_global", lambda c: build_global(SMALL["global"] if c == "compact" else c)
+        learner, "build_global", lambda c: build_global(SMALL["global"] if c == "transformer" else c)
     )
     monkeypatch.setattr(
         learner, "build_local", lambda c: build_local(SMALL["local"] if c == "compact" else c)
