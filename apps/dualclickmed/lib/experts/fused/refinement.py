@@ -36,7 +36,7 @@ Mask = npt.NDArray[np.bool_]
 
 MOST_CELLS = 64
 """Cells along an axis at most: one for each voxel in a small region, wider ones in a large one."""
-NETWORK_WEIGHT, NETWORK_LIMIT = 0.5, 4.0
+NETWORK_WEIGHT, NETWORK_LIMIT = 1.0, 4.0
 """Weight of the network's logits, and where they are cut before: it is surer than it is right."""
 INTENSITY_WEIGHT, INTENSITY_LIMIT = 0.5, 3.0
 """Weight of the log ratio of intensities, and where it is cut before."""
