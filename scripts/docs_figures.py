@@ -187,14 +187,16 @@ def example_block(found: float) -> str:
 
 def shipped_block() -> str:
     """What is served unless somebody chooses other weights."""
-    million, data = 0.0, set()
+    million, data = 0.0, {}
     for kind in KINDS:
         path = default_path(kind)
         million += sum(p.numel() for p in load_expert(kind, path).parameters()) / 1e6
-        data.add(str(read_card(path)["data"]))
+        data[kind] = str(read_card(path)["data"])
     return (
         f"The two networks that are included have {million:.1f} million parameters together and run on an "
-        f"ordinary processor. They were trained on {' and '.join(sorted(data))}."
+        "ordinary processor. The data they were trained on: "
+        + "; ".join(f"{kind} expert: {text}" for kind, text in data.items())
+        + "."
     )
 
 
