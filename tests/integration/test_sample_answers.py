@@ -55,9 +55,9 @@ def sample() -> Sample:
 @pytest.mark.parametrize(
     ("strategy", "kind", "expected"),
     [
-        ("paper", "box", {1: (116355, 0.846), 4: (15638, 0.920)}),
-        ("fused", "points", {1: (49281, 0.681), 4: (4648, 0.492)}),
-        ("fused", "both", {1: (140380, 0.785), 4: (15585, 0.937)}),
+        ("paper", "box", {1: (80779, 0.804), 4: (15959, 0.898)}),
+        ("fused", "points", {1: (44046, 0.633), 4: (4222, 0.459)}),
+        ("fused", "both", {1: (100601, 0.876), 4: (15784, 0.924)}),
     ],
 )
 def test_the_answers_on_the_sample_study(
