@@ -22,7 +22,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained weights of both experts."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    save_expert(build_global("compact"), "global", folder / "global-compact.safetensors")
+    save_expert(build_global("transformer"), "global", folder / "global-compact.safetensors")
     save_expert(build_local("compact"), "local", folder / "local-compact.safetensors")
     return folder
 
