@@ -67,9 +67,14 @@ class AblationRow:
     paper: str
 
 
-GLOBAL_ROUNDS: Mapping[str, Any] = {"interactions": 5, "points": 6, "mode": "alternatives"}
-"""The paper's five interactions of six points, for all rows of the global expert except where they change
-them."""
+GLOBAL_ROUNDS: Mapping[str, Any] = {
+    "interactions": 5,
+    "points": 6,
+    "mode": "alternatives",
+    "clicks": "boundary",
+}
+"""The paper's five interactions of six boundary-attenuated points, for all rows of the global expert except
+where they change them."""
 
 ROWS = (
     AblationRow(
