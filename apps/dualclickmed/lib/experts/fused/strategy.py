@@ -119,17 +119,12 @@ class Refined:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What a user sees after some clicks: probabilities in a region, and the clicks' evidence so far.
-
-    Attributes:
-        agreed: foreground clicks that lay in the mask before them.
-    """
+    """What a user sees after some clicks: probabilities in a region, and the clicks' evidence so far."""
 
     features: RegionFeatures
     probability: Field
     evidence: ClickEvidence
     box: Box | None
-    agreed: tuple[Index, ...] = ()
 
     @cached_property
     def depths(self) -> Depths:
@@ -140,6 +135,12 @@ class _Seen:
     def nbytes(self) -> int:
         # The depths count before they are asked for: a cache asks for this once.
         return 5 * self.probability.nbytes
+
+    def agrees_with(self, click: Click) -> bool:
+        """Whether a click says what was seen. It corrects nothing then, and what is right must not change."""
+        inside = self.features.roi.box.contains(click.index)
+        found = inside and bool(self.probability[self.features.cell(click.index)] > 0.5)
+        return found == click.positive
 
     def logits_on(self, roi: Roi) -> Tensor:
         """The probabilities as logits on the grid of another region."""
@@ -155,7 +156,7 @@ class _Seen:
         probability, fore, back = (
             resampled(torch.from_numpy(field), self.features.roi, features.roi).numpy() for field in fields
         )
-        return _Seen(features, probability, ClickEvidence(fore, back), self.box, self.agreed)
+        return _Seen(features, probability, ClickEvidence(fore, back), self.box)
 
 
 class Fusion:
@@ -202,11 +203,11 @@ class Fusion:
         if prompts.box is not None:
             prompts = replace(prompts, box=widened(prompts.box, prompts.foreground))
         request = _Request(self.cache, expert, other, volume, prompts, intensity, stages, elsewhere)
-        seen = request.seen()
+        seen, agreeing = request.seen()
         features, probability = seen.features, seen.probability
         if prompts.mask is None:
             with stages.timed("refine"):
-                probability = without_empty_places(features, probability, seen.agreed)
+                probability = without_empty_places(features, probability, agreeing)
         with stages.timed("paste"):
             sure = torch.logit(torch.from_numpy(probability).clamp(_LEAST, 1 - _LEAST))
             found = [paste_object(sure, features.roi, volume.shape)]
@@ -230,8 +231,8 @@ class _Request:
     stages: StageTimer
     elsewhere: Sequence[Index]
 
-    def seen(self) -> _Seen:
-        """What the user sees after all clicks."""
+    def seen(self) -> tuple[_Seen, list[Index]]:
+        """What the user sees after all clicks, and the foreground clicks that lay in the mask before them."""
         clicks = self.prompts.clicks
         queues = {kind: deque(c for c in clicks if c.positive == kind) for kind in (True, False)}
         size = 1
@@ -250,12 +251,16 @@ class _Request:
         if opening:
             given = (queues[True].popleft(),)
             seen = self._after(seen, given, given, key)
+        agreeing: list[Index] = []
         while queues[True] or queues[False]:
             new = _next_clicks(seen, queues, size)
+            agreeing += [click.index for click in new if click.positive and seen.agrees_with(click)]
             given = (*given, *new)
             seen = self._after(seen, new, given, key)
         conflicting = self._conflicting_clicks(seen)
-        return self._after(seen, conflicting, (*given, *conflicting), key) if conflicting else seen
+        if conflicting:
+            seen = self._after(seen, conflicting, (*given, *conflicting), key)
+        return seen, agreeing
 
     def _conflicting_clicks(self, seen: _Seen) -> tuple[Click, ...]:
         """Other objects' voxels in the mask, as background clicks; not in a cell that has a click already."""
@@ -297,12 +302,9 @@ class _Request:
     def _corrected(self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...]) -> _Seen:
         # The first click without a box agrees by definition: what was seen is what it means.
         opening = isinstance(self.expert, LocalExpert) and given == new
-        agreed = seen.agreed
-        if not opening:
-            asked, new = new, _contradicting(seen, new)
-            agreed += tuple(click.index for click in asked if click.positive and click not in new)
+        new = new if opening else tuple(click for click in new if not seen.agrees_with(click))
         if not new:
-            return replace(seen, agreed=agreed)
+            return seen
         source, opinion = self._asked(replace(self.prompts, clicks=given, mask=None), seen)
         with self.stages.timed("refine"):
             features = self._features(source.box)
@@ -319,7 +321,6 @@ class _Request:
                 held_away_from_clicks(features, found, seen.probability, reaches),
                 evidence,
                 self.prompts.box,
-                agreed,
             )
 
     def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
@@ -361,20 +362,6 @@ class _Request:
         assert self.prompts.mask is not None
         inside = crop_to_grid(self.prompts.mask, features.roi).numpy() >= 0.5
         return np.where(inside, np.float32(LIMIT), np.float32(-LIMIT))
-
-
-def _contradicting(seen: _Seen, clicks: Sequence[Click]) -> tuple[Click, ...]:
-    """The clicks that say otherwise than what was seen. One that agrees with it corrects nothing, and what
-    is right must not change with it.
-    """
-    features = seen.features
-
-    def agrees(click: Click) -> bool:
-        inside = features.roi.box.contains(click.index)
-        found = inside and bool(seen.probability[features.cell(click.index)] > 0.5)
-        return found == click.positive
-
-    return tuple(click for click in clicks if not agrees(click))
 
 
 def _next_clicks(seen: _Seen, queues: Mapping[bool, deque[Click]], size: int) -> tuple[Click, ...]:
