@@ -79,8 +79,8 @@ class ServerMemory:
 def volume_costs(shape: Index, configs: tuple[GlobalConfig, LocalConfig], repeats: int) -> list[VolumeCost]:
     """Clicks in a volume of this shape, for each expert."""
     array = synthetic(shape)
-    before = resting_bytes()
     forget_peak()
+    before = peak_bytes()
     load_seconds = least_seconds(lambda: from_array(array, modality="ct"), 1)
     copies = (peak_bytes() - before) / array.nbytes
     volume = from_array(array, modality="ct")

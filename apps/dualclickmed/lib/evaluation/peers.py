@@ -15,7 +15,7 @@ from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
 from ..benchmarks.growth import SIDE, growing_prompts, random_experts, synthetic
-from ..benchmarks.measure import forget_peak, in_process, least_seconds, peak_bytes, resting_bytes
+from ..benchmarks.measure import forget_peak, in_process, least_seconds, peak_bytes
 from ..benchmarks.networks import NetworkCase, measure
 from ..benchmarks.tables import BenchSection
 from ..imaging.geometry import Box
@@ -154,8 +154,8 @@ def classical_answer(name: str, repeats: int) -> PeerRow:
 
 def _measured(work: Callable[[], object]) -> tuple[float, float]:
     """Seconds, with one thread those of the processor, and GB at most above what was there before."""
-    before = resting_bytes()
     forget_peak()
+    before = peak_bytes()
     seconds = least_seconds(work, 1)
     return seconds, (peak_bytes() - before) / GB
 
