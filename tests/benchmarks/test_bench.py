@@ -133,7 +133,7 @@ def test_a_process_of_its_own_answers_or_says_why_not() -> None:
 
 
 def peaks_of_a_block() -> tuple[int, int]:
-    """Bytes that the peak grows by while 512 MiB are held, and after they were given back and it began anew."""
+    """Bytes that the peak grows by while 512 MiB are held, and after it began anew without them."""
     measure.forget_peak()
     before = measure.peak_bytes()
     block = np.ones(512 << 20, dtype=np.uint8)

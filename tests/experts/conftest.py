@@ -28,9 +28,12 @@ class FakeFeatures:
 class FakeNetwork(nn.Module):
     """Encodes an image as itself and decodes by a given field; remembers how it was called."""
 
-    def __init__(self, field: Field, size: int = 64, box_label: int = 2) -> None:
+    def __init__(
+        self, field: Field, size: int = 64, box_label: int = 2, answers_clicks_alone: bool = False
+    ) -> None:
         super().__init__()
         self.field = field
+        self.answers_clicks_alone = answers_clicks_alone
         self.config = SimpleNamespace(
             image_size=size, mask_size=size, box_label=box_label, multiple=1, hold_edges=False
         )

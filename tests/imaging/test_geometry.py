@@ -430,6 +430,26 @@ class TestCropToGrid:
         poisoned[part] = volume[part]
         assert torch.equal(crop_to_grid(poisoned, roi), expected)
 
+    def test_fewer_samples_are_voxels_at_their_places(self) -> None:
+        volume = np.random.default_rng(2).normal(size=(40, 30, 20)).astype(np.float32)
+        roi = Roi(Box((-7.0, 0.0, 2.0), (45.0, 30.0, 18.0)), (4, 5, 8))
+        # Cells of 13, 6 and 2 voxels: every sixth, third and single one is read.
+        thin = crop_to_grid(volume, roi, samples=2.0)
+        coarse = volume[::6, ::3]
+        at = Roi(
+            Box((-7.5 / 6 + 0.5, -0.5 / 3 + 0.5, 2.0), (44.5 / 6 + 0.5, 29.5 / 3 + 0.5, 18.0)), (4, 5, 8)
+        )
+        torch.testing.assert_close(thin, crop_to_grid(coarse, at), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            crop_to_grid(volume, roi, samples=13.0), crop_to_grid(volume, roi), atol=0, rtol=0
+        )
+        z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in volume.shape), indexing="ij")
+        ramp = z + 2 * y + 3 * x
+        inner = Roi(Box((8.0, 6.0, 2.0), (32.0, 24.0, 18.0)), (3, 3, 8))
+        torch.testing.assert_close(
+            crop_to_grid(ramp, inner, samples=2.0), crop_to_grid(ramp, inner), atol=1e-2, rtol=0
+        )
+
     @pytest.mark.parametrize("antialias", [True, False])
     def test_pieces_do_not_show(self, monkeypatch: pytest.MonkeyPatch, antialias: bool) -> None:
         volume, roi = noise((37, 20, 20)), Roi(Box((-2, 1, 0), (39, 18, 25)), (16, 16, 16))

@@ -7,8 +7,9 @@ from dualclickmed.byte_cache import ByteCache
 from dualclickmed.experts import DualExpert, GlobalExpert, LocalExpert
 from dualclickmed.experts.fused.boxes import proposed_box, widened
 from dualclickmed.experts.fused.refinement import RegionFeatures
-from dualclickmed.experts.fused.strategy import Refined, calibrated, resampled
-from dualclickmed.imaging.geometry import Box, Index, Roi, paste_from_grid
+from dualclickmed.experts.fused.strategy import Refined, _Request, calibrated
+from dualclickmed.experts.timing import StageTimer
+from dualclickmed.imaging.geometry import Box, Index, Roi, paste_from_grid, resampled
 from dualclickmed.imaging.prompts import Click, Prompts
 from dualclickmed.imaging.volume import Volume, from_array
 from hypothesis import given, settings
@@ -116,13 +117,64 @@ def test_only_fused_knows_how_unsure_it_is(fakes, volume):
     assert result.suggestions() == {}
 
 
-@pytest.mark.parametrize("modality", ["pt"])
-@pytest.mark.parametrize("prompts", [Prompts((INSIDE, OUTSIDE), BOX), Prompts((INSIDE,))])
-def test_some_modalities_keep_the_expert_s_own_answer(fakes, volume, prompts, modality):
-    image = from_array(volume.array, modality=modality)
-    fused, plain = (dual_of(fakes).segment(image, {"a": prompts}, name) for name in ("fused", "paper"))
-    np.testing.assert_array_equal(fused.labels, plain.labels)
-    assert fused.refined == {}
+def test_pet_keeps_the_global_expert_s_own_answer_to_a_box(fakes, volume):
+    image = from_array(volume.array, modality="pt")
+    for prompts, refined in ((Prompts((INSIDE, OUTSIDE), BOX), False), (Prompts((INSIDE,)), True)):
+        fused, plain = (dual_of(fakes).segment(image, {"a": prompts}, name) for name in ("fused", "paper"))
+        assert np.array_equal(fused.labels, plain.labels) != refined
+        assert bool(fused.refined) == refined
+
+
+def test_one_click_finds_an_object_larger_than_the_window(fakes, volume):
+    sight = 8
+    local = LocalExpert(fakes.Network(fakes.image), "cpu", ByteCache(1 << 28), window=(sight,) * 3)
+
+    def dice(answers_clicks_alone: bool) -> float:
+        network = fakes.Network(fakes.image, 32, answers_clicks_alone=answers_clicks_alone)
+        expert = DualExpert(GlobalExpert(network, "cpu", ByteCache(1 << 28)), local)
+        found = expert.segment(volume, {"a": Prompts((Click((12, 13, 20)),))}, "fused").mask("a")
+        return 2 * (found & BALL).sum() / (found.sum() + BALL.sum())
+
+    assert dice(True) > 0.9 > dice(False)
+
+
+def test_the_object_is_looked_for_once_and_its_size_chooses_the_view(fakes, volume):
+    network = fakes.Network(fakes.image, 32, answers_clicks_alone=True)
+    cache = ByteCache(1 << 28)
+    for window, seen in ((32, 1.0), (16, 2.0)):
+        # The ball is 13 voxels wide: less than half of the larger window, more than half of the smaller one.
+        local = LocalExpert(fakes.Network(fakes.balls(5.0)), "cpu", cache, window=(window,) * 3)
+        expert = DualExpert(GlobalExpert(network, "cpu", cache), local)
+        for clicks in ((INSIDE,), (INSIDE, OUTSIDE)):
+            before = len(network.decoded)
+            expert.segment(volume, {"a": Prompts(clicks)}, "fused")
+            alone = [labels for _, labels, _ in network.decoded[before:] if not (labels == 2).any()]
+            assert bool(alone) == (clicks == (INSIDE,))
+        (crop,) = local.network.encoded
+        assert crop.shape[2:] == (window,) * 3
+        # A cell of the wide view has the mean of eight voxels and so a third of their noise.
+        noise = float(crop[0, 0, 2:6, 2:6, 2:6].std()) / float(crop.max() - crop.min())
+        assert (noise < 0.05) == (seen == 2.0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_local_expert_counts_as_much_as_one_click(fakes, volume, count):
+    asked = []
+
+    class Watching(_Request):
+        def _asked(self, prompts, seen):
+            source, logits = super()._asked(prompts, seen)
+            asked.append((len(prompts.clicks), seen, logits))
+            return source, logits
+
+    local = LocalExpert(fakes.Network(fakes.constant(2.0)), "cpu", ByteCache(1 << 28), window=(64, 64, 64))
+    other = GlobalExpert(fakes.Network(fakes.constant(-1.0)), "cpu", ByteCache(1 << 28))
+    clicks = (INSIDE, Click((2, 2, 2), False), Click((21, 27, 33), False))[:count]
+    request = Watching(ByteCache(1 << 28), local, other, volume, Prompts(clicks), "auto", StageTimer(), ())
+    request.seen()
+    given, seen, logits = asked[-1]
+    assert given == count and seen is not None
+    assert float(logits[12, 15, 18]) == pytest.approx((2.0 - count) / (1 + count))
 
 
 def test_the_next_click_is_suggested_where_a_wide_part_is_unsure():

@@ -27,8 +27,8 @@ from .timing import StageTimer
 logger = logging.getLogger(__name__)
 
 UNREFINED = ("pt",)
-"""Modalities whose answers ``fused`` leaves to the expert: uptake is too blurred for edges to decide.
-On the few volumes that were measured, the expert alone scored higher."""
+"""Modalities in which ``fused`` leaves objects with a box to the global expert: uptake is too blurred for
+edges to decide. On the few volumes that were measured, the expert alone scored higher."""
 BOX_WEIGHT = 4.0
 """The advantage that ``fused`` gives the object with the smaller box at a voxel that two objects claim, in
 logits for each unit of the log of the boxes' volumes. So an object inside another takes its voxels from it,
@@ -114,10 +114,10 @@ class DualExpert:
         which looks at a window about the last click where it is known which that is (`Prompts.ordered`,
         section 2.2), else at one about every click. ``global`` and ``local`` name the expert; ``fused``
         chooses it as ``paper`` does and refines what it says by the image's edges and the clicks (`fused`),
-        but for `UNREFINED`. Where objects overlap, the higher foreground probability wins, whatever the order
-        of the labels; with ``fused`` the object with the smaller box has an advantage (`BOX_WEIGHT`), and a
-        foreground click counts as a background click for all other labels. Every click holds afterwards
-        (`enforce_clicks`). The answer is a function of the arguments and the weights alone.
+        but for boxes in `UNREFINED`. Where objects overlap, the higher foreground probability wins, whatever
+        the order of the labels; with ``fused`` the object with the smaller box has an advantage
+        (`BOX_WEIGHT`), and a foreground click counts as a background click for all other labels. Every click
+        holds afterwards (`enforce_clicks`). The answer is a function of the arguments and the weights alone.
 
         Args:
             volume: the image.
@@ -142,7 +142,8 @@ class DualExpert:
         found: dict[int, list[Prediction]] = {}
         for label, its in asked.items():
             with _naming(label, prompts):
-                if strategy == "fused" and volume.modality not in UNREFINED:
+                alone = its.route == "global" and volume.modality in UNREFINED
+                if strategy == "fused" and not alone:
                     other = self.global_expert if its.route == "local" else None
                     theirs = [i for name, one in asked.items() if name != label for i in one.given.foreground]
                     refined[label] = self._fusion.predict(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,15 +13,17 @@ from torch import Tensor
 from ..errors import PromptError
 from ..imaging.geometry import Box, Roi, crop_to_grid, global_roi
 from ..imaging.intensity import IntensityMap
-from ..imaging.prompts import Prompts
+from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume
 from ..networks.configs import outside_of
 from ..networks.global_network import GlobalFeatures, RegionNetwork, box_centre_prompt
 from .base import NetworkExpert
-from .inputs import global_input, map_in_box, point_prompts
+from .inputs import global_input, map_at_points, map_in_box, point_prompts
 from .prediction import NOWHERE, Prediction, filled_region, paste_object
 from .timing import StageTimer
 
+WINDOW_SAMPLES = 2.0
+"""Voxels along each axis that are read of a wide window's cell; all of them would be the whole volume."""
 MASK_LOGIT = 4.0
 """Logit that stands for a voxel inside a given mask, and minus it for one outside (probability 0.98)."""
 
@@ -144,17 +146,46 @@ class GlobalExpert(NetworkExpert[RegionNetwork]):
             logits = mask[0, 0].float().cpu()
         return Roi(roi.box, (logits.shape[0], logits.shape[1], logits.shape[2])), logits
 
+    @torch.inference_mode()
+    def window_logits(
+        self, volume: Volume, window: Roi, clicks: Sequence[Click], intensity: str, stages: StageTimer
+    ) -> Tensor:
+        """What clicks mean in a window, without a box, by a network with `answers_clicks_alone`.
+
+        Args:
+            volume: the image.
+            window: its grid is that of the network.
+            clicks: at least one of the foreground, in voxels of the image.
+            intensity, stages: as for `predict`.
+
+        Returns:
+            float32 logits of the window's grid, on the CPU.
+        """
+        intensity_map = map_at_points(volume, [c.index for c in clicks if c.positive], intensity)
+        features = self._encode(volume, window, intensity_map, stages, WINDOW_SAMPLES)
+        points, labels = point_prompts(window, clicks)
+        with stages.timed("decode"), self._precision():
+            logits = self.network.decode(features, points.to(self.device), labels.to(self.device), None)
+            return logits[0, 0].float().cpu()
+
+    def _encode(
+        self,
+        volume: Volume,
+        roi: Roi,
+        intensity_map: IntensityMap,
+        stages: StageTimer,
+        samples: float | None = None,
+    ) -> GlobalFeatures:
+        with stages.timed("crop"):
+            outside = outside_of(self.network.config.hold_edges)
+            image = global_input(volume, roi, intensity_map, outside, samples).to(self.device)
+        with stages.timed("encode"), self._precision():
+            return self.network.encode(image)
+
     def _encoded(
         self, key: Hashable, volume: Volume, roi: Roi, intensity_map: IntensityMap, stages: StageTimer
     ) -> GlobalFeatures:
-        def encode() -> GlobalFeatures:
-            with stages.timed("crop"):
-                outside = outside_of(self.network.config.hold_edges)
-                image = global_input(volume, roi, intensity_map, outside).to(self.device)
-            with stages.timed("encode"), self._precision():
-                return self.network.encode(image)
-
-        return self._cache.get(key, encode)
+        return self._cache.get(key, lambda: self._encode(volume, roi, intensity_map, stages))
 
     def _mask_logits(self, mask: npt.NDArray[np.generic], roi: Roi) -> Tensor | None:
         """A given mask as logits on the network's grid; None if no part of it is in the region."""

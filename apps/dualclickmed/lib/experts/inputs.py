@@ -47,10 +47,23 @@ def map_at_points(volume: Volume, points: Sequence[Index], intensity: str) -> In
     return _choose(volume, intensity, volume.array[z, y, x])
 
 
-def global_input(volume: Volume, roi: Roi, intensity_map: IntensityMap, outside: Outside = "zeros") -> Tensor:
-    """The global network's image (1, 1, *roi.grid): grey levels in [0, 255], then z-score."""
+def global_input(
+    volume: Volume,
+    roi: Roi,
+    intensity_map: IntensityMap,
+    outside: Outside = "zeros",
+    samples: float | None = None,
+) -> Tensor:
+    """The global network's image (1, 1, *roi.grid): grey levels in [0, 255], then z-score.
+
+    `outside` and `samples` are those of `crop_to_grid`.
+    """
     grey = crop_to_grid(
-        volume.array, roi, lambda stored: intensity_map(volume.to_real(stored)), outside=outside
+        volume.array,
+        roi,
+        lambda stored: intensity_map(volume.to_real(stored)),
+        outside=outside,
+        samples=samples,
     )
     return normalise_global(grey)[None, None]
 

@@ -338,6 +338,7 @@ def crop_to_grid(
     transform: Callable[[Tensor], Tensor] | None = None,
     antialias: bool = True,
     outside: Outside = "zeros",
+    samples: float | None = None,
 ) -> Tensor:
     """Resample the part of `volume` under `roi` to the region's grid.
 
@@ -353,6 +354,9 @@ def crop_to_grid(
             pieces of the region.
         antialias: see above.
         outside: what is outside the volume; zeros are those after `transform`.
+        samples: where a cell covers more voxels than twice this along an axis, read only every n-th of them,
+            so that at least this many are left of each cell; None reads all. For looks at a large volume
+            that need not be exact.
 
     Returns:
         float32 tensor of shape ``roi.grid``.
@@ -365,10 +369,14 @@ def crop_to_grid(
     if roi.is_aligned and (outside == "zeros" or roi.box.lies_in(volume.shape)):
         return _copy_window(volume, roi, transform)
 
+    steps = [1 if samples is None else max(1, int(spacing / samples)) for spacing in roi.spacing]
+    volume = volume[:: steps[0], :: steps[1], :: steps[2]]
     axes = []
-    for size, lo, spacing, cells in zip(volume.shape, roi.box.lo, roi.spacing, roi.grid, strict=True):
-        centres = (np.arange(cells) + 0.5) * spacing + lo - 0.5
-        axes.append(axis_weights(centres, size, max(1.0, spacing) if antialias else 1.0, outside))
+    for size, lo, spacing, cells, step in zip(
+        volume.shape, roi.box.lo, roi.spacing, roi.grid, steps, strict=True
+    ):
+        centres = ((np.arange(cells) + 0.5) * spacing + lo - 0.5) / step
+        axes.append(axis_weights(centres, size, max(1.0, spacing / step) if antialias else 1.0, outside))
     z, y, x = axes
     region = volume[z.start : z.stop, y.start : y.stop, x.start : x.stop]
     if region.size == 0:
@@ -381,6 +389,20 @@ def crop_to_grid(
         slab = _as_float(region[begin : begin + step], transform)
         planes[begin : begin + step] = y.matrix @ (slab @ x.matrix.T)
     return (z.matrix @ planes.flatten(1)).reshape(roi.grid)
+
+
+def resampled(values: Tensor, source: Roi, target: Roi) -> Tensor:
+    """Values (of shape ``source.grid``) at the cells of another region; outside the source as at its edge."""
+    weights = []
+    for count, lo, size, start, cell, cells in zip(
+        target.grid, target.box.lo, target.spacing, source.box.lo, source.spacing, source.grid, strict=True
+    ):
+        centres = lo + (np.arange(count) + 0.5) * size
+        weights.append(axis_weights((centres - start) / cell - 0.5, cells, outside="edge"))
+    z, y, x = weights
+    part = values[z.start : z.stop, y.start : y.stop, x.start : x.stop]
+    planes = y.matrix @ (part @ x.matrix.T)
+    return (z.matrix @ planes.flatten(1)).reshape(target.grid)
 
 
 def paste_from_grid(values: Tensor, roi: Roi, shape: Sequence[int]) -> tuple[Region, Tensor]:

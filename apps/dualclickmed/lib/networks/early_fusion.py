@@ -52,6 +52,8 @@ class EarlyFusionNetwork(RegionNetwork):
             residual blocks of each level on the way down; on the way up each level has one.
     """
 
+    answers_clicks_alone = True
+
     def __init__(self, config: GlobalConfig) -> None:
         super().__init__()
         self.config = config

@@ -34,9 +34,11 @@ class RegionNetwork(nn.Module):
 
     Attributes:
         config: its sizes.
+        answers_clicks_alone: whether it also answers clicks without a box, in windows of any size about them.
     """
 
     config: GlobalConfig
+    answers_clicks_alone = False
 
     def encode(self, image: Tensor) -> GlobalFeatures:
         """What prompts are decoded from, of normalised images (B, 1, S, S, S); S is config.image_size."""

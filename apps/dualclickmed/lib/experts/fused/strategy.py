@@ -29,7 +29,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ...byte_cache import ByteCache
-from ...imaging.geometry import Box, Index, Region, Roi, axis_weights, crop_to_grid, paste_from_grid
+from ...imaging.geometry import Box, Index, Region, Roi, crop_to_grid, paste_from_grid, resampled
 from ...imaging.prompts import Click, Prompts
 from ...imaging.volume import Volume
 from ..global_expert import GlobalExpert
@@ -59,6 +59,7 @@ from .refinement import (
     sigmoid,
 )
 from .scattered_clicks import without_empty_places
+from .window_search import searched
 
 CACHE_BYTES = 128 << 20
 """Of region features, and of what was found after each click, that are kept between requests."""
@@ -192,8 +193,9 @@ class Fusion:
                 the two are interleaved plays no part.
             intensity: one of `intensity.CHOICES`.
             stages: receives seconds spent in crop, encode, decode, refine and paste.
-            other: for an object without a box: what was seen last proposes one to this expert, whose opinion
-                then counts as much as that of the local one, which sees no more than its windows.
+            other: for an object without a box: it looks for one at the first click (`window_search`), and
+                what was seen last proposes one for its opinion, which is joined with that of the local
+                expert.
             elsewhere: voxels that belong to other objects. Those in the mask after all clicks are heard as
                 background clicks that came last; others change nothing.
 
@@ -279,7 +281,8 @@ class _Request:
         """What the user saw before the first correction."""
         correcting = bool(self.prompts.clicks) and self.prompts.mask is not None
         asked = replace(self.prompts, clicks=opening, mask=None if correcting else self.prompts.mask)
-        source, opinion = self._asked(asked, None)
+        box = self._searched() if opening and not correcting else None
+        source, opinion = self._asked(asked, None) if box is None else self._in_box(asked, box, None)
         with self.stages.timed("refine"):
             features = self._features(source.box)
             if correcting:
@@ -326,21 +329,43 @@ class _Request:
     def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
         """What the experts say: a region and logits there.
 
-        Without a box it is the mean of what the local expert says and what the global one says for the box
-        of what was seen last.
+        Without a box it is a mean of what the local expert says and what the global one says for the box of
+        what was seen last. The local one counts as much as one click: with each click that box is truer.
         """
         if isinstance(self.expert, GlobalExpert):
             return self._global(self.expert, prompts, seen)
-        found = self.expert.predict(self.volume, prompts, self.intensity, self.stages, adaptive=True)
-        source, local = _in_one_region(found, prompts.enclosing_box(), self.volume.shape)
-        if self.other is None or seen is None:
-            return source, local
-        box = proposed_box(seen.probability > 0.5, seen.features, prompts.foreground)
+        box = None
+        if self.other is not None and seen is not None:
+            box = proposed_box(seen.probability > 0.5, seen.features, prompts.foreground)
+        found = self.expert.predict(
+            self.volume, prompts, self.intensity, self.stages, adaptive=True, box=self._searched()
+        )
+        around = prompts.enclosing_box() if box is None else prompts.enclosing_box().union(box)
+        source, local = _in_one_region(found, around, self.volume.shape)
         if box is None:
             return source, local
+        roi, whole = self._in_box(prompts, box, seen)
+        share = 1 / (1 + len(prompts.clicks))
+        return source, share * local.clamp(-LIMIT, LIMIT) + (1 - share) * resampled(whole, roi, source)
+
+    def _in_box(self, prompts: Prompts, box: Box, seen: _Seen | None) -> tuple[Roi, Tensor]:
+        """What the global expert says for a box that nobody drew."""
+        assert self.other is not None
         boxed = replace(prompts, box=box, mask=None)
-        roi, whole = self._global(self.other.expert_for(self.volume, boxed), boxed, seen)
-        return source, (local.clamp(-LIMIT, LIMIT) + resampled(whole, roi, source)) / 2
+        return self._global(self.other.expert_for(self.volume, boxed), boxed, seen)
+
+    def _searched(self) -> Box | None:
+        """The box that the first foreground click means; None where the global expert can't look for it."""
+        if self.other is None or not self.prompts.foreground:
+            return None
+        click = Click(self.prompts.foreground[0], True)
+        other = self.other.expert_for(self.volume, Prompts((click,)))
+        if not other.network.answers_clicks_alone:
+            return None
+        key = (self.volume.key, other.weights_key, self.intensity, click)
+        return self.cache.get(
+            key, lambda: searched(other, self.volume, click, self.intensity, self.stages)
+        ).box
 
     def _global(self, expert: GlobalExpert, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
         """What the global expert says.
@@ -395,20 +420,6 @@ def _content(mask: npt.NDArray[np.generic] | None) -> Hashable:
         tuple((s.start, s.stop) for s in region),
         hashlib.blake2b(inside.tobytes(), digest_size=16).digest(),
     )
-
-
-def resampled(values: Tensor, source: Roi, target: Roi) -> Tensor:
-    """Values (of shape ``source.grid``) at the cells of another region; outside the source as at its edge."""
-    weights = []
-    for count, lo, size, start, cell, cells in zip(
-        target.grid, target.box.lo, target.spacing, source.box.lo, source.spacing, source.grid, strict=True
-    ):
-        centres = lo + (np.arange(count) + 0.5) * size
-        weights.append(axis_weights((centres - start) / cell - 0.5, cells, outside="edge"))
-    z, y, x = weights
-    part = values[z.start : z.stop, y.start : y.stop, x.start : x.stop]
-    planes = y.matrix @ (part @ x.matrix.T)
-    return (z.matrix @ planes.flatten(1)).reshape(target.grid)
 
 
 def _in_one_region(parts: Sequence[Prediction], clicked: Box, shape: Index) -> tuple[Roi, Tensor]:

@@ -1,0 +1,152 @@
+"""What one click means where no box is drawn: the global expert looks at it in windows of many sizes.
+
+A click says where an object is and not how large it is. The network was trained to answer a click in a window
+of any size, and each size shows it another candidate: a vessel, the organ around it, the body. What the
+candidates say of one another tells which of them is an object. One that is found in many windows does not
+depend on the window, and one whose own box the network answers with certainty has a border.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+from ...imaging.geometry import Box, Index, Roi, resampled
+from ...imaging.prompts import Click, Prompts
+from ...imaging.volume import Volume
+from ..global_expert import GlobalExpert
+from ..timing import StageTimer
+
+SMALLEST_WINDOW = 12.0
+"""Side of the smallest window in shortest sides of a voxel."""
+WINDOW_STEP = 2.0
+"""Ratio of a window's side to that of the next smaller one."""
+BEYOND_IMAGE = 1.3
+"""Sides of windows are at most this times the image's longest one."""
+MOST_CANDIDATES = 4
+"""Candidates, those that agree most with all others, whose boxes are shown to the network."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An object that was found in a window.
+
+    Attributes:
+        window: cube in space about the click; its grid is the network's.
+        mask: the part of what was found that holds the click, on that grid.
+    """
+
+    window: Roi
+    mask: npt.NDArray[np.bool_]
+
+    @property
+    def volume(self) -> float:
+        """In voxels of the image."""
+        return float(self.mask.sum()) * math.prod(self.window.spacing)
+
+    def box(self, shape: Index) -> Box:
+        """Around the object, inside an image of that shape, in voxel edges."""
+        around = Box.of_mask(self.mask)
+        corners = self.window.to_voxel(np.asarray([around.lo, around.hi]) - 0.5) + 0.5
+        lo, hi = np.clip(corners, 0, np.asarray(shape)).tolist()
+        return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])).at_least(1.0)
+
+    def overlap(self, wider: Candidate) -> float:
+        """Dice of two candidates, the other one's window being the wider one."""
+        theirs = resampled(torch.from_numpy(wider.mask.astype(np.float32)), wider.window, self.window)
+        shared = float((self.mask & (theirs.numpy() > 0.5)).sum()) * math.prod(self.window.spacing)
+        return 2 * shared / (self.volume + wider.volume)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The box of the object that a click means most probably; None if no window shows an object there."""
+
+    box: Box | None
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate memory in a cache."""
+        return 256
+
+
+def windows(index: Index, volume: Volume, cells: int) -> list[Roi]:
+    """Cubes in space about a voxel, from the smallest to one that holds the image."""
+    spacing = np.asarray(volume.spacing)
+    longest = BEYOND_IMAGE * max(n * s for n, s in zip(volume.shape, volume.spacing, strict=True))
+    sides = [SMALLEST_WINDOW * min(volume.spacing)]
+    while sides[-1] < longest:
+        sides.append(WINDOW_STEP * sides[-1])
+    found = []
+    for side in sides:
+        lo, hi = ((np.asarray(index) + 0.5 + end * side / spacing).tolist() for end in (-0.5, 0.5))
+        found.append(Roi(Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])), (cells, cells, cells)))
+    return found
+
+
+def candidates(
+    expert: GlobalExpert, volume: Volume, index: Index, intensity: str, stages: StageTimer
+) -> list[Candidate]:
+    """What a foreground click finds in each window, by growing window.
+
+    Args:
+        expert: with a network that answers clicks alone.
+        volume: the image.
+        index: the clicked voxel.
+        intensity, stages: as for `GlobalExpert.predict`.
+
+    Returns:
+        Without those of windows in which the clicked cell itself is background.
+    """
+    found = []
+    for window in windows(index, volume, expert.network.config.image_size):
+        logits = expert.window_logits(volume, window, (Click(index, True),), intensity, stages)
+        parts, _ = ndimage.label(logits.numpy() > 0)
+        z, y, x = (int(p) for p in np.floor(window.to_grid([index])[0] + 0.5))
+        if parts[z, y, x]:
+            found.append(Candidate(window, parts == parts[z, y, x]))
+    return found
+
+
+def agreements(found: Sequence[Candidate]) -> npt.NDArray[np.float64]:
+    """For candidates by growing window, the mean Dice of each with all, itself among them."""
+    dice = np.eye(len(found))
+    for i, one in enumerate(found):
+        for j in range(i + 1, len(found)):
+            dice[i, j] = dice[j, i] = one.overlap(found[j])
+    return dice.mean(axis=1)
+
+
+def searched(
+    expert: GlobalExpert, volume: Volume, click: Click, intensity: str, stages: StageTimer
+) -> Proposal:
+    """Look for the object that one foreground click means.
+
+    Each of the candidates that agree most with all others is worth its agreement and the mean probability
+    inside what the network answers to its box.
+
+    Args:
+        expert: with a network that answers clicks alone.
+        volume: the image.
+        click: of the foreground.
+        intensity, stages: as for `GlobalExpert.predict`.
+    """
+    found = candidates(expert, volume, click.index, intensity, stages)
+    if not found:
+        return Proposal(None)
+    agreement = agreements(found)
+    best, most = None, -math.inf
+    for at in np.argsort(-agreement, kind="stable")[:MOST_CANDIDATES]:
+        box = found[at].box(volume.shape)
+        _, logits = expert.logits(volume, Prompts((click,), box), intensity, stages)
+        inside = torch.sigmoid(logits[logits > 0])
+        worth = float(agreement[at]) + (float(inside.mean()) if len(inside) else 0.0)
+        if worth > most:
+            best, most = box, worth
+    return Proposal(best)
