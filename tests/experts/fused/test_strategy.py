@@ -157,24 +157,16 @@ def test_the_object_is_looked_for_once_and_its_size_chooses_the_view(fakes, volu
         assert (noise < 0.05) == (seen == 2.0)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_local_expert_counts_as_much_as_one_click(fakes, volume, count):
-    asked = []
-
-    class Watching(_Request):
-        def _asked(self, prompts, seen):
-            source, logits = super()._asked(prompts, seen)
-            asked.append((len(prompts.clicks), seen, logits))
-            return source, logits
-
-    local = LocalExpert(fakes.Network(fakes.constant(2.0)), "cpu", ByteCache(1 << 28), window=(64, 64, 64))
-    other = GlobalExpert(fakes.Network(fakes.constant(-1.0)), "cpu", ByteCache(1 << 28))
-    clicks = (INSIDE, Click((2, 2, 2), False), Click((21, 27, 33), False))[:count]
-    request = Watching(ByteCache(1 << 28), local, other, volume, Prompts(clicks), "auto", StageTimer(), ())
-    request.seen()
-    given, seen, logits = asked[-1]
-    assert given == count and seen is not None
-    assert float(logits[12, 15, 18]) == pytest.approx((2.0 - count) / (1 + count))
+@pytest.mark.parametrize(("count", "share"), [(1, 1 / 2), (2, 1 / 3), (3, 1 / 4), (4, 1 / 4)])
+def test_the_local_expert_counts_as_much_as_one_click_and_no_less_than_a_quarter(fakes, volume, count, share):
+    cache = ByteCache(1 << 28)
+    local = LocalExpert(fakes.Network(fakes.constant(2.0)), "cpu", cache, window=(64, 64, 64))
+    other = GlobalExpert(fakes.Network(fakes.constant(-1.0)), "cpu", cache)
+    request = _Request(cache, local, other, volume, Prompts((INSIDE,)), "auto", StageTimer(), ())
+    seen, _ = request.seen()
+    clicks = (INSIDE, *(Click((2, 2, x), False) for x in range(5)))
+    _, logits = request._asked(Prompts(clicks[:count]), seen)
+    assert float(logits[12, 15, 18]) == pytest.approx(2 * share - (1 - share))
 
 
 def test_the_next_click_is_suggested_where_a_wide_part_is_unsure():

@@ -69,6 +69,8 @@ SURROUNDINGS = 1.5
 """How much longer than what the local expert found the region of an object without a box is, on each axis."""
 LEAST_SIDE = 24.0
 """Shortest side of that region in voxels."""
+LEAST_LOCAL = 0.25
+"""Least weight of the local expert's logits in their mean with the global one's, where no box is drawn."""
 LEAST_EVIDENCE = 0.05
 """Evidence of clicks from which on a voxel of a given mask is decided anew (`refinement.ClickEvidence`)."""
 PROBED = 0.15
@@ -330,7 +332,8 @@ class _Request:
         """What the experts say: a region and logits there.
 
         Without a box it is a mean of what the local expert says and what the global one says for the box of
-        what was seen last. The local one counts as much as one click: with each click that box is truer.
+        what was seen last. With each click that box is truer: the local one counts as much as one of
+        the clicks, but no less than `LEAST_LOCAL`.
         """
         if isinstance(self.expert, GlobalExpert):
             return self._global(self.expert, prompts, seen)
@@ -345,7 +348,7 @@ class _Request:
         if box is None:
             return source, local
         roi, whole = self._in_box(prompts, box, seen)
-        share = 1 / (1 + len(prompts.clicks))
+        share = max(1 / (1 + len(prompts.clicks)), LEAST_LOCAL)
         return source, share * local.clamp(-LIMIT, LIMIT) + (1 - share) * resampled(whole, roi, source)
 
     def _in_box(self, prompts: Prompts, box: Box, seen: _Seen | None) -> tuple[Roi, Tensor]:
