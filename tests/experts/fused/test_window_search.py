@@ -7,20 +7,13 @@ import pytest
 import torch
 from dualclickmed.byte_cache import ByteCache
 from dualclickmed.experts import GlobalExpert
-from dualclickmed.experts.fused.window_search import (
-    MOST_CANDIDATES,
-    Candidate,
-    agreements,
-    candidates,
-    searched,
-    windows,
-)
+from dualclickmed.experts.fused.window_search import Candidate, agreements, candidates, searched, windows
 from dualclickmed.experts.timing import StageTimer
 from dualclickmed.imaging.geometry import Box, Roi
 from dualclickmed.imaging.prompts import Click
 from dualclickmed.imaging.volume import Volume, from_array
 
-SHAPE, CENTRE = (40, 48, 44), (20, 24, 22)
+CENTRE = (20, 24, 22)
 AWAY = np.linalg.norm(np.stack(np.mgrid[:40, :48, :44], axis=-1) - CENTRE, axis=-1)
 
 
@@ -51,61 +44,68 @@ def test_windows_are_cubes_in_space_about_the_click_that_double_until_one_holds_
     assert sides[-1][0] >= 1.3 * max(10 * 4, 20 * 1, 30 * 2) > sides[-2][0]
 
 
-def test_every_window_finds_the_part_that_was_clicked(fakes, volume):
-    found = candidates(looking(fakes, bright), volume, CENTRE, "auto", StageTimer())
-    ball = 4 / 3 * np.pi * 9**3
-    # The smallest window cuts the ball; a cell of the widest one covers three voxels along each axis.
-    assert [c.volume for c in found] == pytest.approx([12**3, ball, ball, ball], rel=0.3)
-    assert all(c.mask[16, 16, 16] for c in found)
+def test_every_window_finds_the_part_that_was_clicked(fakes):
+    two = np.where(AWAY < 9, 200, 50).astype(np.uint8)
+    two[2:6, 2:6, 2:6] = 200
+    expert = looking(fakes, bright)
+    found = candidates(expert, from_array(two), Click((21, 24, 22)), "auto", StageTimer())
+    first, *wider = (candidate.box(two.shape) for candidate in found)
+    # The smallest window cuts the ball.
+    assert first.sides == pytest.approx((12, 12, 12), abs=0.5)
+    assert len(wider) == 3
+    for box in wider:
+        # A cell of the widest window has three voxels along each axis.
+        np.testing.assert_allclose(box.lo, np.array(CENTRE) - 8.5, atol=2)
+        np.testing.assert_allclose(box.hi, np.array(CENTRE) + 9.5, atol=2)
 
 
-def test_a_window_that_finds_nothing_at_the_click_has_no_candidate(fakes, volume):
-    assert candidates(looking(fakes, fakes.constant(-1.0)), volume, CENTRE, "auto", StageTimer()) == []
-    assert (
-        searched(looking(fakes, fakes.constant(-1.0)), volume, Click(CENTRE), "auto", StageTimer()).box
-        is None
-    )
+def test_windows_that_find_nothing_at_the_click_propose_nothing(fakes, volume):
+    expert = looking(fakes, fakes.constant(-1.0))
+    assert candidates(expert, volume, Click(CENTRE), "auto", StageTimer()) == []
+    assert searched(expert, volume, Click(CENTRE), "auto", StageTimer()).box is None
 
 
-def test_the_box_of_a_candidate_lies_in_the_image():
+def test_the_box_of_a_candidate_ends_where_the_image_does():
     mask = np.zeros((8, 8, 8), bool)
     mask[2:5, 1:8, 0:4] = True
     window = Roi(Box((-4, 0, 10), (12, 16, 26)), (8, 8, 8))
     assert Candidate(window, mask).volume == 3 * 7 * 4 * 8
     assert Candidate(window, mask).box((9, 12, 40)) == Box((0, 2, 10), (6, 12, 18))
+    assert Candidate(window, mask).box((4, 12, 15)) == Box((0, 2, 10), (4, 12, 15))
 
 
-def test_agreement_is_the_mean_dice_of_the_volumes_that_candidates_share():
+def test_agreement_is_the_mean_dice_of_what_candidates_share():
     narrow, wide = (Roi(Box((c, c, c), (16 - c,) * 3), (8, 8, 8)) for c in (4, 0))
-    inner, outer, half = (np.zeros((8, 8, 8), bool) for _ in range(3))
-    inner[:] = True
-    outer[2:6, 2:6, 2:6] = True
-    half[2:6, 2:6, 2:4] = True
-    same, part = Candidate(narrow, inner), Candidate(wide, half)
-    assert same.volume == Candidate(wide, outer).volume == 512
-    # The wide window's cells are interpolated on the narrow one's grid: beyond their outermost centres one is
-    # half in and half out, which is not inside.
-    assert same.overlap(Candidate(wide, outer)) == pytest.approx(1, abs=0.2)
-    one, other = agreements([same, part])
-    assert one == other == pytest.approx((1 + 2 / 3) / 2, abs=0.1)
-    assert agreements([same]) == [1]
+    small, same, half = (np.zeros((8, 8, 8), bool) for _ in range(3))
+    small[2:6, 2:6, 2:6] = True
+    same[3:5, 3:5, 3:5] = True
+    half[3:5, 3:5, 3:4] = True
+    one, two, three = Candidate(narrow, small), Candidate(wide, same), Candidate(wide, half)
+    assert (one.volume, two.volume, three.volume) == (64, 64, 32)
+    # Interpolated to the narrow window's cells, the wide one's cubes lose the cells at their corners.
+    assert one.overlap(two) == pytest.approx(2 * (64 - 8) / 128)
+    assert one.overlap(three) == pytest.approx(2 * (32 - 8) / 96)
+    assert two.overlap(three) == pytest.approx(2 / 3)
+    expected = [(1 + 7 / 8 + 1 / 2) / 3, (7 / 8 + 1 + 2 / 3) / 3, (1 / 2 + 2 / 3 + 1) / 3]
+    assert agreements([one, two, three]).tolist() == pytest.approx(expected)
+    assert len(agreements([])) == 0
 
 
 def test_the_object_is_the_one_that_most_windows_find(fakes, volume):
-    # Narrow windows see nothing but the inside of the ball and find a ball of their own size there.
-    box = searched(looking(fakes, bright), volume, Click((22, 23, 25)), "auto", StageTimer()).box
-    np.testing.assert_allclose(box.lo, np.array(CENTRE) - 8.5, atol=1.5)
-    np.testing.assert_allclose(box.hi, np.array(CENTRE) + 9.5, atol=1.5)
+    # The network is equally sure of every box; the smallest window shows the inside of the ball alone.
+    certain = looking(fakes, lambda image, points, labels: 8 * (bright(image, points, labels) > 0) - 4.0)
+    box = searched(certain, volume, Click(CENTRE), "auto", StageTimer()).box
+    np.testing.assert_allclose(box.sides, [17] * 3, atol=1.5)
 
 
-def test_of_those_that_agree_the_one_is_taken_whose_own_box_is_answered_with_most_certainty(fakes, volume):
-    # Without a box each window finds a ball of half its side: as different as can be. Only to boxes of
-    # about twenty voxels the network answers with certainty.
+@pytest.mark.parametrize("width", [10.0, 20.0, 40.0])
+def test_the_object_is_the_one_whose_box_is_answered_with_most_certainty(fakes, volume, width):
+    # Without a box each window finds a ball of half its side. The network is sure of boxes of one size alone.
     sizes = []
 
     def field(image, points, labels):
         if (labels == 2).any():
-            return torch.full(image.shape, 4.0 if 15 < sizes[-1] < 30 else 0.1)
+            return torch.full(image.shape, 4.0 if 0.7 < sizes[-1] / width < 1.5 else 0.1)
         return fakes.balls(8.0)(image, points, labels)
 
     class Watching(GlobalExpert):
@@ -116,5 +116,4 @@ def test_of_those_that_agree_the_one_is_taken_whose_own_box_is_answered_with_mos
     network = fakes.Network(field, size=32, answers_clicks_alone=True)
     expert = Watching(network, "cpu", ByteCache(1 << 28))
     box = searched(expert, volume, Click(CENTRE), "auto", StageTimer()).box
-    assert 15 < max(box.sides) < 30
-    assert len(sizes) == MOST_CANDIDATES
+    assert 0.7 < max(box.sides) / width < 1.5

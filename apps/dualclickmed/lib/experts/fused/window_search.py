@@ -1,9 +1,10 @@
 """What one click means where no box is drawn: the global expert looks at it in windows of many sizes.
 
-A click says where an object is and not how large it is. The network was trained to answer a click in a window
-of any size, and each size shows it another candidate: a vessel, the organ around it, the body. What the
-candidates say of one another tells which of them is an object. One that is found in many windows does not
-depend on the window, and one whose own box the network answers with certainty has a border.
+A click says where an object is and not how large it is. The network was trained to answer a click in a
+window of any size, and each size shows it another candidate: a vessel, the organ around it, the body. Two
+things tell which of them is an object. It does not depend on the window, so that other windows find much the
+same. And it fills its box, as the objects of the training did: shown the box of a candidate, the network is
+surer of what is inside than where the box lies somewhere in even tissue.
 """
 
 from __future__ import annotations
@@ -28,9 +29,7 @@ SMALLEST_WINDOW = 12.0
 WINDOW_STEP = 2.0
 """Ratio of a window's side to that of the next smaller one."""
 BEYOND_IMAGE = 1.3
-"""Sides of windows are at most this times the image's longest one."""
-MOST_CANDIDATES = 4
-"""Candidates, those that agree most with all others, whose boxes are shown to the network."""
+"""The largest window is the first one with at least this times the image's longest side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +57,7 @@ class Candidate:
         return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])).at_least(1.0)
 
     def overlap(self, wider: Candidate) -> float:
-        """Dice of two candidates, the other one's window being the wider one."""
+        """Dice of two candidates; the window of the other one is the wider one."""
         theirs = resampled(torch.from_numpy(wider.mask.astype(np.float32)), wider.window, self.window)
         shared = float((self.mask & (theirs.numpy() > 0.5)).sum()) * math.prod(self.window.spacing)
         return 2 * shared / (self.volume + wider.volume)
@@ -77,7 +76,7 @@ class Proposal:
 
 
 def windows(index: Index, volume: Volume, cells: int) -> list[Roi]:
-    """Cubes in space about a voxel, from the smallest to one that holds the image."""
+    """Cubes in space about a voxel, each of `cells` cells along an axis, from the smallest to the largest."""
     spacing = np.asarray(volume.spacing)
     longest = BEYOND_IMAGE * max(n * s for n, s in zip(volume.shape, volume.spacing, strict=True))
     sides = [SMALLEST_WINDOW * min(volume.spacing)]
@@ -91,24 +90,24 @@ def windows(index: Index, volume: Volume, cells: int) -> list[Roi]:
 
 
 def candidates(
-    expert: GlobalExpert, volume: Volume, index: Index, intensity: str, stages: StageTimer
+    expert: GlobalExpert, volume: Volume, click: Click, intensity: str, stages: StageTimer
 ) -> list[Candidate]:
     """What a foreground click finds in each window, by growing window.
 
     Args:
         expert: with a network that answers clicks alone.
         volume: the image.
-        index: the clicked voxel.
+        click: of the foreground.
         intensity, stages: as for `GlobalExpert.predict`.
 
     Returns:
         Without those of windows in which the clicked cell itself is background.
     """
     found = []
-    for window in windows(index, volume, expert.network.config.image_size):
-        logits = expert.window_logits(volume, window, (Click(index, True),), intensity, stages)
+    for window in windows(click.index, volume, expert.network.config.image_size):
+        logits = expert.window_logits(volume, window, (click,), intensity, stages)
         parts, _ = ndimage.label(logits.numpy() > 0)
-        z, y, x = (int(p) for p in np.floor(window.to_grid([index])[0] + 0.5))
+        z, y, x = (int(p) for p in np.floor(window.to_grid([click.index])[0] + 0.5))
         if parts[z, y, x]:
             found.append(Candidate(window, parts == parts[z, y, x]))
     return found
@@ -120,7 +119,7 @@ def agreements(found: Sequence[Candidate]) -> npt.NDArray[np.float64]:
     for i, one in enumerate(found):
         for j in range(i + 1, len(found)):
             dice[i, j] = dice[j, i] = one.overlap(found[j])
-    return dice.mean(axis=1)
+    return dice.sum(axis=1) / max(1, len(found))
 
 
 def searched(
@@ -128,25 +127,20 @@ def searched(
 ) -> Proposal:
     """Look for the object that one foreground click means.
 
-    Each of the candidates that agree most with all others is worth its agreement and the mean probability
-    inside what the network answers to its box.
+    The candidate with the greatest sum of three numbers: its agreement with all candidates, and the mean
+    probability inside what the network answers to its box, once without and once with the click.
 
     Args:
-        expert: with a network that answers clicks alone.
-        volume: the image.
-        click: of the foreground.
-        intensity, stages: as for `GlobalExpert.predict`.
+        expert, volume, click, intensity, stages: as for `candidates`.
     """
-    found = candidates(expert, volume, click.index, intensity, stages)
-    if not found:
-        return Proposal(None)
-    agreement = agreements(found)
     best, most = None, -math.inf
-    for at in np.argsort(-agreement, kind="stable")[:MOST_CANDIDATES]:
-        box = found[at].box(volume.shape)
-        _, logits = expert.logits(volume, Prompts((click,), box), intensity, stages)
-        inside = torch.sigmoid(logits[logits > 0])
-        worth = float(agreement[at]) + (float(inside.mean()) if len(inside) else 0.0)
+    found = candidates(expert, volume, click, intensity, stages)
+    for candidate, worth in zip(found, agreements(found), strict=True):
+        box = candidate.box(volume.shape)
+        for clicked in (False, True):
+            _, logits = expert.logits(volume, Prompts((click,), box), intensity, stages, corrected=clicked)
+            inside = torch.sigmoid(logits[logits > 0])
+            worth += float(inside.mean()) if len(inside) else 0.0
         if worth > most:
             best, most = box, worth
     return Proposal(best)
