@@ -127,8 +127,8 @@ def searched(
 ) -> Proposal:
     """Look for the object that one foreground click means.
 
-    The candidate with the greatest sum of three numbers: its agreement with all candidates, and the mean
-    probability inside what the network answers to its box, once without and once with the click.
+    The candidate with the greatest sum of its agreement with all candidates and the mean probability inside
+    what the network answers to its box alone.
 
     Args:
         expert, volume, click, intensity, stages: as for `candidates`.
@@ -137,10 +137,9 @@ def searched(
     found = candidates(expert, volume, click, intensity, stages)
     for candidate, worth in zip(found, agreements(found), strict=True):
         box = candidate.box(volume.shape)
-        for clicked in (False, True):
-            _, logits = expert.logits(volume, Prompts((click,), box), intensity, stages, corrected=clicked)
-            inside = torch.sigmoid(logits[logits > 0])
-            worth += float(inside.mean()) if len(inside) else 0.0
+        _, logits = expert.logits(volume, Prompts((click,), box), intensity, stages, corrected=False)
+        inside = torch.sigmoid(logits[logits > 0])
+        worth += float(inside.mean()) if len(inside) else 0.0
         if worth > most:
             best, most = box, worth
     return Proposal(best)
