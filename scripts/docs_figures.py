@@ -89,7 +89,8 @@ def main() -> None:
         GROWTH.write_text(json.dumps(kept, indent=1) + "\n")
     if options.first_minute is not None:
         keep_first_minute(options.first_minute)
-    blocks = {"sample": sample_block(sample_dice()), "example": example_block(example())}
+    sample = sample_block(sample_dice("box"), sample_dice("point"))
+    blocks = {"sample": sample, "example": example_block(example())}
     blocks["shipped"] = shipped_block()
     if TABLE.exists():
         table = json.loads(TABLE.read_text())
@@ -142,22 +143,30 @@ def block_of(text: str, name: str) -> str:
 # The sample study ---------------------------------------------------------------------------------------
 
 
-def sample_dice(clicks: int = CLICKS) -> dict[str, list[float]]:
-    """Dice of organs of the sample, from the exact box and after each click in the largest error."""
+def sample_dice(start: str, clicks: int = CLICKS) -> dict[str, list[float]]:
+    """Dice of organs of the sample, from what `run_object` starts with and after each click in the largest
+    error.
+    """
     image, truth, affine = make_trunk()
     volume = from_grid(image, affine, "ct")
     labels = from_grid(truth, affine).array
     method = ExpertMethod(Predictor.from_weights(device="cpu").expert, "fused")
     return {
-        organ: run_object(method, volume, labels == ORGANS.index(organ) + 1, clicks, "box")[0]
+        organ: run_object(method, volume, labels == ORGANS.index(organ) + 1, clicks, start)[0]
         for organ in SHOWN
     }
 
 
-def sample_block(found: dict[str, list[float]]) -> str:
-    lines = ["| organ | box | +1 click | +3 | +5 |", "| --- | ---: | ---: | ---: | ---: |"]
-    for organ, values in found.items():
-        lines.append(f"| {organ} | " + " | ".join(f"{values[at]:.2f}" for at in (0, 1, 3, 5)) + " |")
+def sample_block(box: dict[str, list[float]], point: dict[str, list[float]]) -> str:
+    lines = [
+        "| organ | box | +1 click | +3 | +5 | one click | +1 | +3 | +5 |",
+        "| --- " + "| ---: " * 8 + "|",
+    ]
+    rows = [(organ, [*box[organ], *point[organ]]) for organ in box]
+    mean = np.mean([values for _, values in rows], axis=0).tolist()
+    for organ, values in (*rows, ("mean", mean)):
+        shown = [values[at] for at in (0, 1, 3, 5)] + [values[len(values) // 2 + at] for at in (0, 1, 3, 5)]
+        lines.append(f"| {organ} | " + " | ".join(f"{value:.2f}" for value in shown) + " |")
     return "\n".join(lines)
 
 
