@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ import pytest
 import requests
 from dualclickmed.errors import UserError
 from dualclickmed.server import archive
-from dualclickmed.server.archive import DicomStudies, Fresh
+from dualclickmed.server.archive import SEGMENTATIONS, DicomStudies, Fresh
 
 UID = "1.2.3"
 
@@ -162,6 +164,18 @@ def test_half_a_series_of_a_killed_server_is_cleared(tmp_path: Path, downloads: 
     (part / "0.dcm").write_bytes(b"slice")
     DicomStudies(client=Client(), search_filter={}, cache_path=str(tmp_path))
     assert not part.exists()
+
+
+def test_half_a_segmentation_of_a_killed_server_is_cleared(tmp_path: Path) -> None:
+    first = DicomStudies(client=Client(), search_filter={}, cache_path=str(tmp_path))
+    folder = Path(first._datastore.image_path()) / SEGMENTATIONS
+    folder.mkdir()
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    for name in (f".0123.{finished.pid}.tmp", "7.2.dcm"):
+        (folder / name).write_bytes(b"a segmentation")
+    DicomStudies(client=Client(), search_filter={}, cache_path=str(tmp_path))
+    assert [path.name for path in folder.iterdir()] == ["7.2.dcm"]
 
 
 @pytest.mark.parametrize("image", ["../x", "/etc", "", "..", "a/b"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,7 @@ from pydicom.dataset import Dataset
 
 from ..atomic_files import replacing
 from ..errors import UserError
-
-logger = logging.getLogger(__name__)
-
-FOLDER = "segmentations"
-"""Name of their folder, beside the series in the datastore's cache."""
+from ..server.archive import SEGMENTATIONS
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class Segmentations:
             if not own:
                 return None
             newest = max(own, key=lambda uid: (self._known[uid].made, uid))
-            return self._loaded(client, study, newest, Path(studies._datastore.image_path()) / FOLDER)
+            return self._loaded(client, study, newest, Path(studies._datastore.image_path()) / SEGMENTATIONS)
         except requests.RequestException as error:
             raise UserError(f"The archive did not give the segmentations of this image: {error}.") from error
 

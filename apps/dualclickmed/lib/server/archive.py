@@ -31,12 +31,15 @@ from pydicom.dataset import Dataset
 from ..errors import UserError
 from ..imaging.series_nifti import segments_to_nifti, series_to_nifti
 from . import checks
+from .leftovers import clear_half_written
 from .studies import Studies
 
 logger = logging.getLogger(__name__)
 
 LIST_SECONDS = 10.0
 """Seconds for which a list of the archive's series is used again."""
+SEGMENTATIONS = "segmentations"
+"""Folder of the segmentations that `infers.archived` fetched, beside the series in the cache."""
 LOADING_LOCKS = 64
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
@@ -187,6 +190,7 @@ class DicomStudies(DICOMWebDatastore, Studies):
             if part.is_dir():
                 shutil.rmtree(part, ignore_errors=True)
         super()._clear_up()
+        clear_half_written(self._pending.parent / SEGMENTATIONS)
 
 
 @contextmanager
