@@ -28,10 +28,9 @@ from ..imaging.mask_files import write
 from ..imaging.volume import Volume, load_volume
 from ..infers.images import with_image
 from ..infers.segmenter import Segmenter
-from ..learning.record import FINAL
+from ..learning.record import FINAL, Record, Submission
 from ..learning.runs import is_training
 from ..server import checks
-from ..trainers.learning import Learning
 from ..weights.files import KINDS, default_path, read_card
 from ..weights.lineage import roll_back
 from . import page_answers, page_frames
@@ -67,12 +66,24 @@ ANNOTATOR = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 ADMIN = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 
 
+class Learned(Protocol):
+    """The part of `trainers.learning.Learning` that the page needs."""
+
+    record: Record
+
+    def final(self) -> dict[str, Submission]: ...
+
+    def note_prediction(self, request: Mapping[str, Any]) -> None: ...
+
+
 class Application(Protocol):
     """The part of the MONAI Label app that the page needs."""
 
     options: ServerOptions
     segmenter: Segmenter
-    learning: Learning
+
+    @property
+    def learning(self) -> Learned: ...
 
     def datastore(self) -> Any: ...
 
