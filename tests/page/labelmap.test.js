@@ -1,8 +1,13 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { EMPTY, LabelMap, decode, encode, heldBy, merged, union } from '../../apps/dualclickmed/lib/viewers/page/labelmap.js'
+import { EMPTY, LabelMap, boxAround, decode, encode, heldBy, merged, union } from '../../apps/dualclickmed/lib/viewers/page/labelmap.js'
 
 const filled = (length, value) => new Uint8Array(length).fill(value)
+
+test('two corners in any order span the box of their voxels and all between', () => {
+    assert.deepEqual(boxAround([4, 1, 7], [2, 1, 9]), [2, 5, 1, 2, 7, 10])
+    assert.deepEqual(boxAround([2, 1, 9], [4, 1, 7]), [2, 5, 1, 2, 7, 10])
+})
 
 test('runs give the values again, however they begin and end', () => {
     for (const values of [[], [0], [0, 0, 3, 3, 0], [7, 7, 7], [1, 2, 1]]) {

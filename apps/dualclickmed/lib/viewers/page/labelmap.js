@@ -12,6 +12,10 @@ export function union(a, b) {
     return a.map((edge, at) => (at % 2 ? Math.max(edge, b[at]) : Math.min(edge, b[at])))
 }
 
+/** The box of all voxels between two, both included. */
+export const boxAround = (a, b) =>
+    a.flatMap((index, axis) => [Math.min(index, b[axis]), Math.max(index, b[axis]) + 1])
+
 export const holds = (box, x, y, z) =>
     x >= box[0] && x < box[1] && y >= box[2] && y < box[3] && z >= box[4] && z < box[5]
 

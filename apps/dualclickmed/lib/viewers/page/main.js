@@ -4,6 +4,7 @@ import * as api from './api.js'
 import { $, millilitres, toast } from './dom.js'
 import { Images } from './images.js'
 import { Keys } from './keys.js'
+import { boxAround } from './labelmap.js'
 import { Learning } from './learning.js'
 import { Overlay } from './overlay.js'
 import { Panel, fill } from './panel.js'
@@ -339,7 +340,7 @@ function press(inside) {
         corner = voxel
         toast('First corner. Go to the opposite one and press Space again.')
     } else {
-        const edges = voxel.flatMap((index, axis) => [Math.min(index, corner[axis]), Math.max(index, corner[axis]) + 1])
+        const edges = boxAround(corner, voxel)
         const flat = [0, 1, 2].filter((axis) => voxel[axis] === corner[axis])
         corner = null
         if (flat.length > 1) toast('These corners span no box: they share more than one side.')

@@ -1,5 +1,6 @@
 // The mouse on the image. What it means is the annotator's choice of a tool; what follows is the session's.
 
+import { boxAround } from './labelmap.js'
 import { ACROSS } from './viewer.js'
 
 export const TOOLS = ['click', 'box', 'scribble', 'move']
@@ -138,7 +139,7 @@ export class Tools {
     rectangle(held, at) {
         const { tile } = held.start
         const [a, b] = [held.start, at].map(({ x, y }) => this.viewer.voxelAt(x, y, tile, true))
-        held.edges = a.flatMap((index, axis) => [Math.min(index, b[axis]), Math.max(index, b[axis]) + 1])
+        held.edges = boxAround(a, b)
         this.dragged({ kind: 'box', plane: tile.plane, edges: held.edges })
     }
 
