@@ -203,6 +203,32 @@ def test_a_client_that_crashed_does_not_keep_its_memory(kept: Kept) -> None:
         viewers.stop()
 
 
+def test_nor_does_it_keep_memory_from_viewers_with_another_protocol(kept: Kept) -> None:
+    remote = pytest.importorskip("nnInteractive.inference.remote")
+    options = ViewerOptions(itksnap=0, nninteractive=0, memory_bytes=160_000)
+    viewers = Viewers(options, Limits(), kept.served())
+    viewers.start()
+    try:
+        with (
+            httpx.Client(base_url=viewers.addresses["ITK-SNAP"], trust_env=False, timeout=120) as crashed,
+            httpx.Client(base_url=viewers.addresses["nnInteractive"], trust_env=False, timeout=120) as other,
+        ):
+            session = crashed.get("/start_session").json()["session_id"]
+            assert crashed.post(f"/upload_raw/{session}", **form(image())).status_code == 200
+            header = {
+                "X-Lease-Token": other.post("/claim").json()["lease_token"],
+                "X-Meta": json.dumps({"image_properties": {"spacing": [2, 1, 1]}}),
+                "Content-Type": "application/octet-stream",
+            }
+            packed = remote.remote_session.pack_array(image()[None].astype(np.float32))
+            assert other.post("/set_image", content=packed, headers=header).status_code == 503
+            advanced(viewers, 130)
+            assert other.post("/set_image", content=packed, headers=header).status_code == 200
+            assert crashed.post(f"/upload_raw/{session}", **form(image())).status_code == 410
+    finally:
+        viewers.stop()
+
+
 def test_points_outside_are_refused(http: httpx.Client) -> None:
     session = http.get("/start_session").json()["session_id"]
     http.post(f"/upload_raw/{session}", **form(image()))

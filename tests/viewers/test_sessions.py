@@ -161,6 +161,54 @@ def test_a_budget_is_shared() -> None:
         budget.hold("c", 1)
     budget.hold("a", 0)
     assert budget.used == 50
-    assert [budget.is_short_of(nbytes) for nbytes in (50, 51, 100, 101)] == [False, True, True, False]
     with pytest.raises(UserError):
         budget.hold("c", 101)
+
+
+def test_where_bytes_are_short_those_are_asked_who_can_give_some() -> None:
+    budget, asked = Budget(100), []
+
+    def give(owner: str) -> bool:
+        asked.append(owner)
+        had = budget.used
+        budget.hold(owner, 0)
+        return budget.used < had
+
+    budget.when_short(lambda: give("a"))
+    budget.when_short(lambda: give("b"))
+    budget.hold("a", 40)
+    budget.hold("b", 40)
+    budget.hold("c", 20)
+    assert asked == []
+    budget.hold("d", 70)
+    assert asked == ["a", "a", "b"]
+    assert budget.used == 90
+    with pytest.raises(FullError):
+        budget.hold("e", 11)
+    assert budget.used == 90
+    with pytest.raises(UserError):
+        budget.hold("e", 101)
+
+
+def test_an_idle_session_gives_its_memory(clock: Clock) -> None:
+    budget, made = Budget(100), []
+
+    class Image(Thing):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+        def close(self) -> None:
+            super().close()
+            budget.hold(self, 0)
+
+    sessions = Sessions(Image, most=5, idle_seconds=100, yield_seconds=10, clock=clock)
+    budget.when_short(sessions.end_longest_idle)
+    tokens = [sessions.claim() for _ in range(3)]
+    for thing in made:
+        budget.hold(thing, 30)
+    clock.now = 11
+    with sessions.using(tokens[0]):
+        budget.hold("another protocol", 65)
+    assert [thing.closed for thing in made] == [0, 1, 1]
+    assert len(sessions) == 1

@@ -30,7 +30,7 @@ from ..server import checks
 from ..server.turns import Turns
 from . import interactions
 from .asgi import length_of, not_found, numbers, voxel, with_errors_answered
-from .holding import COMPACT_BYTES, SessionImage, as_array
+from .holding import SessionImage, as_array
 from .sessions import Budget, Sessions
 from .unpacking import GZIP, Unpacker
 
@@ -121,9 +121,6 @@ class ItkSnap:
             upload = await _upload_of(request)
             voxels = math.prod(upload.shape)
             held.close()
-            while self._budget.is_short_of(upload.nbytes + COMPACT_BYTES * voxels):
-                if not self._sessions.end_longest_idle():
-                    break
             with held.replacing(voxels, upload.nbytes):
 
                 def load() -> None:

@@ -144,6 +144,7 @@ class Viewers:
         liveness, yields = (silent, None) if is_nninteractive else (None, silent)
         sessions = Sessions(hold, options.sessions, options.idle_seconds, liveness, yields)
         self.sessions[name] = sessions
+        self.budget.when_short(sessions.end_longest_idle)
         shared = (sessions, self.budget, self._unpacker, turns)
         app: Starlette
         if is_nninteractive:

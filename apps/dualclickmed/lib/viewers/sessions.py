@@ -47,36 +47,42 @@ class Budget:
         self.most = most
         self._lock = threading.Lock()
         self._held: dict[Hashable, int] = {}
+        self._givers: list[Callable[[], bool]] = []
 
     @property
     def used(self) -> int:
         """Bytes that are held now."""
         return sum(self._held.values())
 
+    def when_short(self, give: Callable[[], bool]) -> None:
+        """Call `give` while bytes do not fit, until it returns False, which says that it freed nothing."""
+        self._givers.append(give)
+
     def hold(self, owner: Hashable, nbytes: int) -> None:
         """Let `owner` hold a number of bytes instead of those before.
 
         Raises:
             UserError: they would never fit.
-            FullError: they do not fit now; nothing has changed.
+            FullError: they do not fit now, and nobody gives any (`when_short`); `owner` holds what it did.
         """
         if nbytes > self.most:
             raise UserError(
                 f"Viewers' sessions may hold {self.most} bytes, but this image needs {nbytes} "
                 "(--conf viewers_gb)."
             )
-        with self._lock:
-            others = self.used - self._held.get(owner, 0)
-            if others + nbytes > self.most:
+        while not self._held_if_it_fits(owner, nbytes):
+            if not any(give() for give in self._givers):
                 raise FullError("The images of other sessions take the memory that this one needs.")
+
+    def _held_if_it_fits(self, owner: Hashable, nbytes: int) -> bool:
+        with self._lock:
+            if self.used - self._held.get(owner, 0) + nbytes > self.most:
+                return False
             if nbytes:
                 self._held[owner] = nbytes
             else:
                 self._held.pop(owner, None)
-
-    def is_short_of(self, nbytes: int) -> bool:
-        """Whether as many bytes more would fit, but do not now."""
-        return nbytes <= self.most < self.used + nbytes
+            return True
 
     @contextmanager
     def held(self, nbytes: int) -> Iterator[None]:
@@ -239,7 +245,9 @@ class Sessions(Generic[HeldT]):
             if idle_seconds <= self._yield_seconds:
                 return False
             ended = self._sessions.pop(token)
-        logger.info("A session that was idle for %.0f s ended: another one needs its place", idle_seconds)
+        logger.info(
+            "A session that was idle for %.0f s ended: another one needs its place or memory", idle_seconds
+        )
         ended.held.close()
         return True
 
@@ -256,7 +264,7 @@ class Sessions(Generic[HeldT]):
         if session is None or self._is_over(session):
             raise GoneError(
                 "This session has ended: it was released, idle for too long, or idle while another viewer "
-                "needed its place. Connect again; the image is then sent anew."
+                "needed its place or memory. Connect again; the image is then sent anew."
             )
         return session
 
