@@ -141,8 +141,8 @@ def one_more(place: Place, labels: list[FinalLabel], number: int, numbers: rando
 
 
 PUBLISHING = {
-    "the weights lie beside their place": 1,
-    "the weights have no card yet": 2,
+    "the card lies beside its place": 1,
+    "the card has no weights yet": 2,
     "the choice lies beside its place": 3,
     "they are chosen, and nobody has noted it": 4,
 }
@@ -202,6 +202,7 @@ def test_a_kill_while_publishing_leaves_whole_weights(
     served = default_path("global", directory=place.model_dir)
     assert served.stem == ("global-learned-0001" if chosen else "global-compact")
     verify(served)
+    assert all(entry.problem is None for entry in list_weights(place.model_dir))
     # The next training begins with what is served, and goes all the way.
     assert retrain("global", labels, place, Settings(minutes=1)).state == PUBLISHED
     newest = default_path("global", directory=place.model_dir)

@@ -157,7 +157,8 @@ def _measured(work: Callable[[], object]) -> tuple[float, float]:
     forget_peak()
     before = peak_bytes()
     seconds = least_seconds(work, 1)
-    return seconds, (peak_bytes() - before) / GB
+    # The kernel counts pages in batches: a peak may read some pages less than what was held before it.
+    return seconds, max(0, peak_bytes() - before) / GB
 
 
 class _Block(nn.Module):

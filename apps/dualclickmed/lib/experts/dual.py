@@ -43,7 +43,8 @@ class Result:
     Attributes:
         labels: uint8 (D, H, W) in the volume's order: 0 background, else one of `values`.
         values: the value in `labels` of each label, 1 for the first one asked for.
-        strategies: the expert that answered for each label, "global" or "local".
+        strategies: the expert that each label was routed to, "global" or "local"; with `fused` the
+            global one is also asked about those of the local one.
         enforced: clicked voxels where the networks had to be overruled.
         stages: seconds by part: crop, encode, decode, refine, paste, merge, enforce; what was cached is
             absent.

@@ -397,8 +397,7 @@ class LocalExpert(NetworkExpert[LocalNetwork]):
                 return logits.float().cpu()
 
         key = (crop.volume.key, self.weights_key, crop.window, crop.outside, crop.intensity_map)
-        # The first click alone is asked for several times: to choose the view, for the first answer, and with
-        # the global expert's opinion.
+        # The first click alone may be asked for twice: to choose the view, and for the first answer.
         return self._cache.get((*key, clicks[0]), decode) if len(clicks) == 1 else decode()
 
     def _encoded(self, crop: _Crop, key: Hashable, stages: StageTimer) -> LocalFeatures:

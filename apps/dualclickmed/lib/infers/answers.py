@@ -117,7 +117,7 @@ def uncertainty_in_raw_order(answer: Answer) -> LabelledMask:
     """
     if not answer.result.refined:
         raise UserError(
-            f"Only the strategy {DEFAULT_STRATEGY!r} tells how unsure it is, except in PET and microscopy; "
+            f"Only the strategy {DEFAULT_STRATEGY!r} tells how unsure it is, except for boxes in PET; "
             "ask for it."
         )
     percent = np.rint(100 * answer.result.uncertainty()).astype(np.uint8)

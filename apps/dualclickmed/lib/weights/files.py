@@ -206,7 +206,8 @@ def save_tensors(
     written.update({key: value for key, value in (card or {}).items() if key not in fixed})
     text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace({path: data, card_path(path): text.encode()})
+    # The card comes first: a card alone is not listed, weights without one would be listed as damaged.
+    _replace({card_path(path): text.encode(), path: data})
     logger.info("Wrote %s (%.1f MB)", path, len(data) / 1e6)
 
 

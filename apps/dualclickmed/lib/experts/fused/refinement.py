@@ -8,10 +8,10 @@ to edges of the image; clicked cells are its seeds.
 A click is evidence for the cells that are near and look alike. How far it reaches follows from where it is:
 users correct what is most wrong, and click into the middle of it, so a click that contradicts the mask that
 they saw reaches about as far as that mask's border, and never beyond half way to a click of the other kind.
-A click that agrees with the mask reaches hardly beyond itself. Far from a new click the mask before it holds
-(`held_away_from_clicks`), which is why a correction rarely harms.
+One that agrees with the mask changes nothing, and is a seed in later steps. Far from a new click the previous
+mask is kept (`held_away_from_clicks`), which is why a correction rarely harms.
 
-Every constant was chosen on a part of a set of real objects (docs/experiments.md).
+docs/fusion.md says where each constant was chosen.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ CACHE_BYTES = 128 << 20
 MOST_ROUNDS = 16
 """Steps in which all clicks are taken at most; of more clicks several are taken at once."""
 SURROUNDINGS = 1.5
-"""How much longer than what the local expert found the region of an object without a box is, on each axis."""
+"""How much longer than clicks, proposed box and what the local expert found together the region of an object
+without a box is, on each axis."""
 LEAST_SIDE = 24.0
 """Shortest side of that region in voxels."""
 LEAST_LOCAL = 0.25
