@@ -99,6 +99,37 @@ def test_every_argument_has_a_line_of_its_own_in_docstrings() -> None:
     assert crowded == []
 
 
+def names_of(node: AnyFunction | ast.ClassDef) -> set[str]:
+    """Parameters of a function; fields of a class and parameters of its methods."""
+    if isinstance(node, ast.ClassDef):
+        methods = [names_of(member) for member in node.body if isinstance(member, Function)]
+        targets = [member.target for member in node.body if isinstance(member, ast.AnnAssign)]
+        return {target.id for target in targets if isinstance(target, ast.Name)}.union(*methods)
+    return {found.arg for found in ast.walk(node.args) if isinstance(found, ast.arg)}
+
+
+def described_outside_sections(docstring: str, names: set[str]) -> list[str]:
+    """Lines of a docstring, but for those below a heading, that describe one of the names: ``name: text``."""
+    prose = re.sub(r"^[A-Z][a-z]+:\n(?:(?: {4}.*)?(?:\n|\Z))+", "", docstring, flags=re.MULTILINE)
+    lists = re.compile(r"(?:^|[.;] )(\w+(?: \([^)]*\))?(?:, \w+(?: \([^)]*\))?)*): ")
+    return [
+        line.strip()
+        for line in prose.splitlines()
+        if any(names & set(re.findall(r"\w+", listed)) for listed in lists.findall(line.strip()))
+    ]
+
+
+def test_no_argument_or_attribute_is_described_outside_a_section_of_a_docstring() -> None:
+    loose = [
+        f"{name}:{node.name}: {line}"
+        for name, text in modules()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (*Function, ast.ClassDef))
+        for line in described_outside_sections(ast.get_docstring(node) or "", names_of(node))
+    ]
+    assert loose == []
+
+
 def test_the_picture_of_the_rooms_shows_the_layers_that_are_enforced() -> None:
     contracts = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
     rank = {room: at for at, layer in enumerate(contracts[0]["layers"]) for room in layer.split(" | ")}

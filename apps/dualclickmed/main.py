@@ -112,7 +112,7 @@ class DualClickMed(MONAILabelApp):
         return datastore
 
     def _studies(self) -> Any:
-        """Stored so that no crash and no request can damage them."""
+        """MONAI Label's datastore of an archive, or one of a folder that no crash or request can damage."""
         if self.studies.startswith(("http://", "https://")):
             return super().init_datastore()
         endings = settings.MONAI_LABEL_DATASTORE_FILE_EXT

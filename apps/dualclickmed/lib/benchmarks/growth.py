@@ -31,11 +31,17 @@ WHOLE_VOLUME_STAGES = ("merge", "enforce")
 
 @dataclass(frozen=True)
 class VolumeCost:
-    """One volume: how it loads, and seconds of a click by what is cached already.
+    """Cost of loading one volume, and of a click in it.
 
-    copies: most memory while loading, above what was held before, in sizes of the loaded voxels.
-    first, same: a click in a new region, and one more in the same region. result: the part of a click that
-    makes the full-size label map.
+    Attributes:
+        shape: (D, H, W).
+        expert: "global" or "local".
+        nbytes: size of the loaded voxels.
+        load_seconds: time of loading.
+        copies: most memory while loading, above what was held before, in multiples of `nbytes`.
+        first_seconds: time of a click in a new region.
+        same_seconds: time of one more click in the same region.
+        result_seconds: the part of a click's time that makes the full-size label map.
     """
 
     shape: Index

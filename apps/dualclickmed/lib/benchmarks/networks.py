@@ -23,9 +23,17 @@ HALF = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """One row: a network of `expert` with `config`, in the `published` form or ours.
+    """What one row of the table measures.
 
-    side: of the local window. repeats: of each timing, of which the fastest counts.
+    Attributes:
+        expert: "global" or "local".
+        preset: name of `config`.
+        config: of the network.
+        published: measure the published form of the network instead of ours.
+        precision: one of `HALF`.
+        device: a torch device.
+        side: of the local window in voxels.
+        repeats: of each timing, of which the fastest counts.
     """
 
     expert: str
@@ -47,9 +55,16 @@ class NetworkCase:
 class NetworkRow:
     """What was measured.
 
-    parameters: number. operations: of an encoding and of one decoding. seconds: likewise.
-    resting, peak: bytes of the process with the network loaded, and at most during a first click (on a GPU,
-    of tensors). difference: share of voxels whose mask differs from float32's, None for float32 itself.
+    Attributes:
+        case: what was measured.
+        parameters: number of the network's parameters.
+        encode_operations: operations of one encoding.
+        click_operations: operations of one decoding.
+        encode_seconds: time of one encoding.
+        click_seconds: time of one decoding.
+        resting: bytes of the process (on a GPU, of tensors) with the network loaded.
+        peak: the most of these bytes during a first click.
+        difference: share of voxels whose mask differs from float32's, None for float32 itself.
     """
 
     case: NetworkCase

@@ -41,7 +41,7 @@ def full_parity() -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def randomised(network: NetworkT, seed: int) -> NetworkT:
-    """The network in evaluation mode with random weights in which nothing that starts at 0 or 1 stays so."""
+    """The network in evaluation mode with random weights, also where they usually begin as 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():

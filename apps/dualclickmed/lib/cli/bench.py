@@ -111,7 +111,7 @@ def bench(
 def _beside_the_peers(
     threads: int, console: Console, out: Path | None
 ) -> tuple[list[BenchSection], dict[str, Any]]:
-    """Each row is told and kept as soon as it is there: some take minutes."""
+    """Measure the peers; print and save each row as soon as it is measured, because some take minutes."""
     from ..benchmarks.tables import machine
     from ..evaluation.peers import peers, peers_section
 

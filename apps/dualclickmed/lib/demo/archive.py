@@ -112,8 +112,8 @@ def _wait_until_up(archive: Archive, process: subprocess.Popen[bytes], log: Path
             return
         except requests.RequestException as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                said = log.read_text(errors="replace")[-2000:]
-                raise UserError(f"Orthanc did not start on {archive.url}; it says:\n{said}") from error
+                output = log.read_text(errors="replace")[-2000:]
+                raise UserError(f"Orthanc did not start on {archive.url}; it says:\n{output}") from error
             time.sleep(0.2)
 
 

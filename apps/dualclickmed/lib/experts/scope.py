@@ -41,7 +41,7 @@ BODY_LEVEL = 0.1
 BODY_SHARE = 0.02
 """A slice with a smaller part of such voxels holds none of the patient."""
 MOST_KNOWN = 256
-"""Images and boxes for which the answering expert is remembered."""
+"""How many decisions (image, box) are cached."""
 _MOST_SAMPLES = 64
 """Voxels along an axis that the patient is looked for in."""
 

@@ -199,10 +199,10 @@ def checked_bytes(name: str, shape: tuple[int, ...], itemsize: int, limits: Read
 
 
 def checked_block(name: str, block: VoxelBlock) -> VoxelBlock:
-    """`block`, known to fit into its file.
+    """`block`, after a check that its file is long enough for its voxels.
 
     Raises:
-        VolumeError: the file is shorter, or is so short that no packer could have made it of so many voxels.
+        VolumeError: the file is too short, for compressed voxels even at the highest ratio of compression.
     """
     size = block.file.stat().st_size
     held = size - block.offset if block.packed is None else min(block.packed, size - block.offset)

@@ -79,7 +79,7 @@ def on_grid(
 
 
 def _pairs(label: Placing, image: Placing) -> list[tuple[Affine, Affine]]:
-    """Pairs of affines, label and image, as one program reads both; the likelier program first."""
+    """Pairs of affines (label's, image's), each as one program would read both; the most probable first."""
     by_itk = [] if label.itk is None or image.itk is None else [(label.itk, image.itk)]
     by_nibabel = [(label.affine, image.affine)]
     if not label.header:

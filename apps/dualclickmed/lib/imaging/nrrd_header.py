@@ -230,7 +230,7 @@ def _affine(
 
 
 def _units(fields: dict[str, str], channel_axis: int | None) -> list[str]:
-    """The units that are told: of space, or of each axis of space."""
+    """The units in the header: those of the space or, without them, those of each spatial axis."""
     if "space units" in fields:
         return _QUOTED.findall(fields["space units"])
     units = _QUOTED.findall(fields.get("units", ""))
@@ -240,9 +240,9 @@ def _units(fields: dict[str, str], channel_axis: int | None) -> list[str]:
 def _without_space(
     fields: dict[str, str], axes: list[int], count: int, name: str
 ) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
-    """Axes without a place of their own: the length of their steps, and where each begins.
+    """The affine of a file that names no space, from its 'spacings' and 'axis mins', and notes.
 
-    Begins count where all are there, and all steps: otherwise ITK starts at the origin.
+    The 'axis mins' are used only if each axis has one and a spacing: otherwise ITK places the image at 0.
     """
     steps = [_listed(fields, "spacings", axis, count, name) for axis in axes]
     lows = [_listed(fields, "axis mins", axis, count, name) for axis in axes]

@@ -146,7 +146,7 @@ def _filled_part(array: npt.NDArray[_Voxel]) -> tuple[npt.NDArray[np.int64], npt
 
 
 def _count_and_centre(mask: npt.NDArray[np.bool_]) -> tuple[int, npt.NDArray[np.float64]]:
-    """How many voxels are set, and their mean index, which is undefined without any."""
+    """The number of voxels that are set, and their mean index; zeros for an empty mask."""
     flat = mask.sum(axis=2, dtype=np.int64)
     sums = (flat.sum(axis=1), flat.sum(axis=0), mask.sum(axis=(0, 1), dtype=np.int64))
     count = int(flat.sum())

@@ -269,7 +269,7 @@ def _painted(
 def _beneath(
     existing: NamedLabels, values: Mapping[str, int], before: npt.NDArray[np.uint8], stay: set[str]
 ) -> dict[str, Mask]:
-    """Voxels of the existing labels `stay` that the map of all of them does not hold."""
+    """For each existing label in `stay`, its voxels that another label hides in the map `before`, if any."""
     if len(existing.layers) == 1:
         return {}
     found = {name: existing.mask(name) & (before != values[name]) for name in sorted(stay)}

@@ -119,13 +119,14 @@ def image_in(folder: Path, image: str) -> Path:
 
 
 def follow(record: Record, labels: Sequence[StoredLabel], archive: bool = False) -> dict[str, Submission]:
-    """The final labels with who submitted them; what the record does not know is added to it.
+    """Bring a record up to date with a datastore, and return the submissions that are final now.
 
     Args:
         record: to bring up to date.
         labels: what the datastore holds.
-        archive: they come from an archive. Its list may lag behind, so that nothing is noted as removed, and
-            it writes every label anew, so that other content is no sign of another annotator.
+        archive: whether the labels come from a DICOMweb archive. Its list may lag behind, so that no label
+            is noted as removed; it rewrites every label, so that changed content does not mean another
+            annotator.
 
     Returns:
         Image to the submission that is final.

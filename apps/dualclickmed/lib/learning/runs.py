@@ -117,7 +117,7 @@ def note_ended_locked(record: Record, reason: str = KILLED) -> None:
 
 
 def _open(record: Record) -> bool:
-    """Whether something of a training was left undone, as far as this can be seen without the lock."""
+    """Whether a training did not finish or left files behind, as far as can be seen without the lock."""
     told = progress_of(record.folder)
     if told and told.get("state") not in ENDED:
         return True
@@ -125,7 +125,7 @@ def _open(record: Record) -> bool:
 
 
 def _untidy(folder: Path) -> bool:
-    """Whether the newest training has not cleared up: it was killed after it had told its end."""
+    """Whether the newest training left temporary files: it was killed after it had reported its end."""
     try:
         return any(path.name not in KEPT for path in max(_runs(folder)).iterdir())
     except (OSError, ValueError):

@@ -23,14 +23,14 @@ class Settings:
         freeze_encoder: train everything but the image encoder.
         device: "cpu" or "cuda:N".
         seed: of everything random.
-    name: what the client calls this training.
-    pretrained: begin with the weights that are served; otherwise with those that learning began with.
-    patience: the training ends after as many passes over the labelled cases without a lower mean loss; 0 or
-        less: never.
-    held_out: part of the labelled images that the result is measured on.
-    batch: labelled cases of a step; 0 takes the recipe's.
-    processes: that train together, one for each GPU.
-    events: write TensorBoard's events.
+        name: what the client calls this training.
+        pretrained: begin with the weights that are served; otherwise with those that learning began with.
+        patience: the training ends after as many passes over the labelled cases without a lower mean loss; 0
+            or less: never.
+        held_out: part of the labelled images that the result is measured on.
+        batch: labelled cases of a step; 0 takes the recipe's.
+        processes: that train together, one for each GPU.
+        events: write TensorBoard's events.
     """
 
     minutes: float = 8.0

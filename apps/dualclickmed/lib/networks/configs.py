@@ -14,22 +14,38 @@ ConfigT = TypeVar("ConfigT", "GlobalConfig", "LocalConfig")
 class GlobalConfig:
     """Sizes of the global network; the defaults are the authors' 64-voxel variant of SAM-Med3D.
 
-    image_size: side of the RoI grid; patch: voxels along a token; in_channels: of the image.
-    embed_dim, depth, heads, mlp_ratio: of the encoder's transformer.
-    use_rel_pos, window, global_blocks: relative positions; side of the attention window (0: none) and the
-        blocks that have none.
-    stem_channels: () for one patch convolution, else channels at full, half and quarter resolution.
-    prompt_dim, mask_in_channels, point_kinds, published_positions: of the prompt encoder.
-    decoder_depth, decoder_heads, decoder_mlp, mask_tokens, iou_head: of the mask decoder.
-    upscaling: () for the published one, else channels at 16^3 and 32^3 of the upscaling with skips.
-    point_features: add the image features at a point to its token.
-    ellipsoid_prior: add the logits of the ellipsoid in the box.
-    click_influence: show the decoder how far each click reaches, and add it to the logits.
-    box_label: label of the box-centre prompt. mask_size: side of the returned logits.
-    unet_channels: () for encoder and decoder as published, else the channels of the early-fusion U-Net at
-        1/2, 1/4, 1/8 ... of the grid, for which of the above only image_size, box_label and mask_size count;
-        unet_blocks: its residual blocks of each level on the way down.
-    hold_edges: outside the image its outermost voxels go on instead of zeros.
+    Attributes:
+        image_size: side of the RoI grid in voxels.
+        patch: side of a token in voxels.
+        in_channels: of the image.
+        embed_dim: width of the encoder's tokens.
+        depth: number of blocks of the encoder's transformer.
+        heads: attention heads of each block.
+        mlp_ratio: hidden width of each block's MLP, as a multiple of `embed_dim`.
+        use_rel_pos: add relative positions to the encoder's attention.
+        window: side of the attention windows in tokens, with relative positions (0: none).
+        global_blocks: indices of the blocks without windows.
+        stem_channels: () for one patch convolution, else channels at full, half and quarter resolution.
+        prompt_dim: width of the prompt tokens.
+        mask_in_channels: hidden channels of the mask prompt's convolutions.
+        point_kinds: number of learned point embeddings.
+        published_positions: encode positions as published, see `prompt_encoder.FourierPositions`.
+        decoder_depth: number of blocks of the mask decoder's transformer.
+        decoder_heads: attention heads of each of them.
+        decoder_mlp: hidden width of their MLPs.
+        mask_tokens: number of masks that the decoder predicts.
+        iou_head: hidden width of the mask-quality head (0: none).
+        upscaling: () for the published one, else channels at 16^3 and 32^3 of the upscaling with skips.
+        point_features: add the image features at a point to its token.
+        ellipsoid_prior: add the logits of the ellipsoid in the box.
+        click_influence: show the decoder how far each click reaches, and add it to the logits.
+        box_label: label of the box-centre prompt.
+        mask_size: side of the returned logits.
+        unet_channels: () for encoder and decoder as published, else the channels of the early-fusion U-Net at
+            1/2, 1/4, 1/8 ... of the grid, for which of the above only image_size, box_label and mask_size
+            count.
+        unet_blocks: residual blocks of the U-Net's levels on the way down.
+        hold_edges: outside the image its outermost voxels go on instead of zeros.
     """
 
     image_size: int = 64
@@ -91,11 +107,16 @@ def outside_of(hold_edges: bool) -> Literal["zeros", "edge"]:
 class LocalConfig:
     """Sizes of the local network; the defaults are MONAI's `vista3d132` without its automatic branch.
 
-    space_to_depth: side of the voxel cubes that the encoder sees as channels (1: voxels).
-    init_filters, blocks_down, norm, out_channels: of the SegResNet; norm_groups: for norm "group".
-    feature_size: channels of the point head's transformer.
-    click_head: the compact head (clicks as maps, features at clicks, finer mask) instead of the published.
-    detail_channels: of the compact head's features at full resolution.
+    Attributes:
+        space_to_depth: side of the voxel cubes that the encoder sees as channels (1: voxels).
+        init_filters: channels of the SegResNet's first level.
+        blocks_down: residual blocks of each of its levels.
+        norm: its normalisation, by MONAI's name.
+        norm_groups: number of groups of the norm "group".
+        out_channels: of its feature map.
+        feature_size: channels of the point head's transformer.
+        click_head: the compact head (clicks as maps, features at clicks, finer mask), not the published one.
+        detail_channels: of the compact head's features at full resolution.
     """
 
     space_to_depth: int = 1

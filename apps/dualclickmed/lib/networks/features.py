@@ -15,8 +15,9 @@ FeaturesT = TypeVar("FeaturesT", bound="Features")
 class Features:
     """An encoded batch of images.
 
-    embedding: (B, C, D, H, W), the coarsest map; skips: finer maps (B, C_i, ...), () in the published
-    networks.
+    Attributes:
+        embedding: (B, C, D, H, W), the coarsest map.
+        skips: finer maps (B, C_i, ...), () in the published networks.
     """
 
     embedding: Tensor

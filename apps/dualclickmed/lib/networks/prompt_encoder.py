@@ -25,10 +25,13 @@ MASK_LOGIT_SCALE = 4.0
 class EncodedPrompts:
     """The prompts as the mask decoder takes them.
 
-    tokens: (B, T, dim); padding: (B, T) bool, True where a token is to be ignored, or None where all count;
-    dense: (B or 1, dim, G, G, G), added to the image embedding; maps: (B, 3, M, M, M) previous mask,
-    foreground clicks, background clicks, or None where the decoder takes none; influence: (B, 2, M, M, M) of
-    `click_influence`, or None likewise.
+    Attributes:
+        tokens: (B, T, dim).
+        padding: (B, T) bool, True where a token is to be ignored, or None where all count.
+        dense: (B or 1, dim, G, G, G), added to the image embedding.
+        maps: (B, 3, M, M, M) previous mask, foreground clicks and background clicks, or None where the
+            decoder takes none.
+        influence: (B, 2, M, M, M) of `click_influence`, or None where the decoder takes none.
     """
 
     tokens: Tensor
@@ -76,7 +79,10 @@ class FourierPositions(nn.Module):
 class GridSizes(NamedTuple):
     """(D, H, W) of the grids that a prompt encoder knows.
 
-    image: that the points refer to. embedding: of the image embedding. mask: of the previous mask.
+    Attributes:
+        image: that the points refer to.
+        embedding: of the image embedding.
+        mask: of the previous mask.
     """
 
     image: tuple[int, int, int]

@@ -425,7 +425,7 @@ def _known_form(value: object) -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int, int]:
-    """A value that differs after every replacement, even within the clock's resolution."""
+    """Modification time, inode and size: they change with every replacement, even within one clock tick."""
     status = path.stat()
     return status.st_mtime_ns, status.st_ino, status.st_size
 

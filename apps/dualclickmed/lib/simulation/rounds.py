@@ -53,7 +53,9 @@ class LocalRounds:
 class Targets(NamedTuple):
     """What a batch asks for, both (B, D, H, W) bool on the grid of the images.
 
-    truth: the objects. valid: voxels that lie in the image; clicks are drawn there.
+    Attributes:
+        truth: the objects.
+        valid: voxels that lie in the image; clicks are drawn there.
     """
 
     truth: Tensor
@@ -81,6 +83,7 @@ def global_rounds(
     gradient needs, before the next is made.
 
     Args:
+        network: the global network, which decodes the clicks.
         features: of B encoded images.
         targets: of the grid (G, G, G).
         rounds: how many clicks, and how they are shown.
@@ -153,6 +156,7 @@ def local_rounds(
     """Predict after the first click and after every correction of the mask so far, one mask at a time.
 
     Args:
+        network: the local network, which decodes the clicks.
         features: of W encoded windows.
         targets: the objects asked for; several may share a window.
         owner: (B,) int64, the window of each object.

@@ -45,8 +45,8 @@ def router(learning: Learning, answer_to: Callable[[Exception], Exception]) -> A
     ) -> Any:
         """Dice, surface distance and its 95th percentile in mm for each label and pair of annotators.
 
-        With ``output=map`` a NIfTI file on the image's grid: how many annotators see a voxel otherwise than
-        most of them, of one `label` or at most over all.
+        With ``output=map`` a NIfTI file on the image's grid: at each voxel the number of annotators who
+        differ from the majority about `label`, or the largest such number over all labels if none is given.
         """
         try:
             volume, versions = learning.versions(image)

@@ -85,7 +85,7 @@ class Learning:
         *further: Any,
         **named: Any,
     ) -> Any:
-        """The datastore's own, which reads a final label first and keeps it in the record.
+        """Save a label with the datastore's own method; a final one is checked first, and kept in the record.
 
         Raises:
             UserError: the label cannot be used; nothing was changed.
@@ -135,7 +135,7 @@ class Learning:
             raise UserError(f"The label of {image_id} was not stored. {error}") from error
 
     def versions(self, image_id: str) -> tuple[Volume, dict[str, NamedLabels]]:
-        """An image, and what each of its annotators has submitted for it since it was last without a label.
+        """An image, and by annotator the labels submitted for it since it last had none.
 
         Raises:
             UserError: there is no such image, or it has no final label that can be used.

@@ -381,12 +381,12 @@ def challenge_cases(path: Path) -> list[LabelledCase]:
 def coreset(cases: Sequence[LabelledCase], share: float = CORESET_SHARE, seed: int = 0) -> list[LabelledCase]:
     """A share of the cases, balanced by modality and within it by data set (the challenge's coreset track).
 
-    Every modality gets the same number of cases, a small one all it has, and so does every data set within
-    its modality. Which cases those are depends on the seed and their ids, not on the order of the list.
+    Every modality contributes the same number of cases, or all of them if it has fewer; so does every data
+    set within its modality. Which cases are chosen depends on the seed and their ids, not on their order.
 
     Args:
         cases: to choose from.
-        share: of their number, in (0, 1]; rounded up.
+        share: fraction of the cases to choose, in (0, 1]; their number is rounded up.
         seed: another seed gives another choice.
 
     Returns:

@@ -56,7 +56,13 @@ def point(index: Index, positive: bool) -> Interaction:
 def box(drawn: Box, positive: bool, shape: Sequence[int]) -> Interaction:
     """A box or, if it is one voxel thick, a rectangle.
 
-    One that shows what does not belong to the object is loose and may hold some of it: its middle counts.
+    A box around background is drawn loosely and may include some of the object, so it becomes one background
+    click in its middle.
+
+    Args:
+        drawn: in voxel edges.
+        positive: whether it shows the object; otherwise background.
+        shape: (D, H, W) of the volume.
 
     Raises:
         PromptError: it has no part in a volume of `shape`.
@@ -76,8 +82,9 @@ def scribble(mask: Mask, corner: Index, positive: bool) -> Interaction:
     """A stroke: every voxel of it is a click.
 
     Args:
-        mask: the stroke, or the part of the image with it.
-        corner: where the part begins in the image.
+        mask: the stroke on the grid of the image, or of a part of it.
+        corner: first voxel of that part in the image.
+        positive: whether it shows the object; otherwise background.
 
     Raises:
         PromptError: it is empty.
@@ -86,12 +93,14 @@ def scribble(mask: Mask, corner: Index, positive: bool) -> Interaction:
 
 
 def lasso(mask: Mask, corner: Index, positive: bool) -> Interaction:
-    """A region drawn around something: a rectangle about it, and clicks where it is deep.
+    """A region drawn around something, as a box around it and clicks in its depth.
 
-    One that shows what does not belong to the object gives the clicks alone.
+    A lasso around background gives the clicks only.
 
     Args:
-        mask, corner: as for `scribble`; the line, or all that is inside of it.
+        mask: the line or the region inside it, on the grid of the image or of a part of it.
+        corner: first voxel of that part in the image.
+        positive: whether it shows the object; otherwise background.
 
     Raises:
         PromptError: it is empty.

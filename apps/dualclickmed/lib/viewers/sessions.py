@@ -59,11 +59,11 @@ class Budget:
         self._givers.append(give)
 
     def hold(self, owner: Hashable, nbytes: int) -> None:
-        """Let `owner` hold a number of bytes instead of those before.
+        """Set the number of bytes that `owner` holds.
 
         Raises:
-            UserError: they would never fit.
-            FullError: they do not fit now, and nobody gives any (`when_short`); `owner` holds what it did.
+            UserError: they are more than the whole budget.
+            FullError: they do not fit now, and no owner frees enough (`when_short`); `owner` keeps its own.
         """
         if nbytes > self.most:
             raise UserError(
@@ -280,7 +280,7 @@ class Sessions(Generic[HeldT]):
         return self.liveness_seconds is not None and now > session.alive_at + self.liveness_seconds
 
     def _kept_for(self, session: _Session[HeldT]) -> float:
-        """Seconds until a new session could have this one's place, if nothing is heard of it."""
+        """Seconds until a new session may replace this one, if its viewer sends nothing until then."""
         ends = [session.used + self.idle_seconds]
         if self.liveness_seconds is not None:
             ends.append(session.alive_at + self.liveness_seconds)

@@ -127,5 +127,5 @@ def _most(cards: Iterable[Mapping[str, Any]], key: str) -> int | None:
 def _distinct(cards: Iterable[Mapping[str, Any]], key: str) -> str:
     """The cards' values, each once; a mean is bound by the licences of all its parents."""
     found = [card.get(key) for card in cards]
-    said = [value.get("what") if isinstance(value, Mapping) else value for value in found]
-    return "; ".join(dict.fromkeys("not stated" if value is None else str(value) for value in said))
+    stated = [value.get("what") if isinstance(value, Mapping) else value for value in found]
+    return "; ".join(dict.fromkeys("not stated" if value is None else str(value) for value in stated))

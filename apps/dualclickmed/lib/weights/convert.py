@@ -66,8 +66,13 @@ _OLD_MLP = re.compile(r"(point_head\.transformer\.layers\.\d+\.mlp\.)lin([12])\.
 class Conversion:
     """A checkpoint turned into the tensors of one of our networks.
 
-    format: what it was recognised as. config: of the network. tensors: its state, float32.
-    converted, dropped, initialised: names, with what was done to them.
+    Attributes:
+        format: of the checkpoint, as it was recognised.
+        config: of the network.
+        tensors: the network's state, float32.
+        converted: names of tensors that were changed, with how (resampled, renamed, cast).
+        dropped: names of the checkpoint's tensors that were left out.
+        initialised: names of tensors that were not taken from the checkpoint, with how they were set.
     """
 
     format: str
@@ -139,7 +144,8 @@ def import_target(
     """The file that an import would write.
 
     Raises:
-        WeightsError: the name is not a name, belongs to the shipped weights, or is taken.
+        WeightsError: the name has characters that are not allowed, belongs to the shipped weights, or is
+            taken.
     """
     name = weights.checked_name((name or f"{kind}-paper").removesuffix(weights.SUFFIX))
     if name in {weights.shipped_name(kind) for kind in weights.KINDS}:

@@ -41,8 +41,17 @@ OnProgress = Callable[[int, int | None], None]
 class Entry:
     """A published checkpoint.
 
-    name, kind: what it is imported as. url: its address. size (bytes), sha256, md5: as its publisher states
-    them, None where they are not stated. licence, licence_url, source: the terms and the page with them.
+    Attributes:
+        name: of the imported weights.
+        kind: of the imported weights.
+        title: for people.
+        url: address of the file.
+        size: in bytes, as its publisher states it; None where it is not stated.
+        sha256: likewise.
+        md5: likewise.
+        licence: name of the terms.
+        licence_url: address of the terms.
+        source: address of the page that offers the file.
     """
 
     name: str

@@ -17,7 +17,9 @@ LEAST_FILL = 0.05
 
 
 def widened(box: Box, foreground: Sequence[Index]) -> Box:
-    """A box that foreground clicks outside it enlarge: each lies about the middle of what the box leaves out.
+    """The box, enlarged for foreground clicks outside it.
+
+    A click is taken to lie in the middle of what the box misses, so a side moves by twice its distance to it.
 
     Args:
         box: in voxel edges.

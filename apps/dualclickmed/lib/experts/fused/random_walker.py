@@ -54,8 +54,8 @@ def solve(
 
     Args:
         links: of `edge_weights`.
-        prior: probability of foreground that a walker reports when it stops.
-        trust: how readily it stops, relative to a step between two cells that are alike; above 0.
+        prior: probability that a walk which stops at the cell counts as foreground.
+        trust: weight of stopping at the cell, where a step between two equal cells has weight 1; above 0.
         seeds: cells with a probability that is known.
 
     Returns:

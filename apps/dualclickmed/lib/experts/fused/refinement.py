@@ -37,9 +37,9 @@ Mask = npt.NDArray[np.bool_]
 MOST_CELLS = 64
 """Cells along an axis at most: one for each voxel in a small region, wider ones in a large one."""
 NETWORK_WEIGHT, NETWORK_LIMIT = 1.0, 4.0
-"""Weight of the network's logits, and where they are cut before: it is surer than it is right."""
+"""Weight of the network's logits, and the range they are clipped to first: the network is over-confident."""
 INTENSITY_WEIGHT, INTENSITY_LIMIT = 0.5, 3.0
-"""Weight of the log ratio of intensities, and where it is cut before."""
+"""Weight of the log ratio of intensities, and the range it is clipped to first."""
 BOX_SLOPE, BOX_LIMIT = 16.0, 6.0
 """Logit taken from a cell outside the box for each half side that it is away, and the most that is taken."""
 NEAR_BOX = 1.15
@@ -55,11 +55,11 @@ RIVAL_SHARE = 0.5
 CLICK_WIDTH = 0.07
 """Difference of rank at which a cell no longer looks like the clicked one (one standard deviation)."""
 HELD = 0.15
-"""Logit by which the mask before a click holds against it, away from the click."""
+"""Logit by which a new answer must be beyond 0 to change the previous mask away from the click."""
 HELD_FROM = 2.0
-"""Multiple of a click's reach from which on that counts in full."""
+"""Distance, in multiples of the click's reach, at which 0.4 of `HELD` applies; far beyond it all of it."""
 CONTRAST, LEAST_LINK = 1.0, 1e-3
-"""An edge, as a multiple of the median difference between neighbours; what no edge can cut."""
+"""Difference that counts as an edge, in median differences of neighbours; the smallest edge weight."""
 TRUST = 0.1
 """Weight of the prior against the edges where the prior is certain."""
 UNSURE = 0.2
@@ -68,9 +68,10 @@ SHORT_SIDE = 10.0
 """Cells along a side of the box below which walkers step less readily along that axis: steps that hardly move
 the border of a large object must not lead out of one of three slices."""
 SHRUNK, SHRUNK_FAR = 0.43, 0.33
-"""Walks take the tips of what is small or thin. Where a border at the first probability or above keeps the
-prior's volume, it lies there instead of at 0.5; where it would have to lie below the second, edges took that
-volume, and rightly. In between it moves in part."""
+"""A random walk shrinks small and thin objects, so the threshold of the mask may be lowered from 0.5 to the
+one that keeps the prior's volume. It is lowered to there if that one is at least `SHRUNK`, and not at all if
+it is at most `SHRUNK_FAR`, because image edges then removed the volume. Between the two it is lowered by a
+part of that difference, which rises linearly from 0 to 1."""
 ELLIPSOID_SLOPE = np.float32(3.0)
 """Logit of the ellipsoid in the middle of its box, falling to 0 on its surface."""
 BINS, BLUR, FLOOR = 32, 1.5, 0.05
@@ -87,7 +88,7 @@ class RegionFeatures:
     Attributes:
         roi: the region; its grid is that of all arrays.
         step: millimetres of a cell along (z, y, x).
-        links: how readily a walker steps along each axis.
+        links: edge weights along each axis, in (0, 1 + `LEAST_LINK`].
         rank: in [0, 1), the share of the region that is darker than the mean of a cell's 3^3 surroundings.
         kind: a cell's bin in the histogram of two axes, its own intensity and that mean.
     """
@@ -164,10 +165,11 @@ class ClickEvidence:
 
 @dataclass(frozen=True, eq=False)
 class Depths:
-    """How deep in what it contradicts a click is at each cell, in mm; 0 where it agrees.
+    """Depth in mm of a click at each cell, inside the region where it would correct the mask; 0 elsewhere.
 
     Attributes:
-        fore, back: of each kind of click.
+        fore: of foreground clicks, inside what the mask lacks.
+        back: of background clicks, inside the mask.
     """
 
     fore: Field
@@ -175,7 +177,7 @@ class Depths:
 
     @classmethod
     def of(cls, features: RegionFeatures, before: Mask, box: Box | None) -> Depths:
-        """Those of clicks that correct a mask.
+        """Depths of clicks that correct a mask: distances to the border of the part to be corrected.
 
         Args:
             features: of the region.

@@ -132,7 +132,7 @@ class _Seen:
 
     @cached_property
     def depths(self) -> Depths:
-        """Those of the next clicks. Which one came first and how far it reaches ask for the same."""
+        """Depths of the next clicks; both their order and their reach are computed from them."""
         return Depths.of(self.features, self.probability > 0.5, self.box)
 
     @property
@@ -141,7 +141,7 @@ class _Seen:
         return 5 * self.probability.nbytes
 
     def agrees_with(self, click: Click) -> bool:
-        """Whether a click says what was seen. It corrects nothing then, and what is right must not change."""
+        """Whether the click has the same label as the mask at its voxel: its step then changes nothing."""
         inside = self.features.roi.box.contains(click.index)
         found = inside and bool(self.probability[self.features.cell(click.index)] > 0.5)
         return found == click.positive
@@ -164,7 +164,7 @@ class _Seen:
 
 
 class Fusion:
-    """Answers for one object at a time from what an expert says.
+    """Segments one object at a time by refining the output of an expert.
 
     Attributes:
         cache: what was found out about regions, kept between requests.
@@ -185,21 +185,21 @@ class Fusion:
     ) -> Refined:
         """Segment one object.
 
-        The expert says what the box or the first click means, and with each further click what it makes of
-        all of them; the refinement lets each click change what is near. A mask in the prompts is what clicks
+        The expert predicts from the box or the first click, and again from all clicks after each further
+        click; the refinement lets each click change what is near. A mask in the prompts is what clicks
         correct: away from them it stays as it is; without clicks the expert sees it.
 
         Args:
-            expert: whose opinion is refined.
+            expert: whose logits are refined.
             volume: the image.
             prompts: checked for this volume. Foreground and background clicks count in their own order; how
                 the two are interleaved plays no part.
             intensity: one of `intensity.CHOICES`.
             stages: receives seconds spent in crop, encode, decode, refine and paste.
             other: for an object without a box: it looks for one at the first click (`window_search`), and
-                what was seen last proposes one for its opinion, which is joined with that of the local
-                expert.
-            elsewhere: voxels that belong to other objects. Those in the mask after all clicks are heard as
+                with each further click it predicts from the box around the mask so far; its logits are
+                averaged with those of the local expert.
+            elsewhere: voxels that belong to other objects. Those in the mask after all clicks count as
                 background clicks that came last; others change nothing.
 
         Raises:
@@ -457,7 +457,7 @@ def _cell_clicks(features: RegionFeatures, clicks: Sequence[Click]) -> list[Cell
 
 
 def _kept(mask: npt.NDArray[np.generic], logits: Tensor, evidence: Tensor, roi: Roi) -> list[Prediction]:
-    """A given mask, with new logits where clicks are evidence."""
+    """The given mask; only where click evidence is above `LEAST_EVIDENCE` does it get new logits."""
     region, values = paste_from_grid(logits, roi, mask.shape)
     _, there = paste_from_grid(evidence, roi, mask.shape)
     whole = enclosing_region([region, filled_region(mask)])

@@ -57,7 +57,7 @@ class Candidate:
         return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])).at_least(1.0)
 
     def overlap(self, wider: Candidate) -> float:
-        """Dice of two candidates; the window of the other one is the wider one."""
+        """Dice of this candidate and one of a wider window, compared on the grid of this one's window."""
         theirs = resampled(torch.from_numpy(wider.mask.astype(np.float32)), wider.window, self.window)
         shared = float((self.mask & (theirs.numpy() > 0.5)).sum()) * math.prod(self.window.spacing)
         return 2 * shared / (self.volume + wider.volume)
@@ -65,7 +65,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The box of the object that a click means most probably; None if no window shows an object there."""
+    """The result of a search.
+
+    Attributes:
+        box: around the most probable object at the click, in voxel edges; None if no window shows one.
+    """
 
     box: Box | None
 
