@@ -99,6 +99,11 @@ class TestBox:
         with pytest.raises(ValueError, match="finite lo < hi"):
             Box(lo, hi)
 
+    def test_between_takes_lists_and_arrays_of_three_numbers_alone(self) -> None:
+        assert Box.between([0, 1, 2], np.asarray([3, 4.5, 6])) == Box((0.0, 1.0, 2.0), (3.0, 4.5, 6.0))
+        with pytest.raises(ValueError, match="values to unpack"):
+            Box.between([0, 1], [3, 4])
+
     @pytest.mark.parametrize(
         ("points", "lo", "hi"),
         [
@@ -225,6 +230,20 @@ class TestRoi:
         expected = np.asarray(points, dtype=np.float64).reshape(-1, 3)
         np.testing.assert_allclose(roi.to_voxel(roi.to_grid(points)), expected, atol=1e-9)
         np.testing.assert_allclose(roi.to_grid(roi.to_voxel(points)), expected, atol=1e-9)
+
+    @pytest.mark.parametrize(
+        ("cells", "voxels"),
+        [
+            (Box((0, 0, 0), (4, 4, 4)), Box((10, 20, -2), (18, 24, 0))),
+            (Box((1, 2, 3), (2, 3, 4)), Box((12, 22, -0.5), (14, 23, 0))),
+            (Box((0.5, 0, 0), (3, 4, 2)), Box((11, 20, -2), (16, 24, -1))),
+            (Box((-1, 0, 0), (5, 6, 4)), Box((8, 20, -2), (20, 26, 0))),
+        ],
+        ids=["the whole grid", "one cell", "half a cell", "beyond the grid"],
+    )
+    def test_a_box_of_cells_is_one_of_voxels(self, cells: Box, voxels: Box) -> None:
+        roi = Roi(Box((10, 20, -2), (18, 24, 0)), (4, 4, 4))
+        assert roi.box_to_voxel(cells) == voxels
 
     @given(rois, indices)
     def test_a_contained_voxel_falls_into_a_cell(self, roi: Roi, voxel: Index) -> None:

@@ -234,7 +234,7 @@ class Predictor:
         lo, hi = ordered_corners(edges.tolist())
         if not self._is_array:
             return self.volume.box_to_canonical(lo, hi)
-        return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+        return Box.between(lo, hi)
 
     def _mask(self, mask: npt.NDArray[np.generic] | None) -> npt.NDArray[Any] | None:
         if mask is not None and mask.shape != self._shape:

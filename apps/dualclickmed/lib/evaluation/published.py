@@ -275,4 +275,4 @@ def _window(index: Index, volume: Volume) -> Roi:
     sides = [SAM_SIDE * SAM_SPACING / s for s in volume.spacing]
     lo = [p + 0.5 - side / 2 for p, side in zip(index, sides, strict=True)]
     hi = [a + side for a, side in zip(lo, sides, strict=True)]
-    return Roi(Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])), (SAM_SIDE,) * 3)
+    return Roi(Box.between(lo, hi), (SAM_SIDE,) * 3)

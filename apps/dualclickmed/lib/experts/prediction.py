@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..imaging.geometry import Box, Position, Region, Roi, paste_from_grid
+from ..imaging.geometry import Box, Region, Roi, paste_from_grid
 
 NOWHERE: Region = (slice(0, 0), slice(0, 0), slice(0, 0))
 
@@ -152,8 +152,4 @@ def _part(roi: Roi, cells: Sequence[slice]) -> Roi:
         # Rounding must not lose the voxels at the region's own end.
         hi.append(b if s.stop == n else a + s.stop * size)
         grid.append(s.stop - s.start)
-    return Roi(Box(_triple(lo), _triple(hi)), (grid[0], grid[1], grid[2]))
-
-
-def _triple(values: Sequence[float]) -> Position:
-    return values[0], values[1], values[2]
+    return Roi(Box.between(lo, hi), (grid[0], grid[1], grid[2]))

@@ -106,7 +106,7 @@ def patient_box(volume: Volume) -> Box:
         if found.size:
             lo[axis] = float(found[0] * steps[axis])
             hi[axis] = float(min((found[-1] + 1) * steps[axis], volume.shape[axis]))
-    return Box(as_position(lo), as_position(hi))
+    return Box.between(lo, hi)
 
 
 def millimetres(box: Box, volume: Volume) -> npt.NDArray[np.float64]:

@@ -300,12 +300,12 @@ def _box(entry: Any, shape: Index, name: str) -> Box:
             f"Each of the boxes of '{name}' must have whole numbers {', '.join(BOX_KEYS)}, but "
             f"{_short(entry)} came."
         ) from None
-    lo, hi = (z0, y0, x0), (z1 + 1, y1 + 1, x1 + 1)
-    if not all(0 <= a < b <= n for a, b, n in zip(lo, hi, shape, strict=True)):
+    first, last = (z0, y0, x0), (z1, y1, x1)
+    if not all(0 <= a <= b < n for a, b, n in zip(first, last, shape, strict=True)):
         raise UserError(
             f"The boxes of '{name}' must lie in the image of shape {shape}, but one is {_short(entry)}."
         )
-    return Box(lo, hi)
+    return Box.around([first, last])
 
 
 def _clicks(

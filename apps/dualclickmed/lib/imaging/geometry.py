@@ -103,6 +103,15 @@ class Box:
         object.__setattr__(self, "hi", hi)
 
     @classmethod
+    def between(cls, lo: Iterable[float], hi: Iterable[float]) -> Box:
+        """The box between two corners, each of three numbers (z, y, x) in voxel edges.
+
+        Raises:
+            ValueError: as for the class, and unless there are three numbers.
+        """
+        return cls(as_position(lo), as_position(hi))
+
+    @classmethod
     def around(cls, points: Sequence[Index]) -> Box:
         """The smallest box that holds the whole of each voxel of `points`.
 
@@ -110,7 +119,7 @@ class Box:
             ValueError: if there are no points.
         """
         lo, hi = voxels_around(points)
-        return cls(as_position(lo), as_position(hi))
+        return cls.between(lo, hi)
 
     @classmethod
     def of_mask(cls, mask: npt.NDArray[np.generic]) -> Box:
@@ -129,7 +138,7 @@ class Box:
                 raise ValueError("a box of a mask needs at least one voxel in the mask, got none")
             lo.append(used[0])
             hi.append(used[-1] + 1)
-        return cls(as_position(lo), as_position(hi))
+        return cls.between(lo, hi)
 
     @property
     def sides(self) -> Position:
@@ -145,7 +154,7 @@ class Box:
         """The smallest box that holds both."""
         lo = [min(a, b) for a, b in zip(self.lo, other.lo, strict=True)]
         hi = [max(a, b) for a, b in zip(self.hi, other.hi, strict=True)]
-        return Box(as_position(lo), as_position(hi))
+        return Box.between(lo, hi)
 
     def lies_in(self, shape: Sequence[int]) -> bool:
         """Whether no part of it is outside an image of `shape`."""
@@ -185,7 +194,7 @@ class Box:
         for axis, (side, old, middle) in enumerate(zip(sides, self.sides, self.centre, strict=True)):
             if side != old:
                 lo[axis], hi[axis] = middle - side / 2, middle + side / 2
-        return Box(as_position(lo), as_position(hi))
+        return Box.between(lo, hi)
 
 
 @dataclass(frozen=True)
@@ -226,6 +235,11 @@ class Roi:
         lo, hi, n = self._arrays()
         return (_rows(points) + 0.5) * (hi - lo) / n + lo - 0.5
 
+    def box_to_voxel(self, box: Box) -> Box:
+        """A box in edges of grid cells as one in voxel edges; nothing is rounded or clipped."""
+        lo, hi = self.to_voxel(np.asarray([box.lo, box.hi]) - 0.5) + 0.5
+        return Box.between(lo, hi)
+
     def _arrays(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         lo, hi, n = (np.asarray(values, dtype=np.float64) for values in (self.box.lo, self.box.hi, self.grid))
         return lo, hi, n
@@ -263,7 +277,7 @@ def window_at(centre: Index, size: Index = LOCAL_WINDOW) -> Roi:
     """The region of `size` voxels, copied one to one, whose grid index ``size // 2`` is voxel `centre`."""
     lo = [p - n // 2 for p, n in zip(centre, size, strict=True)]
     hi = [a + n for a, n in zip(lo, size, strict=True)]
-    return Roi(Box(as_position(lo), as_position(hi)), size)
+    return Roi(Box.between(lo, hi), size)
 
 
 def local_windows(

@@ -48,4 +48,4 @@ def joined(boxes: Sequence[Box], spacing: Position) -> Box:
             middle = (lo[axis] + hi[axis]) / 2
             side = max(hi[axis] - lo[axis], guess / spacing[axis])
             lo[axis], hi[axis] = math.floor(middle - side / 2), math.ceil(middle + side / 2)
-    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+    return Box.between(lo, hi)

@@ -159,7 +159,7 @@ def _clipped(box: Box, shape: tuple[int, ...]) -> Box:
         raise PromptError(
             f"The box must overlap the volume of shape {shape}, but it spans {box.lo} to {box.hi}."
         )
-    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+    return Box.between(lo, hi)
 
 
 def _checked_mask(mask: npt.NDArray[np.generic], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:

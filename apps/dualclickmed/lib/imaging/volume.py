@@ -154,9 +154,7 @@ class Volume:
         axes, flips = self._orientation
         start, stop = (np.asarray(edges, dtype=np.float64).reshape(3)[axes] for edges in (lo, hi))
         size = np.asarray(self.shape)
-        return Box(
-            as_position(np.where(flips, size - stop, start)), as_position(np.where(flips, size - start, stop))
-        )
+        return Box.between(np.where(flips, size - stop, start), np.where(flips, size - start, stop))
 
     def to_raw_array(self, array: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
         """A canonical array (D, H, W), such as a mask, in raw order (i, j, k).

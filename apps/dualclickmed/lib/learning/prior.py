@@ -174,4 +174,4 @@ def _median(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -
 
 def _inside(lo: npt.NDArray[np.float64], hi: npt.NDArray[np.float64], shape: Sequence[int]) -> Box | None:
     lo, hi = np.maximum(lo, 0.0), np.minimum(hi, np.asarray(shape, dtype=np.float64))
-    return Box(as_position(lo), as_position(hi)) if (lo + 1 <= hi).all() else None
+    return Box.between(lo, hi) if (lo + 1 <= hi).all() else None

@@ -78,7 +78,7 @@ def _shifted(box: Box, found: Found) -> Box:
         tuple(edge + s.start for edge, s in zip(edges, found.region, strict=True))
         for edges in (box.lo, box.hi)
     )
-    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+    return Box.between(lo, hi)
 
 
 def drawn_box(opened: OpenedCase, found: Found, recipe: Recipe, rng: np.random.Generator) -> tuple[Box, bool]:

@@ -35,7 +35,7 @@ def simulated_box(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> Box:
     sides = np.array(exact.sides)
     lo = np.array(exact.lo) + np.round(shift[0] * sides)
     hi = np.maximum(np.array(exact.hi) + np.round(shift[1] * sides), lo + 1)
-    return Box((float(lo[0]), float(lo[1]), float(lo[2])), (float(hi[0]), float(hi[1]), float(hi[2])))
+    return Box.between(lo, hi)
 
 
 def first_box(mask: npt.NDArray[np.bool_], recipe: Recipe, rng: np.random.Generator) -> tuple[Box, bool]:

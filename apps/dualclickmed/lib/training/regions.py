@@ -45,7 +45,7 @@ def window_about(
     side = max(side, LEAST_WINDOW * float(step.min()))
     middle = (np.asarray(click) + 0.5) * step + rng.uniform(-1, 1, size=3) * WINDOW_JITTER * side
     lo, hi = (((middle + end * side / 2) / step).tolist() for end in (-1, 1))
-    return Roi(Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])), (grid,) * 3)
+    return Roi(Box.between(lo, hi), (grid,) * 3)
 
 
 def jittered(centre: Index, rng: np.random.Generator) -> Index:

@@ -109,7 +109,7 @@ def lasso(mask: Mask, corner: Index, positive: bool) -> Interaction:
     core, around = understood(mask)
     offset = np.asarray(corner)
     lo, hi = np.asarray(around.lo) + offset, np.asarray(around.hi) + offset
-    drawn = Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+    drawn = Box.between(lo, hi)
     return Interaction(positive, (core + offset).astype(np.int32), drawn if positive else None)
 
 

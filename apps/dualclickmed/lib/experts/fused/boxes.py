@@ -31,7 +31,7 @@ def widened(box: Box, foreground: Sequence[Index]) -> Box:
             at = voxel + 0.5
             lo[axis] = min(lo[axis], 2 * at - box.lo[axis])
             hi[axis] = max(hi[axis], 2 * at - box.hi[axis])
-    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+    return Box.between(lo, hi)
 
 
 def proposed_box(found: Mask, features: RegionFeatures, clicked: Sequence[Index]) -> Box | None:
@@ -53,8 +53,7 @@ def proposed_box(found: Mask, features: RegionFeatures, clicked: Sequence[Index]
     if not wanted:
         wanted = {int(np.bincount(parts.ravel())[1:].argmax()) + 1}
     around = Box.of_mask(np.isin(parts, list(wanted)))
-    lo, hi = (roi.to_voxel(np.asarray([corner]) - 0.5)[0] + 0.5 for corner in (around.lo, around.hi))
-    return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
+    return roi.box_to_voxel(around)
 
 
 def is_nearly_empty(probability: Field, features: RegionFeatures, box: Box) -> bool:

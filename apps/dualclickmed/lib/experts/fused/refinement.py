@@ -114,7 +114,7 @@ class RegionFeatures:
         lo, hi = (tuple(float(getattr(s, end)) for s in region) for end in ("start", "stop"))
         sides = [s.stop - s.start for s in region]
         z, y, x = (min(MOST_CELLS, side) for side in sides)
-        roi = Roi(Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])), (z, y, x))
+        roi = Roi(Box.between(lo, hi), (z, y, x))
         dz, dy, dx = (a * b for a, b in zip(roi.spacing, volume.spacing, strict=True))
         image = crop_to_grid(volume.array, roi, volume.to_real).numpy()
         low, high = np.percentile(image, _CLIPPED)

@@ -51,10 +51,9 @@ class Candidate:
 
     def box(self, shape: Index) -> Box:
         """Around the object, inside an image of that shape, in voxel edges."""
-        around = Box.of_mask(self.mask)
-        corners = self.window.to_voxel(np.asarray([around.lo, around.hi]) - 0.5) + 0.5
-        lo, hi = np.clip(corners, 0, np.asarray(shape)).tolist()
-        return Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])).at_least(1.0)
+        around = self.window.box_to_voxel(Box.of_mask(self.mask))
+        lo, hi = np.clip([around.lo, around.hi], 0, np.asarray(shape))
+        return Box.between(lo, hi).at_least(1.0)
 
     def overlap(self, wider: Candidate) -> float:
         """Dice of this candidate and one of a wider window, compared on the grid of this one's window."""
@@ -89,7 +88,7 @@ def windows(index: Index, volume: Volume, cells: int) -> list[Roi]:
     found = []
     for side in sides:
         lo, hi = ((np.asarray(index) + 0.5 + end * side / spacing).tolist() for end in (-0.5, 0.5))
-        found.append(Roi(Box((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2])), (cells, cells, cells)))
+        found.append(Roi(Box.between(lo, hi), (cells, cells, cells)))
     return found
 
 
