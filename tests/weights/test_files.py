@@ -20,6 +20,7 @@ from dualclickmed.errors import WeightsError
 from dualclickmed.networks.build import build_global, build_local
 from dualclickmed.networks.configs import PRESETS
 from dualclickmed.weights import files as weights
+from dualclickmed.weights.cards import command_line
 from torch import nn
 
 FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
@@ -229,6 +230,11 @@ def test_a_card_of_another_json_type_is_explained(saved: Path) -> None:
     weights.card_path(saved).write_text("[1, 2]")
     with pytest.raises(WeightsError, match="lacks kind, preset, config, sha256"):
         weights.load_expert("global", saved)
+
+
+def test_a_command_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/main.py", "train", "global", "--data", "my cases"])
+    assert command_line() == "python main.py train global --data 'my cases'"
 
 
 def test_default_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

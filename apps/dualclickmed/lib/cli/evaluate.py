@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +13,7 @@ from rich.table import Table
 from ..errors import UserError
 from ..evaluation.names import DEFAULT, STARTS, TIME_LIMIT, known, name_of
 from ..strategies import DEFAULT_STRATEGY, STRATEGIES
+from ..weights.cards import command_line
 from .console import CaseProgress, Device, ModelDir, Preset, existing, loading
 
 if TYPE_CHECKING:
@@ -143,8 +142,8 @@ def evaluate(
         run(_part(found, shard), plan, workers, progress.done)
     measured = cost.our_costs(settings, torch.get_num_threads()) if costs else []
     summaries = report.write(
-        out, names, found, report.Origin(_command(), _machine(settings.device)), start, measured, pictures,
-        lambda case: case.task(wanted, smallest, most),
+        out, names, found, report.Origin(command_line(), _machine(settings.device)), start, measured,
+        pictures, lambda case: case.task(wanted, smallest, most),
     )  # fmt: skip
     Console(width=WIDTH).print(_table(summaries, start))
     if calibrated:
@@ -222,10 +221,6 @@ def _table(summaries: list[Summary], start: str) -> Table:
             f"{100 * s.harmful:.0f} %", f"{s.seconds:.2f}",
         )  # fmt: skip
     return table
-
-
-def _command() -> str:
-    return shlex.join(["python", "main.py", *sys.argv[1:]])
 
 
 def _machine(device: str) -> str:

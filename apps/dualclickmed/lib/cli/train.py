@@ -7,7 +7,6 @@ import dataclasses
 import enum
 import logging
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from rich.console import Console
 
 from ..errors import UserError
 from ..training.recipes import BAD_SHARE, Recipe, changed, fine_tune, load_recipe, recipe_names
-from ..weights.cards import Kind, default_path, model_dir, named_path
+from ..weights.cards import Kind, command_line, default_path, model_dir, named_path
 from .console import existing, loading, pairs
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def train_expert(
         path = train(
             chosen,
             options,
-            command=shlex.join(["python", "main.py", *sys.argv[1:]]),
+            command=command_line(),
             data=sources,
             start=None if start is None else named_path(start),
             stop=stop,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +30,7 @@ from ..training.generated import make_scene
 from ..training.loop import Options, train
 from ..training.recipes import Recipe, changed, load_recipe
 from ..training.sources import WeightedSource, find_training_cases
+from ..weights.cards import command_line
 from ..weights.files import Kind, load_expert, named_path, read_card
 from . import records
 from .cases import Task, find_cases
@@ -181,7 +180,7 @@ def run_row(
         path = folder / f"{row.kind}-{recipe.preset}.safetensors"
         if not path.exists():
             begin = budget.starts.get(row.kind)
-            path = train(recipe, options, command=_command(), data=sources, start=begin)
+            path = train(recipe, options, command=command_line(), data=sources, start=begin)
         method = _method(row.kind, path, budget.device, bool(recipe.last_only))
         start = "box" if row.kind == "global" else "point"
         for name, task in tasks:
@@ -381,8 +380,8 @@ def _write(out: Path, findings: Sequence[Finding], budget: TrainingBudget) -> No
     lines = [
         "# Ablations",
         "",
-        f"`{_command()}`, version {__version__}, {torch.get_num_threads()} threads on {budget.device}. Each "
-        f"training: "
+        f"`{command_line()}`, version {__version__}, {torch.get_num_threads()} threads on {budget.device}. "
+        "Each training: "
         f"{spent}, compact preset. Final DSC after five clicks; the interval is a bootstrap over the cases' "
         "differences, and does not cover what another seed of training would change.",
         "",
@@ -393,7 +392,3 @@ def _write(out: Path, findings: Sequence[Finding], budget: TrainingBudget) -> No
     (out / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
     table = [{**dataclasses.asdict(f), "row": f.row.key} for f in findings]
     (out / TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-
-
-def _command() -> str:
-    return shlex.join(["python", "main.py", *sys.argv[1:]])

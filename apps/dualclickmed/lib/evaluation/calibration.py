@@ -15,6 +15,7 @@ from ..experts.fused.strategy import Refined
 from ..imaging.geometry import crop_to_grid
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
+from ..strategies import DEFAULT_STRATEGY
 from .cases import Case, Task
 from .metrics import Mask
 from .protocol import run_task
@@ -84,7 +85,7 @@ def measure(
     cases: Iterable[Case],
     task_of: Callable[[Case], Task],
     clicks: int,
-    strategy: str = "fused",
+    strategy: str = DEFAULT_STRATEGY,
 ) -> Reliabilities:
     """Reliability of every object's probabilities in its region, from the box and after all clicks.
 

@@ -11,7 +11,16 @@ ConfigT = TypeVar("ConfigT", "GlobalConfig", "LocalConfig")
 
 
 @dataclass(frozen=True)
-class GlobalConfig:
+class _Config:
+    """Sizes of a network."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a model card (JSON)."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class GlobalConfig(_Config):
     """Sizes of the global network; the defaults are the authors' 64-voxel variant of SAM-Med3D.
 
     Attributes:
@@ -88,10 +97,6 @@ class GlobalConfig:
         """Side of the mask prompt: two halvings lead to the token grid; a U-Net takes its own masks."""
         return self.mask_size if self.unet_channels else 4 * self.grid
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a model card (JSON)."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GlobalConfig:
         """The inverse of `to_dict`, also after JSON; ValueError for unknown names."""
@@ -104,7 +109,7 @@ def outside_of(hold_edges: bool) -> Literal["zeros", "edge"]:
 
 
 @dataclass(frozen=True)
-class LocalConfig:
+class LocalConfig(_Config):
     """Sizes of the local network; the defaults are MONAI's `vista3d132` without its automatic branch.
 
     Attributes:
@@ -133,10 +138,6 @@ class LocalConfig:
     def multiple(self) -> int:
         """What the sides of a window must be multiples of: the encoder halves it after each level but one."""
         return self.space_to_depth * 2 ** max(len(self.blocks_down) - 1, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a model card (JSON)."""
-        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LocalConfig:

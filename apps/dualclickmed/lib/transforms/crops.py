@@ -28,7 +28,16 @@ from ..training.first_prompts import interior_voxel, simulated_box
 from .clicks import one_channel
 
 
-class SimulateBoxd(Randomizable, MapTransform):
+class _Drawing(Randomizable):
+    """A transform that draws from a generator of NumPy's, which MONAI's random state seeds."""
+
+    _rng: np.random.Generator
+
+    def randomize(self, data: Any = None) -> None:
+        self._rng = np.random.default_rng(self.R.randint(np.iinfo(np.int32).max))
+
+
+class SimulateBoxd(_Drawing, MapTransform):
     """The box that a user would draw about a label: exact, of the middle slice, or a little off.
 
     Args:
@@ -47,9 +56,6 @@ class SimulateBoxd(Randomizable, MapTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.box, self.exact = box, exact
         self._rng = np.random.default_rng(0)
-
-    def randomize(self, data: Any = None) -> None:
-        self._rng = np.random.default_rng(self.R.randint(np.iinfo(np.int32).max))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         done = dict(data)
@@ -159,7 +165,7 @@ class LocalWindowd(_Cropd):
         return window_at((z, y, x), self.size)
 
 
-class RandObjectCropd(Randomizable, _Cropd):
+class RandObjectCropd(_Drawing, _Cropd):
     """A window about a voxel inside one object of a label map, each object as likely as any other.
 
     The label becomes that object's mask.
@@ -182,9 +188,6 @@ class RandObjectCropd(Randomizable, _Cropd):
         _Cropd.__init__(self, keys, labels, roi, None, allow_missing_keys)
         self.label, self.size = label, size
         self._rng = np.random.default_rng(0)
-
-    def randomize(self, data: Any = None) -> None:
-        self._rng = np.random.default_rng(self.R.randint(np.iinfo(np.int32).max))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()

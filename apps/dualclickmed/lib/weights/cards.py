@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,6 +31,11 @@ class WeightFile:
     nbytes: int
     card: dict[str, Any] | None
     problem: str | None
+
+
+def command_line() -> str:
+    """How this process was started, as cards and reports say it for whoever wants to repeat it."""
+    return shlex.join(["python", "main.py", *sys.argv[1:]])
 
 
 def model_dir(directory: str | os.PathLike[str] | None = None) -> Path:
