@@ -162,7 +162,7 @@ def test_there_is_one_of_each() -> None:
     allowed = {
         **dict.fromkeys(reading, readers),
         **dict.fromkeys(flushing, flushers),
-        "np.diag([-1": {"lib/imaging/placing.py"},
+        "np.diag([-": {"lib/imaging/placing.py"},
     }
     elsewhere = {
         f"{name}: {what}"

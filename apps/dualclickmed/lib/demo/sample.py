@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from ..imaging.placing import RAS_FROM_LPS
 from .anatomy import paint_all
 from .trunk import ORGANS, ORIGIN, SPACING, Trunk
 
@@ -75,9 +76,9 @@ def make_trunk(
     volume = trunk.scan()
     z, y, x = ORIGIN
     dz, dy, dx = SPACING
-    affine = np.array([[-dx, 0, 0, -x], [0, -dy, 0, -y], [0, 0, dz, z], [0, 0, 0, 1]], dtype=np.float64)
+    lps = np.array([[dx, 0, 0, x], [0, dy, 0, y], [0, 0, dz, z], [0, 0, 0, 1]], dtype=np.float64)
     return (
         np.ascontiguousarray(volume.transpose(2, 1, 0)),
         np.ascontiguousarray(trunk.labels.transpose(2, 1, 0)),
-        affine,
+        RAS_FROM_LPS @ lps,
     )

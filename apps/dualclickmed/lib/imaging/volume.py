@@ -32,7 +32,7 @@ from .compact import compact, strided_sample
 from .facts import ReadLimits
 from .geometry import Box, Index, Position, Region, as_index, as_position
 from .headers import META_SUFFIXES, NRRD_SUFFIXES, check_header, reading
-from .placing import FileAffine, Placing
+from .placing import RAS_FROM_LPS, FileAffine, Placing
 from .reading import Read, read_volume
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ def from_array(
     z, y, x = (float(step) for step in spacing)
     if not all(math.isfinite(step) and step > 0 for step in (z, y, x)):
         raise VolumeError(f"An array's spacing must be positive, but it is {(z, y, x)}.")
-    return from_grid(array.T, np.diag([-x, -y, z, 1.0]), modality)
+    return from_grid(array.T, RAS_FROM_LPS @ np.diag([x, y, z, 1.0]), modality)
 
 
 def from_grid(
