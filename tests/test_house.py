@@ -180,6 +180,20 @@ def test_the_folders_of_tests_are_the_rooms() -> None:
     assert folders <= rooms | {"browser", "integration", "packaging", "page", "support"}
 
 
+def test_what_tests_share_lies_in_support() -> None:
+    """No test module imports another one, so that each can be run, moved and removed alone."""
+    tests = Path(__file__).parent
+    shared = [
+        f"{path.relative_to(tests)}:{node.lineno}"
+        for path in sorted(tests.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+        if re.search(r"(^|\.)test_\w+$", name)
+    ]
+    assert shared == []
+
+
 def test_files_are_parsed_in_the_loader_alone() -> None:
     """Images and labels come through `imaging.reading`; few modules parse them for it."""
     parser = re.compile(

@@ -14,9 +14,9 @@ from scipy import ndimage
 
 from tests.browser.conftest import PICTURES, SPACING
 from tests.browser.ohif import VIEWS, Run, Shown, Viewer
-from tests.integration.test_server import read_nrrd
 from tests.support.dicoms import LAYOUTS, Archive, WrittenSeries
 from tests.support.live import Server
+from tests.support.nrrd_answers import read_nrrd
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

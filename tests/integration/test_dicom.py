@@ -24,10 +24,10 @@ from dualclickmed.server.archive import DicomStudies
 from monailabel.datastore.dicom import DICOMwebClientX
 from nibabel.eulerangles import euler2mat
 
-from tests.integration.test_server import affine_of, read_nrrd
 from tests.support.dicom_files import read_segments
 from tests.support.dicoms import Archive, WrittenSeries, archived_noise, orthanc
 from tests.support.live import LABELS, Server, serving
+from tests.support.nrrd_answers import affine_of, read_nrrd
 
 SHAPE = (36, 33, 26)
 """Along (x, y, z); no two sides are equal."""

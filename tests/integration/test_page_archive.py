@@ -17,8 +17,8 @@ from nibabel.eulerangles import euler2mat
 
 from tests.support.dicom_files import read_segments
 from tests.support.dicoms import Archive, WrittenSeries, archived_noise, orthanc
+from tests.support.frames import unframed
 from tests.support.live import Server, serving
-from tests.viewers.test_page_frames import unframed
 
 SHAPE = (36, 33, 26)
 """Along (x, y, z); no two sides are equal."""

@@ -14,8 +14,8 @@ import pytest
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.plane_boxes import joined
 
-from tests.integration.test_server import read_nrrd
 from tests.support.live import Server, free_port, running
+from tests.support.nrrd_answers import read_nrrd
 
 remote = pytest.importorskip("nnInteractive.inference.remote")
 pytestmark = pytest.mark.timeout(1800)

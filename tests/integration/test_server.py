@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import nrrd
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -20,6 +18,7 @@ from dualclickmed.weights.files import default_path
 from requests_toolbelt import MultipartDecoder
 
 from tests.support.live import CT_SHAPE, LABELS, ORIENTATIONS, SMALL_SHAPE, Server, orientation_id
+from tests.support.nrrd_answers import affine_of, read_nrrd
 
 VALUES = {name: value for value, name in enumerate(LABELS, start=1)}
 
@@ -33,23 +32,9 @@ OHIF_OPTIONS = {
 OHIF = {"background": [[50, 61, 19]], "liver": [[27, 30, 19]], **OHIF_OPTIONS}
 
 
-def read_nrrd(data: bytes) -> tuple[npt.NDArray[Any], dict[str, Any]]:
-    stream = io.BytesIO(data)
-    header = nrrd.read_header(stream)
-    return nrrd.read_data(header, stream), header
-
-
 def mask_of(response: requests.Response) -> npt.NDArray[Any]:
     assert response.status_code == 200, response.text
     return read_nrrd(response.content)[0]
-
-
-def affine_of(header: dict[str, Any]) -> npt.NDArray[np.float64]:
-    """RAS affine of a NRRD header in left-posterior-superior space."""
-    assert header["space"] == "left-posterior-superior"
-    affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = header["space directions"].T, header["space origin"]
-    return np.diag([-1, -1, 1, 1]) @ affine
 
 
 def image_of(server: Server, name: str) -> Any:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from dualclickmed.weights.files import default_path, read_card
 
-from tests.learning.test_http import IMAGES, make_wrong_weights, start_training, told, wait_for
 from tests.support.dicoms import LAYOUTS, Archive, orthanc, write_series
 from tests.support.live import Server, serving
+from tests.support.trainings import IMAGES, make_wrong_weights, start_training, told, wait_for
 
 SHAPE, SPACING = (40, 36, 30), (1.0, 1.1, 1.5)
 NAMES = ("front part", "spleen")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_requirements import ROOT
+from tests.support.scripts import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -14,9 +14,7 @@ import pytest
 import typer
 from dualclickmed.cli import app as cli
 
-from tests.support.scripts import script
-
-from .test_requirements import ROOT
+from tests.support.scripts import ROOT, script
 
 PAGES = (
     ROOT / "README.md",

@@ -14,15 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from tests.support.scripts import script
-
-ROOT = Path(__file__).parents[2]
-
-
-def lines(file: str) -> list[str]:
-    """The requirements of a file, without comments and options."""
-    found = (line.strip() for line in (ROOT / file).read_text().splitlines())
-    return [line for line in found if line and not line.startswith(("#", "-"))]
+from tests.support.requirements import lines
+from tests.support.scripts import ROOT, script
 
 
 def test_the_list_for_a_clone_is_the_packages_own_with_all_extras() -> None:

@@ -17,8 +17,8 @@ from dualclickmed.demo.sample import ORGANS
 from dualclickmed.evaluation.metrics import dice
 
 from tests.support.live import Server, free_port, running
-
-from .test_requirements import ROOT, lines
+from tests.support.requirements import lines
+from tests.support.scripts import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

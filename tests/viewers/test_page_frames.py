@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +13,10 @@ from dualclickmed.errors import UserError
 from dualclickmed.imaging.volume import Volume, load_volume
 from dualclickmed.viewers import page_frames
 
+from tests.support.frames import unframed
 from tests.support.live import ORIENTATIONS, SMALL_SHAPE, an_affine, an_image, orientation_id, save
 
 SHAPE = (4, 5, 6)
-
-
-def unframed(frame: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A frame's header, and each part (x, y, z) as the page sees it."""
-    (length,) = struct.unpack_from("<I", frame)
-    header = json.loads(frame[4 : 4 + length])
-    parts, at = {}, 4 + length
-    for part in header["parts"]:
-        body = gzip.decompress(frame[at : at + part["bytes"]]) if part["bytes"] else b""
-        at += part["bytes"]
-        sides = [part["box"][2 * axis + 1] - part["box"][2 * axis] for axis in range(3)]
-        parts[part["name"]] = np.frombuffer(body, np.uint8).reshape(sides, order="F")
-    assert at == len(frame)
-    return header, parts
 
 
 @pytest.fixture(params=ORIENTATIONS[::3], ids=orientation_id)

@@ -31,8 +31,8 @@ from dualclickmed.weights.files import default_path, load_expert, save_expert
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from tests.support.frames import unframed
 from tests.support.live import SMALL_SHAPE, an_affine, an_image, make_weights, save
-from tests.viewers.test_page_frames import unframed
 
 IMAGE = "oblique"
 LABELS = ["liver", "my own"]
