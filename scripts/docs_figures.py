@@ -162,11 +162,10 @@ def sample_block(box: dict[str, list[float]], point: dict[str, list[float]]) -> 
         "| organ | box | +1 click | +3 | +5 | one click | +1 | +3 | +5 |",
         "| --- " + "| ---: " * 8 + "|",
     ]
-    rows = [(organ, [*box[organ], *point[organ]]) for organ in box]
-    mean = np.mean([values for _, values in rows], axis=0).tolist()
-    for organ, values in (*rows, ("mean", mean)):
-        shown = [values[at] for at in (0, 1, 3, 5)] + [values[len(values) // 2 + at] for at in (0, 1, 3, 5)]
-        lines.append(f"| {organ} | " + " | ".join(f"{value:.2f}" for value in shown) + " |")
+    rows = {organ: [found[organ][at] for found in (box, point) for at in (0, 1, 3, 5)] for organ in box}
+    rows["mean"] = np.mean(list(rows.values()), axis=0).tolist()
+    for organ, values in rows.items():
+        lines.append(f"| {organ} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
     return "\n".join(lines)
 
 

@@ -84,15 +84,19 @@ def test_the_document_of_the_architecture_names_what_there_is() -> None:
         assert set(name.split(".") if name else ()) <= defined, f"{path}: {name}"
 
 
+def documented() -> Iterator[tuple[str, AnyFunction | ast.ClassDef, str]]:
+    """Every function and class with its module's name and its docstring."""
+    for name, text in modules():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (*Function, ast.ClassDef)):
+                yield name, node, ast.get_docstring(node) or ""
+
+
 def test_every_argument_has_a_line_of_its_own_in_docstrings() -> None:
     crowded = [
         f"{name}: {line.strip()}"
-        for name, text in modules()
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, (*Function, ast.ClassDef))
-        for section in re.findall(
-            r"^(?:Args|Attributes):\n((?: {4}.*\n?|\n)+)", ast.get_docstring(node) or "", re.MULTILINE
-        )
+        for name, _, docstring in documented()
+        for section in re.findall(r"^(?:Args|Attributes):\n((?: {4}.*\n?|\n)+)", docstring, re.MULTILINE)
         for line in section.splitlines()
         if re.search(r"[.;] [a-z_]+(?:, [a-z_]+)*: ", line)
     ]
@@ -122,10 +126,8 @@ def described_outside_sections(docstring: str, names: set[str]) -> list[str]:
 def test_no_argument_or_attribute_is_described_outside_a_section_of_a_docstring() -> None:
     loose = [
         f"{name}:{node.name}: {line}"
-        for name, text in modules()
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, (*Function, ast.ClassDef))
-        for line in described_outside_sections(ast.get_docstring(node) or "", names_of(node))
+        for name, node, docstring in documented()
+        for line in described_outside_sections(docstring, names_of(node))
     ]
     assert loose == []
 

@@ -245,6 +245,13 @@ class TestRoi:
         roi = Roi(Box((10, 20, -2), (18, 24, 0)), (4, 4, 4))
         assert roi.box_to_voxel(cells) == voxels
 
+    @pytest.mark.parametrize(
+        ("voxel", "cell"), [((2, 10, -3), (0, 1, 0)), ((5, 11, 2), (0, 3, 3)), ((6, 12, 0), (1, 5, 2))]
+    )
+    def test_the_cell_of_a_voxel(self, voxel: Index, cell: Index) -> None:
+        # Cells of 4, half a and two voxels.
+        assert Roi(Box((2, 10, -3.5), (10, 13, 4.5)), (2, 6, 4)).cell(voxel) == cell
+
     @given(rois, indices)
     def test_a_contained_voxel_falls_into_a_cell(self, roi: Roi, voxel: Index) -> None:
         ((*position,),) = roi.to_grid([voxel])

@@ -235,6 +235,10 @@ class Roi:
         lo, hi, n = self._arrays()
         return (_rows(points) + 0.5) * (hi - lo) / n + lo - 0.5
 
+    def cell(self, index: Index) -> Index:
+        """The grid cell that the centre of a voxel of the region lies in."""
+        return as_index(((np.asarray(index) + 0.5 - self.box.lo) / self.spacing).astype(np.int64))
+
     def box_to_voxel(self, box: Box) -> Box:
         """A box in edges of grid cells as one in voxel edges; nothing is rounded or clipped."""
         lo, hi = self.to_voxel(np.asarray([box.lo, box.hi]) - 0.5) + 0.5

@@ -127,11 +127,7 @@ class RegionFeatures:
 
     def cell(self, index: Index) -> Index:
         """The cell that a voxel of the region lies in."""
-        z, y, x = (
-            int((p + 0.5 - lo) / side)
-            for p, lo, side in zip(index, self.roi.box.lo, self.roi.spacing, strict=True)
-        )
-        return z, y, x
+        return self.roi.cell(index)
 
 
 @dataclass(frozen=True)

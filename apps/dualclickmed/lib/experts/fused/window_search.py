@@ -110,9 +110,9 @@ def candidates(
     for window in windows(click.index, volume, expert.network.config.image_size):
         logits = expert.window_logits(volume, window, (click,), intensity, stages)
         parts, _ = ndimage.label(logits.numpy() > 0)
-        z, y, x = (int(p) for p in np.floor(window.to_grid([click.index])[0] + 0.5))
-        if parts[z, y, x]:
-            found.append(Candidate(window, parts == parts[z, y, x]))
+        clicked = parts[window.cell(click.index)]
+        if clicked:
+            found.append(Candidate(window, parts == clicked))
     return found
 
 
