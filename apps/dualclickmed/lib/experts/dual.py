@@ -165,7 +165,7 @@ class DualExpert:
             by_value = {values[label]: its.given for label, its in asked.items()}
             enforced = enforce_clicks(labels, volume, by_value, predictions)
         if enforced:
-            logger.info("The networks had to be overruled at %d clicks", len(enforced))
+            logger.info("Voxels set by their clicks, against the networks: %d", len(enforced))
         strategies = {label: asked[label].route for label in prompts}
         return Result(labels, values, strategies, enforced, dict(stages), refined)
 
