@@ -14,6 +14,7 @@ import pytest
 from dualclickmed.demo import sample
 from dualclickmed.demo.trunk import ORGANS
 from dualclickmed.imaging.volume import load_volume
+from dualclickmed.training.sources import find_training_cases, load_case
 from scipy import ndimage
 
 Trunk = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], npt.NDArray[np.float64]]
@@ -145,3 +146,19 @@ def test_another_seed_is_another_patient(trunk: Trunk) -> None:
     dice = 2 * both / ((labels == liver).sum() + (trunk[1] == liver).sum())
     assert 0.5 < dice < 0.95
     assert (volume != trunk[0]).mean() > 0.9
+
+
+def test_labelled_cases_are_read_by_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trunk: Trunk
+) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(sample, "make_trunk", lambda seed: (seeds.append(seed), trunk)[1])
+    sample.write_cases(tmp_path / "trunks", 2, seed=7)
+    assert seeds == [7, 8]
+    first, second = find_training_cases(tmp_path / "trunks")
+    assert (first.id, second.id) == ("trunks/trunk_000", "trunks/trunk_001")
+    assert first.modality == "ct"
+    assert first.names == dict(enumerate(ORGANS, 1))
+    volume, labels = load_case(first)
+    assert volume.spacing == (3.0, 2.0, 2.0)
+    assert np.array_equal(np.bincount(labels.ravel()), np.bincount(trunk[1].ravel()))

@@ -119,11 +119,23 @@ def _common(
 def sample(
     out: Annotated[Path, typer.Option(help="Folder of the study; the true labels go to OUT-truth.")],
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another patient.")] = 0,
+    cases: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Write so many labelled patients for `evaluate`, `train` and `learn-curve` instead: "
+            "OUT/imagesTr, OUT/labelsTr and OUT/dataset.json.",
+        ),
+    ] = 0,
 ) -> None:
     """Generate a CT of a trunk with known organs to click in."""
-    from ..demo.sample import write_sample
+    from ..demo.sample import write_cases, write_sample
     from ..demo.trunk import ORGANS
 
+    if cases:
+        write_cases(out, cases, seed)
+        say(Console(), f"Wrote {cases} labelled cases to {out}.")
+        return
     files = write_sample(out, seed)
     say(Console(), f"Wrote {files.image} and the true labels of {len(ORGANS)} organs, {files.truth}.")
 

@@ -9,6 +9,7 @@ given noise as a scanner would. The same seed gives the same bytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,20 +42,45 @@ def write_sample(folder: Path, seed: int = 0) -> SampleFiles:
         folder: made if missing; files of the same name are replaced.
         seed: of everything random.
     """
-    volume, labels, affine = make_trunk(seed)
     truth = folder.with_name(folder.name + "-truth")
     files = SampleFiles(folder / f"{STEM}.nii.gz", truth / f"{STEM}.nii.gz", truth / "labels.json")
-    for path, array in ((files.image, volume), (files.truth, labels)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = nib.Nifti1Image(array, affine)
-        image.set_qform(affine, code=1)
-        image.set_sform(affine, code=1)
-        image.header.set_xyzt_units("mm", "sec")
-        nib.save(image, path)
-    files.names.write_text(
-        json.dumps({name: value for value, name in enumerate(ORGANS, 1)}, indent=2) + "\n", encoding="utf-8"
-    )
+    _write_trunk(seed, files.image, files.truth)
+    _write_json(files.names, _names())
     return files
+
+
+def write_cases(folder: Path, count: int, seed: int = 0) -> None:
+    """Write labelled cases as the Medical Segmentation Decathlon lays them out: `imagesTr`, `labelsTr` and
+    `dataset.json`, to evaluate, to train, and to simulate an annotator on.
+
+    Args:
+        folder: made if missing; files of the same name are replaced.
+        count: of cases.
+        seed: of the first case; each further one has the next seed.
+    """
+    for number in range(count):
+        name = f"trunk_{number:03d}.nii.gz"
+        _write_trunk(seed + number, folder / "imagesTr" / name, folder / "labelsTr" / name)
+    _write_json(folder / "dataset.json", {"modality": {"0": "CT"}, "labels": {"background": 0, **_names()}})
+
+
+def _write_trunk(seed: int, image: Path, labels: Path) -> None:
+    volume, truth, affine = make_trunk(seed)
+    for path, array in ((image, volume), (labels, truth)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = nib.Nifti1Image(array, affine)
+        file.set_qform(affine, code=1)
+        file.set_sform(affine, code=1)
+        file.header.set_xyzt_units("mm", "sec")
+        nib.save(file, path)
+
+
+def _names() -> dict[str, int]:
+    return {name: value for value, name in enumerate(ORGANS, 1)}
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def make_trunk(

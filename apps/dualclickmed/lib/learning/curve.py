@@ -36,6 +36,8 @@ OTHER_CLICKS, OTHER_OBJECTS = 3, 12
 CURVE = "curve.json"
 PLOT = "curve.png"
 TOGETHER = "together.png"
+MOST_PANELS = 4
+"""Of more labels a plot shows the mean over the labels."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,26 @@ def points_of(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"'{folder}' holds no curve that can be read ({error}).") from error
 
 
+def _shown(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The points, with the mean over their labels instead of each where these are too many to look at."""
+    labels = list(points[0]["mean"])
+    if len(labels) <= MOST_PANELS:
+        return list(points)
+    name = f"mean of {len(labels)} labels"
+
+    def joined(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: np.mean([values[label] for label in labels], axis=0).tolist()}
+
+    return [
+        {
+            **point,
+            "mean": joined(point["mean"]),
+            "clicks_to": {target: joined(values) for target, values in point["clicks_to"].items()},
+        }
+        for point in points
+    ]
+
+
 def draw_together(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Plot several curves in one picture: mean clicks needed by labelled images.
 
@@ -287,6 +309,7 @@ def draw_together(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path)
     """
     import matplotlib.pyplot as plt
 
+    curves = {name: _shown(points) for name, points in curves.items()}
     labels = list(next(iter(curves.values()))[0]["mean"])
     figure, axes = plt.subplots(
         1, len(labels), figsize=(4.6 * len(labels), 3.8), layout="constrained", squeeze=False, sharey=True
@@ -315,6 +338,7 @@ def draw(kind: Kind, points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     import matplotlib.pyplot as plt
 
+    points = _shown(points)
     labels = list(points[0]["mean"])
     figure, axes = plt.subplots(
         1, len(labels) + 1, figsize=(4.2 * (len(labels) + 1), 3.8), layout="constrained"
