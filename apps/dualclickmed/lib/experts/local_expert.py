@@ -50,8 +50,6 @@ UNEVEN = 1.5
 WIDER_BY = 1.13
 """Ratio of edge strengths (`edge_strength`), wider view to narrow view, from which on the wider one is used.
 Chosen on volumes that may train networks (docs/experiments.md)."""
-NARROW_FILL = 0.5
-"""The wide view is used for objects whose longest side fills more than this part of the narrow one."""
 _MAX_CENTRES = 256
 _EDGE_WIDTH, _MARGIN, _LEAST_SLOPE = 0.7, 4, 1e-4
 
@@ -286,7 +284,7 @@ class LocalExpert(NetworkExpert[LocalNetwork]):
         stages: StageTimer | None = None,
         adaptive: bool = False,
         last: bool = False,
-        box: Box | None = None,
+        narrow: bool = False,
     ) -> list[Prediction]:
         """Segment one object.
 
@@ -308,7 +306,7 @@ class LocalExpert(NetworkExpert[LocalNetwork]):
                 at voxels. The clicks are then in the order in which they came, and a further one moves no
                 window (`windows_in_order`).
             last: open one window, about the last click (`last_window`).
-            box: probably around the object, in voxel edges; if `adaptive`, its size chooses the view.
+            narrow: whether the object is known to fit in the narrow view; if `adaptive`, no other is tried.
 
         Returns:
             One prediction for each group of overlapping windows, and one for the previous mask.
@@ -322,10 +320,10 @@ class LocalExpert(NetworkExpert[LocalNetwork]):
         foreground = [c.index for c in clicks if c.positive]
         if adaptive:
             intensity_map = map_at_points(volume, foreground[:1], intensity)
-            if box is None:
-                view = self._best_view(volume, foreground[0], intensity_map, stages)
+            if narrow:
+                view, _ = views(volume.spacing)
             else:
-                view = self._view_of(volume, box)
+                view = self._best_view(volume, foreground[0], intensity_map, stages)
             windows = view.windows_in_order(clicks, self.window)
         else:
             intensity_map = map_at_points(volume, thinned(foreground, _MAX_CENTRES), intensity)
@@ -348,11 +346,10 @@ class LocalExpert(NetworkExpert[LocalNetwork]):
                 found.append(_outside(prompts.mask, windows))
         return found
 
-    def _view_of(self, volume: Volume, box: Box) -> View:
-        """The view for an object of the size of a box."""
-        narrow, wide = views(volume.spacing)
-        filled = (s / c / n for s, c, n in zip(box.sides, narrow.cell, self.window, strict=True))
-        return wide if max(filled) > NARROW_FILL else narrow
+    def filled_by(self, box: Box, volume: Volume) -> float:
+        """The longest side of a box as a part of the narrow view's window."""
+        narrow, _ = views(volume.spacing)
+        return max(s / c / n for s, c, n in zip(box.sides, narrow.cell, self.window, strict=True))
 
     def _best_view(
         self, volume: Volume, index: Index, intensity_map: IntensityMap, stages: StageTimer

@@ -13,6 +13,7 @@ from ..errors import PromptError, UserError
 from ..experts import DEFAULT_STRATEGY
 from ..imaging.label_map import MAX_LABELS, LabelMap, colour_of
 from ..imaging.mask_files import LabelledMask, Segment
+from ..short_thread import in_short_thread
 from .segmenter import Answer
 
 _Voxel = TypeVar("_Voxel", bound=np.generic)
@@ -120,7 +121,7 @@ def uncertainty_in_raw_order(answer: Answer) -> LabelledMask:
             f"Only the strategy {DEFAULT_STRATEGY!r} tells how unsure it is, except for boxes in PET; "
             "ask for it."
         )
-    percent = np.rint(100 * answer.result.uncertainty()).astype(np.uint8)
+    percent = np.rint(100 * in_short_thread(answer.result.uncertainty)).astype(np.uint8)
     return LabelledMask(answer.volume.to_raw_array(percent), answer.volume.affine, ())
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from ..experts import DualExpert
 from ..experts.loading import load_experts
 from ..imaging.prompts import Click, Prompts
 from ..imaging.volume import Volume, from_array
+from ..short_thread import in_short_thread
 from ..weights.files import KINDS, Kind, card_path, default_path, verify
 
 logger = logging.getLogger(__name__)
@@ -148,7 +150,7 @@ class ServedExperts:
                 (str(file), _identity(file)) for path in paths.values() for file in (path, card_path(path))
             )
             if self._checked is None or self._checked[0] != signature:
-                self._checked = signature, _problem(paths)
+                self._checked = signature, in_short_thread(partial(_problem, paths))
             return self._checked
 
 

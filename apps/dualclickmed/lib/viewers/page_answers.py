@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..infers.layers import EXISTING, Layers
 from ..infers.segmenter import Answer, Segmenter, SegmentRequest
+from ..short_thread import in_short_thread
 from . import page_frames
 from .page_frames import Voxels
 from .page_requests import Asked
@@ -177,7 +179,7 @@ def _answered(answer: Answer, asked: Asked, prompts: Mapping[str, Prompts]) -> b
         table[value] = asked.labels.index(name) + 1
     parts: dict[str, tuple[Region, Voxels]] = {"labels": (region, table[result.labels[region]])}
     if asked.doubt:
-        parts["doubt"] = _doubt(answer)
+        parts["doubt"] = in_short_thread(partial(_doubt, answer))
     header = {
         "seconds": {stage: round(seconds, 4) for stage, seconds in answer.stages.items()},
         "experts": result.strategies,

@@ -72,6 +72,9 @@ LEAST_SIDE = 24.0
 """Shortest side of that region in voxels."""
 LEAST_LOCAL = 0.25
 """Least weight of the local expert's logits in their mean with the global one's, where no box is drawn."""
+LARGEST_LOCAL = 0.25
+"""The local expert is not asked about objects that fill more than this part of its window
+(`LocalExpert.filled_by`)."""
 LEAST_EVIDENCE = 0.05
 """Evidence of clicks from which on a voxel of a given mask is decided anew (`refinement.ClickEvidence`)."""
 PROBED = 0.15
@@ -334,15 +337,19 @@ class _Request:
 
         Without a box it is a mean of what the local expert says and what the global one says for the box of
         what was seen last. With each click that box is truer: the local one counts as much as one of
-        the clicks, but no less than `LEAST_LOCAL`.
+        the clicks, but no less than `LEAST_LOCAL`. What is too large for it is left to the global one.
         """
         if isinstance(self.expert, GlobalExpert):
             return self._global(self.expert, prompts, seen)
         box = None
         if self.other is not None and seen is not None:
             box = proposed_box(seen.probability > 0.5, seen.features, prompts.foreground)
+        meant = self._searched()
+        large = meant is not None and self.expert.filled_by(meant, self.volume) > LARGEST_LOCAL
+        if box is not None and large:
+            return self._in_box(prompts, box, seen)
         found = self.expert.predict(
-            self.volume, prompts, self.intensity, self.stages, adaptive=True, box=self._searched()
+            self.volume, prompts, self.intensity, self.stages, adaptive=True, narrow=meant is not None
         )
         around = prompts.enclosing_box() if box is None else prompts.enclosing_box().union(box)
         source, local = _in_one_region(found, around, self.volume.shape)
