@@ -36,7 +36,7 @@ with ThreadPoolExecutor(1) as request:
         "plain": paste,
     }[sys.argv[1]]
     request.submit(work).result()
-    # The thread of the request is there still, and whatever belongs to it; what is told to end takes a moment.
+    # The request's thread is there still, with what belongs to it; what is told to end takes a moment.
     deadline = time.monotonic() + 5
     while threads() > before + 1 and time.monotonic() < deadline:
         time.sleep(0.05)
