@@ -175,6 +175,32 @@ def test_the_mask_before_holds_where_a_click_leaves_doubt_but_not_beside_it(feat
     assert held_away_from_clicks(features, held, before, []) is before
 
 
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("reach", [1.5, 3.2])
+def test_clicks_without_a_box_change_no_more_far_away_than_near_and_what_is_surest(features, positive, reach):
+    """A ball about the click and a slab far from it would change, the slab more surely at larger x."""
+    click = CellClick((15, 15, 6), positive)
+    # Where the kernel of the click is at least a half.
+    radius = refinement.HELD_FROM * reach * (2 * np.log(2)) ** 0.25
+    near = np.linalg.norm(GRID - click.cell, axis=-1) <= radius
+    slab = GRID[..., 2] >= 20
+    logits = np.where(near, np.float32(3), np.float32(-3))
+    logits[slab] = 1 + 0.1 * GRID[..., 2][slab]
+    side = np.float32(1 if positive else -1)
+    before, found = refinement.sigmoid(np.full(TRUTH.shape, -side * 3)), refinement.sigmoid(side * logits)
+
+    free = held_away_from_clicks(features, found, before, [(click, reach)])
+    np.testing.assert_array_equal((free > 0.5) == positive, near | slab)
+    held = held_away_from_clicks(features, found, before, [(click, reach)], bounded=True)
+    changed = (held > 0.5) == positive
+    np.testing.assert_array_equal(changed & ~slab, near)
+    np.testing.assert_array_equal(held[near], free[near])
+    # All cells of a plane are equally sure: as many whole planes as have no more cells than the ball.
+    planes = int(near.sum()) // SIDE**2
+    assert planes == (0 if reach == 1.5 else 1)
+    np.testing.assert_array_equal(changed & slab, GRID[..., 2] >= SIDE - planes)
+
+
 @pytest.mark.parametrize(
     ("box", "cell", "expected"),
     [

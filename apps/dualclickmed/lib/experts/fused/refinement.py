@@ -58,6 +58,10 @@ HELD = 0.15
 """Logit by which a new answer must be beyond 0 to change the previous mask away from the click."""
 HELD_FROM = 2.0
 """Distance, in multiples of the click's reach, at which 0.4 of `HELD` applies; far beyond it all of it."""
+FAR_SHARE = 1.0
+"""Cells that clicks without a box may change beyond their reach, for each that they change within it."""
+KEPT_LOGIT = 0.05
+"""Logit of a cell that keeps its side because of `FAR_SHARE`: hardly any, because its answer was another."""
 CONTRAST, LEAST_LINK = 1.0, 1e-3
 """Difference that counts as an edge, in median differences of neighbours; the smallest edge weight."""
 TRUST = 0.1
@@ -227,7 +231,11 @@ def refined(
 
 
 def held_away_from_clicks(
-    features: RegionFeatures, found: Field, before: Field, reaches: Sequence[tuple[CellClick, float]]
+    features: RegionFeatures,
+    found: Field,
+    before: Field,
+    reaches: Sequence[tuple[CellClick, float]],
+    bounded: bool = False,
 ) -> Field:
     """Probabilities after some new clicks, with the mask before them where the new ones leave it in doubt.
 
@@ -236,6 +244,8 @@ def held_away_from_clicks(
         found: the probabilities that all clicks give.
         before: those that the user saw before the new clicks.
         reaches: the new clicks and how far each reaches, in mm.
+        bounded: whether the mask may change elsewhere only as much as it changes near the clicks
+            (`FAR_SHARE`), where `found` is surest.
 
     Returns:
         As `found` near the new clicks; elsewhere the mask changes only where `found` says so by more than
@@ -246,7 +256,25 @@ def held_away_from_clicks(
     near = np.zeros_like(found)
     for click, reach in reaches:
         np.maximum(near, _around(features, click.cell, HELD_FROM * reach), out=near)
-    return sigmoid(logit(found) + HELD * (1 - near) * np.where(before > 0.5, np.float32(1), np.float32(-1)))
+    after = sigmoid(logit(found) + HELD * (1 - near) * np.where(before > 0.5, np.float32(1), np.float32(-1)))
+    return _bounded(after, before > 0.5, near >= 0.5) if bounded else after
+
+
+def _bounded(after: Field, before: Mask, near: Mask) -> Field:
+    """`after`, but on the side of `before` in the far cells whose change is least sure.
+
+    `FAR_SHARE` then holds for what is added, and for what is removed.
+    """
+    for inside in (False, True):
+        changed = (before == inside) & ((after > 0.5) != inside)
+        far = changed & ~near
+        most = int(FAR_SHARE * (changed & near).sum())
+        if far.sum() > most:
+            sure = np.abs(logit(after))
+            surest_kept = np.partition(sure[far], -most - 1)[-most - 1]
+            kept = np.float32(KEPT_LOGIT if inside else -KEPT_LOGIT)
+            after = np.where(far & (sure <= surest_kept), sigmoid(kept[None])[0], after)
+    return after
 
 
 def _shortened(features: RegionFeatures, box: Box) -> list[Field]:

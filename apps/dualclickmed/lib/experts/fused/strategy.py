@@ -325,12 +325,10 @@ class _Request:
             fresh = [c for c in _cell_clicks(features, new) if c in clicks]
             evidence, reaches = accumulate_click_evidence(features, fresh, clicks, seen.depths, seen.evidence)
             found = refined(features, logits, self.prompts.box, clicks, evidence)
-            return _Seen(
-                features,
-                held_away_from_clicks(features, found, seen.probability, reaches),
-                evidence,
-                self.prompts.box,
-            )
+            # A box says how large the object is. Without one nothing but the clicks does.
+            bounded = self.prompts.box is None and not opening
+            found = held_away_from_clicks(features, found, seen.probability, reaches, bounded)
+            return _Seen(features, found, evidence, self.prompts.box)
 
     def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
         """What the experts say: a region and logits there.
