@@ -272,8 +272,8 @@ def _bounded(after: Field, before: Mask, near: Mask) -> Field:
         if far.sum() > most:
             sure = np.abs(logit(after))
             surest_kept = np.partition(sure[far], -most - 1)[-most - 1]
-            kept = np.float32(KEPT_LOGIT if inside else -KEPT_LOGIT)
-            after = np.where(far & (sure <= surest_kept), sigmoid(kept[None])[0], after)
+            kept = np.float32(1 / (1 + math.exp(-KEPT_LOGIT if inside else KEPT_LOGIT)))
+            after = np.where(far & (sure <= surest_kept), kept, after)
     return after
 
 
