@@ -75,6 +75,16 @@ def test_thinning_keeps_some_of_the_points_and_all_when_few(points, limit):
         assert kept == sorted(points)
 
 
+@pytest.mark.parametrize("side", [12, 60])
+@pytest.mark.parametrize("count", [9, 12, 40, 500])
+def test_one_click_more_than_the_limit_does_not_cost_most_of_them(side, count):
+    """Cells of twice the size held eight times as many: nine clicks in a small object became two to four."""
+    for seed in range(20):
+        drawn = np.random.default_rng(seed).integers(0, side, (count, 3))
+        kept = thinned([(z, y, x) for z, y, x in drawn.tolist()], 8)
+        assert 5 <= len(kept) <= 8, (seed, kept)
+
+
 def test_a_scribble_is_thinned_evenly_and_both_kinds_stay():
     roi = Roi(Box((0, 0, 0), (64, 64, 64)), (64, 64, 64))
     line = [Click((5, y, x), True) for y in (10, 11) for x in range(64)]
