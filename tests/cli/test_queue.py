@@ -177,6 +177,16 @@ def test_learn_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = json.loads((other / "curve.json").read_text())["points"]
     assert [point["images"] for point in points] == [0, 1, 4]
     assert (other / "together.png").read_bytes().startswith(b"\x89PNG")
+    # From clicks alone, by both experts.
+    alone = tmp_path / "alone"
+    arguments[arguments.index(str(other))] = str(alone)
+    result = run(*arguments, "--at", "4", "--clicks-alone", "--model-dir", str(tmp_path / "model"))
+    assert result.exit_code == 0, result.output
+    told = json.loads((alone / "curve.json").read_text())
+    assert (told["expert"], told["strategy"], told["start"]) == ("global", "fused", "point")
+    assert told["points"][0]["mean"] != points[0]["mean"]
+
+    arguments[arguments.index(str(alone))] = str(other)
     for wrong in ("2,1", "9", "some"):
         shutil.rmtree(other)
         result = run(*arguments, "--at", wrong, "--model-dir", str(tmp_path / "model"))

@@ -38,7 +38,7 @@ def test_few_labels_have_a_panel_each_and_many_one_of_their_mean(
     labels: tuple[str, ...], titles: list[str], kept: Any, tmp_path: Path
 ) -> None:
     points = [point(0, labels), point(5, labels)]
-    draw("global", points, tmp_path / "curve.png")
+    draw("box", points, tmp_path / "curve.png")
     axes = kept.gcf().axes
     assert [axis.get_title() for axis in axes] == [*titles, "clicks needed"]
     shown = axes[0].lines[0].get_ydata()

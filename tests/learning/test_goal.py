@@ -86,7 +86,7 @@ def test_ten_corrected_cases_help_the_next_twenty(tmp_path: Path, real_data: Pat
         shutil.copyfile(card, target / "card.json")
         shutil.copyfile(server.log, target / "server.log")
         (target / "curve.json").write_text(json.dumps({"expert": "global", "points": points}, indent=1))
-        draw("global", points, target / "curve.png")
+        draw("box", points, target / "curve.png")
 
     assert seconds <= MOST_SECONDS
     for label, dice in before.test.mean().items():

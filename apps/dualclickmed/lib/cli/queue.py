@@ -139,6 +139,12 @@ def learn_curve(
         Path | None,
         typer.Option(help="Further labelled cases, where nothing should be lost (default: none)."),
     ] = None,
+    clicks_alone: Annotated[
+        bool,
+        typer.Option(
+            "--clicks-alone", help="Measure the default strategy from one click instead of the expert alone."
+        ),
+    ] = False,
     minutes: Annotated[float, typer.Option(min=0.01, help="Of each retraining.")] = Settings().minutes,
     steps: Annotated[int, typer.Option(min=1, help="Of each retraining, at most.")] = Settings().steps,
     model_dir: Annotated[
@@ -162,7 +168,17 @@ def learn_curve(
     existing("--others", others, "further labelled cases")
     with loading(Console(stderr=True)):
         from ..learning.annotator import Annotator
-        from ..learning.curve import CURVE, PLOT, TARGETS, TOGETHER, Exam, draw_together, points_of, simulate
+        from ..learning.curve import (
+            CLICKS_ALONE,
+            CURVE,
+            PLOT,
+            TARGETS,
+            TOGETHER,
+            Exam,
+            draw_together,
+            points_of,
+            simulate,
+        )
         from ..training.sources import find_training_cases
 
     found = find_training_cases(cases)
@@ -184,7 +200,7 @@ def learn_curve(
             )
 
     annotator = Annotator(_numbers(at) or tuple(range(every, len(pool) + 1, every)), order, seed)
-    exam = Exam(found[-test:], rest, clicks)
+    exam = Exam(found[-test:], rest, clicks, CLICKS_ALONE if clicks_alone else None)
     simulate(kind, pool, exam, out, annotator, Settings(minutes, steps), model_dir, tell)
     console.print(f"Wrote {out / CURVE} and {out / PLOT}", highlight=False)
     if beside:

@@ -15,7 +15,7 @@ import numpy as np
 from ..byte_cache import ByteCache
 from ..errors import UserError
 from ..evaluation.protocol import ExpertMethod, run_object
-from ..experts import DualExpert
+from ..experts import DEFAULT_STRATEGY, DualExpert
 from ..experts.loading import load_experts
 from ..training.sources import LabelledCase, load_case
 from ..weights.files import KINDS, Kind, card_path, default_path, select, shipped_name
@@ -38,6 +38,28 @@ PLOT = "curve.png"
 TOGETHER = "together.png"
 MOST_PANELS = 4
 """Of more labels a plot shows the mean over the labels."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How weights are measured.
+
+    Attributes:
+        strategy: what answers.
+        start: what the user gives first, "box" or "point".
+    """
+
+    strategy: str
+    start: str
+
+    @classmethod
+    def of(cls, kind: Kind) -> Asked:
+        """One expert alone, from the prompt that its trainings start with."""
+        return cls(kind, Start[kind])
+
+
+CLICKS_ALONE = Asked(DEFAULT_STRATEGY, "point")
+"""The strategy that is served by default, with both experts, from clicks alone."""
 
 
 @dataclass(frozen=True)
@@ -105,18 +127,22 @@ def clicks_to(row: Sequence[float], target: float) -> int:
 
 
 def score(
-    expert: DualExpert, kind: Kind, cases: Sequence[LabelledCase], clicks: int, most: int | None = None
+    expert: DualExpert,
+    asked: Asked,
+    cases: Sequence[LabelledCase],
+    clicks: int,
+    most: int | None = None,
 ) -> Scores:
     """Run the click protocol on every label of some cases.
 
     Args:
         expert: what is measured, as it is served.
-        kind: which expert answers, and what the user gives first (`gate.Start`).
+        asked: what answers, and what the user gives first.
         cases: labelled.
         clicks: corrections after the start.
         most: at most this many objects of one case, evenly spread over its labels.
     """
-    method = ExpertMethod(expert, kind)
+    method = ExpertMethod(expert, asked.strategy)
     rows: dict[str, list[list[float]]] = {}
     for case in cases:
         volume, labels = load_case(case)
@@ -125,16 +151,17 @@ def score(
         if most is not None and len(chosen) > most:
             chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, most).round().astype(int)]
         for value in chosen:
-            dice, _ = run_object(method, volume, labels == value, clicks, Start[kind])
+            dice, _ = run_object(method, volume, labels == value, clicks, asked.start)
             rows.setdefault(case.names.get(value, f"label {value}"), []).append(dice)
     return Scores(dict(sorted(rows.items())))
 
 
-def served(kind: Kind, directory: Path | None) -> DualExpert:
-    """One expert as a server would answer with it."""
-    path = default_path(kind, directory=directory)
-    box, click = (path, None) if kind == "global" else (None, path)
-    return load_experts(box, click, "cpu", ByteCache(CACHE_BYTES))
+def served(asked: Asked, directory: Path | None) -> DualExpert:
+    """The experts that a strategy needs, as a server would answer with them."""
+    paths = {kind: default_path(kind, directory=directory) for kind in KINDS}
+    if asked.strategy in paths:
+        paths = {kind: path for kind, path in paths.items() if kind == asked.strategy}
+    return load_experts(paths.get("global"), paths.get("local"), "cpu", ByteCache(CACHE_BYTES))
 
 
 @dataclass(frozen=True)
@@ -145,11 +172,13 @@ class Exam:
         test: images that are never labelled.
         others: other data, where nothing should be lost; grouped by the first part of their ids.
         clicks: corrections after the start.
+        asked: how they are measured; None: the expert alone.
     """
 
     test: Sequence[LabelledCase]
     others: Sequence[LabelledCase]
     clicks: int
+    asked: Asked | None = None
 
 
 def measured(kind: Kind, directory: Path | None, exam: Exam, **facts: Any) -> Point:
@@ -160,17 +189,18 @@ def measured(kind: Kind, directory: Path | None, exam: Exam, **facts: Any) -> Po
         exam: what they are measured on.
         facts: further attributes of the point.
     """
-    expert = served(kind, directory)
+    asked = exam.asked or Asked.of(kind)
+    expert = served(asked, directory)
     groups: dict[str, list[list[float]]] = {}
     for case in exam.others:
-        for rows in score(expert, kind, [case], OTHER_CLICKS, OTHER_OBJECTS).rows.values():
+        for rows in score(expert, asked, [case], OTHER_CLICKS, OTHER_OBJECTS).rows.values():
             groups.setdefault(case.id.split("/")[0], []).extend(rows)
     means = {name: [float(d) for d in np.mean(rows, axis=0)] for name, rows in sorted(groups.items())}
     if groups:
         every = [row for rows in groups.values() for row in rows]
         means["all objects"] = [float(d) for d in np.mean(every, axis=0)]
     weights = default_path(kind, directory=directory).stem
-    return Point(weights=weights, test=score(expert, kind, exam.test, exam.clicks), others=means, **facts)
+    return Point(weights=weights, test=score(expert, asked, exam.test, exam.clicks), others=means, **facts)
 
 
 def simulate(
@@ -206,18 +236,19 @@ def simulate(
     models = out / "model"
     copy_served(model_dir, models)
     place = Place(Record(out / "record"), models)
+    asked = exam.asked or Asked.of(kind)
     points = [measured(kind, models, exam, images=0)]
     labels: list[FinalLabel] = []
     left = annotator.arranged(pool)
     for images in (*annotator.at, None):
-        _write(out, kind, points)
+        _write(out, kind, asked, points)
         if tell is not None:
             tell(points[-1])
         if images is None:
             break
         new = annotator.chosen(left, images - len(labels), Prior.load(place.folder), models)
         left = [case for case in left if case not in new]
-        spent = score(served(kind, models), kind, new, exam.clicks).clicks(TARGETS[0])
+        spent = score(served(asked, models), asked, new, exam.clicks).clicks(TARGETS[0])
         for case in new:
             label = as_final(case)
             place.record.submit(label.image, label.label, {**label.info, "client_id": "simulated"})
@@ -262,10 +293,12 @@ def as_final(case: LabelledCase) -> FinalLabel:
     return FinalLabel(image, case.image, case.label, {"label_names": names}, case.modality)
 
 
-def _write(out: Path, kind: Kind, points: Sequence[Point]) -> None:
+def _write(out: Path, kind: Kind, asked: Asked, points: Sequence[Point]) -> None:
     facts = [point.to_dict() for point in points]
-    (out / CURVE).write_text(json.dumps({"expert": kind, "points": facts}, indent=1) + "\n", encoding="utf-8")
-    draw(kind, facts, out / PLOT)
+    (out / CURVE).write_text(
+        json.dumps({"expert": kind, **asdict(asked), "points": facts}, indent=1) + "\n", encoding="utf-8"
+    )
+    draw(asked.start, facts, out / PLOT)
 
 
 def points_of(folder: Path) -> list[dict[str, Any]]:
@@ -328,11 +361,11 @@ def draw_together(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: Path)
     plt.close(figure)
 
 
-def draw(kind: Kind, points: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw(start: str, points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Plot a curve: Dice after each step, before and after each retraining, and clicks by labelled images.
 
     Args:
-        kind: which expert.
+        start: what the user gives first.
         points: as `Point.to_dict` gives them, or as they are in `curve.json`.
         path: of the picture (.png, .svg, .pdf).
     """
@@ -351,7 +384,7 @@ def draw(kind: Kind, points: Sequence[Mapping[str, Any]], path: Path) -> None:
             title = "shipped weights" if point["images"] == 0 else f"{point['images']} images labelled"
             axis.plot(range(len(curve)), curve, "o-", ms=3, color=shade, label=title)
         axis.axhline(TARGETS[0], color="grey", lw=0.8, ls=":")
-        axis.set(title=label, xlabel=f"corrective clicks after the {Start[kind]}", ylim=(lowest, 1))
+        axis.set(title=label, xlabel=f"corrective clicks after the {start}", ylim=(lowest, 1))
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("mean Dice")
     axes[0].legend(fontsize=8, loc="lower right")
