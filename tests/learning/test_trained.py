@@ -15,7 +15,7 @@ from dualclickmed.configs.options import ServerOptions
 from dualclickmed.experts.loading import load_experts
 from dualclickmed.imaging.volume import from_array
 from dualclickmed.learning import gate, together
-from dualclickmed.learning.curve import Asked, score
+from dualclickmed.learning.curve import Trial, score
 from dualclickmed.learning.record import FAILED, PUBLISHED, Record
 from dualclickmed.networks.build import build_global
 from dualclickmed.networks.configs import GlobalConfig
@@ -90,7 +90,7 @@ def dice(tmp_path: Path, path: Path) -> float:
     image = tmp_path / "studies" / f"{IMAGES[0]}.nii.gz"
     case = LabelledCase("a", image, tmp_path / "label.nii.gz", {1: "nodule"})
     expert = load_experts(path, None, "cpu", ByteCache(1 << 20))
-    return score(expert, Asked.of("global"), [case], 0).mean()["nodule"][0]
+    return score(expert, Trial.of("global"), [case], 0).mean()["nodule"][0]
 
 
 @pytest.mark.parametrize("chosen", ["weights use", "preset"])

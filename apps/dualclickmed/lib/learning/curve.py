@@ -41,7 +41,7 @@ MOST_PANELS = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class Trial:
     """How weights are measured.
 
     Attributes:
@@ -53,12 +53,12 @@ class Asked:
     start: str
 
     @classmethod
-    def of(cls, kind: Kind) -> Asked:
+    def of(cls, kind: Kind) -> Trial:
         """One expert alone, from the prompt that its trainings start with."""
         return cls(kind, Start[kind])
 
 
-CLICKS_ALONE = Asked(DEFAULT_STRATEGY, "point")
+CLICKS_ALONE = Trial(DEFAULT_STRATEGY, "point")
 """The strategy that is served by default, with both experts, from clicks alone."""
 
 
@@ -128,7 +128,7 @@ def clicks_to(row: Sequence[float], target: float) -> int:
 
 def score(
     expert: DualExpert,
-    asked: Asked,
+    trial: Trial,
     cases: Sequence[LabelledCase],
     clicks: int,
     most: int | None = None,
@@ -137,12 +137,12 @@ def score(
 
     Args:
         expert: what is measured, as it is served.
-        asked: what answers, and what the user gives first.
+        trial: what answers, and what the user gives first.
         cases: labelled.
         clicks: corrections after the start.
         most: at most this many objects of one case, evenly spread over its labels.
     """
-    method = ExpertMethod(expert, asked.strategy)
+    method = ExpertMethod(expert, trial.strategy)
     rows: dict[str, list[list[float]]] = {}
     for case in cases:
         volume, labels = load_case(case)
@@ -151,16 +151,16 @@ def score(
         if most is not None and len(chosen) > most:
             chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, most).round().astype(int)]
         for value in chosen:
-            dice, _ = run_object(method, volume, labels == value, clicks, asked.start)
+            dice, _ = run_object(method, volume, labels == value, clicks, trial.start)
             rows.setdefault(case.names.get(value, f"label {value}"), []).append(dice)
     return Scores(dict(sorted(rows.items())))
 
 
-def served(asked: Asked, directory: Path | None) -> DualExpert:
+def served(trial: Trial, directory: Path | None) -> DualExpert:
     """The experts that a strategy needs, as a server would answer with them."""
     paths = {kind: default_path(kind, directory=directory) for kind in KINDS}
-    if asked.strategy in paths:
-        paths = {kind: path for kind, path in paths.items() if kind == asked.strategy}
+    if trial.strategy in paths:
+        paths = {kind: path for kind, path in paths.items() if kind == trial.strategy}
     return load_experts(paths.get("global"), paths.get("local"), "cpu", ByteCache(CACHE_BYTES))
 
 
@@ -172,13 +172,13 @@ class Exam:
         test: images that are never labelled.
         others: other data, where nothing should be lost; grouped by the first part of their ids.
         clicks: corrections after the start.
-        asked: how they are measured; None: the expert alone.
+        trial: how they are measured; None: the expert alone.
     """
 
     test: Sequence[LabelledCase]
     others: Sequence[LabelledCase]
     clicks: int
-    asked: Asked | None = None
+    trial: Trial | None = None
 
 
 def measured(kind: Kind, directory: Path | None, exam: Exam, **facts: Any) -> Point:
@@ -189,18 +189,18 @@ def measured(kind: Kind, directory: Path | None, exam: Exam, **facts: Any) -> Po
         exam: what they are measured on.
         facts: further attributes of the point.
     """
-    asked = exam.asked or Asked.of(kind)
-    expert = served(asked, directory)
+    trial = exam.trial or Trial.of(kind)
+    expert = served(trial, directory)
     groups: dict[str, list[list[float]]] = {}
     for case in exam.others:
-        for rows in score(expert, asked, [case], OTHER_CLICKS, OTHER_OBJECTS).rows.values():
+        for rows in score(expert, trial, [case], OTHER_CLICKS, OTHER_OBJECTS).rows.values():
             groups.setdefault(case.id.split("/")[0], []).extend(rows)
     means = {name: [float(d) for d in np.mean(rows, axis=0)] for name, rows in sorted(groups.items())}
     if groups:
         every = [row for rows in groups.values() for row in rows]
         means["all objects"] = [float(d) for d in np.mean(every, axis=0)]
     weights = default_path(kind, directory=directory).stem
-    return Point(weights=weights, test=score(expert, asked, exam.test, exam.clicks), others=means, **facts)
+    return Point(weights=weights, test=score(expert, trial, exam.test, exam.clicks), others=means, **facts)
 
 
 def simulate(
@@ -236,19 +236,19 @@ def simulate(
     models = out / "model"
     copy_served(model_dir, models)
     place = Place(Record(out / "record"), models)
-    asked = exam.asked or Asked.of(kind)
+    trial = exam.trial or Trial.of(kind)
     points = [measured(kind, models, exam, images=0)]
     labels: list[FinalLabel] = []
     left = annotator.arranged(pool)
     for images in (*annotator.at, None):
-        _write(out, kind, asked, points)
+        _write(out, kind, trial, points)
         if tell is not None:
             tell(points[-1])
         if images is None:
             break
         new = annotator.chosen(left, images - len(labels), Prior.load(place.folder), models)
         left = [case for case in left if case not in new]
-        spent = score(served(asked, models), asked, new, exam.clicks).clicks(TARGETS[0])
+        spent = score(served(trial, models), trial, new, exam.clicks).clicks(TARGETS[0])
         for case in new:
             label = as_final(case)
             place.record.submit(label.image, label.label, {**label.info, "client_id": "simulated"})
@@ -293,12 +293,12 @@ def as_final(case: LabelledCase) -> FinalLabel:
     return FinalLabel(image, case.image, case.label, {"label_names": names}, case.modality)
 
 
-def _write(out: Path, kind: Kind, asked: Asked, points: Sequence[Point]) -> None:
+def _write(out: Path, kind: Kind, trial: Trial, points: Sequence[Point]) -> None:
     facts = [point.to_dict() for point in points]
     (out / CURVE).write_text(
-        json.dumps({"expert": kind, **asdict(asked), "points": facts}, indent=1) + "\n", encoding="utf-8"
+        json.dumps({"expert": kind, **asdict(trial), "points": facts}, indent=1) + "\n", encoding="utf-8"
     )
-    draw(asked.start, facts, out / PLOT)
+    draw(trial.start, facts, out / PLOT)
 
 
 def points_of(folder: Path) -> list[dict[str, Any]]:
