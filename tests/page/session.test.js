@@ -13,7 +13,12 @@ beforeEach(() => {
 })
 
 afterEach(() => {
-    for (const session of sessions.splice(0)) clearTimeout(session.waiting)
+    for (const session of sessions.splice(0)) {
+        clearTimeout(session.waiting)
+        session.cancel()
+        // A label map that is being packed would be kept in the next test's browser.
+        session.dirty = false
+    }
 })
 
 async function opened(settings = {}, image = 'one', known = ['liver']) {

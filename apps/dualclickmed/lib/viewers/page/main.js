@@ -19,6 +19,7 @@ const DEFAULTS = {
 }
 const BUSY_AFTER = 250 // milliseconds before a running answer is shown
 const LAYOUTS = ['one', 'equal', 'alone']
+const STARTS = { global: 'a box', local: 'clicks' }
 
 const settings = { ...DEFAULTS, ...store.settings() }
 let server = null
@@ -304,8 +305,9 @@ function busy() {
 
 function answered({ milliseconds, notes = [], experts = {} }) {
     if (milliseconds) {
-        const by = [...new Set(Object.values(experts))].filter((name) => name !== 'kept').join(', ')
-        $('last').textContent = `Answer in ${(milliseconds / 1000).toFixed(2)} s${by ? ` (${by} expert)` : ''}`
+        // By default both experts may answer: what the server names is where they began.
+        const from = [...new Set(Object.values(experts))].flatMap((name) => STARTS[name] ?? []).join(', ')
+        $('last').textContent = `Answer in ${(milliseconds / 1000).toFixed(2)} s${from ? ` (from ${from})` : ''}`
     }
     for (const note of notes) toast(note)
 }
