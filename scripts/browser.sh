@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What the browser tests need from the system: Chromium, the libraries of Qt, and Orthanc with DICOMweb. Installs them on Debian and Ubuntu
-# where that is allowed, else says what to install. The tests start their own Orthanc, so Debian's service is not
-# started. With the argument `page` only Chromium is wanted, with `archive` only Orthanc.
+# What the browser tests need from the system: Chromium, the libraries of Qt, and Orthanc with DICOMweb. Installs them on
+# Debian and Ubuntu where that is allowed, else says what to install. The tests start their own Orthanc, so Debian's service
+# is not started. With the argument `page` only Chromium is wanted, with `archive` only Orthanc.
 set -euo pipefail
 
 missing=()

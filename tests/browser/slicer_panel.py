@@ -87,13 +87,13 @@ class Loader(QUiLoader):
 
     def createWidget(self, className: str, parent: QWidget | None = None, name: str = "") -> QWidget:
         """A widget of the form."""
-        if className in self.OURS or className.startswith(("ctk", "qMRML", "qSlicer")):
-            if className == "ctkComboBox":
-                return super().createWidget("QComboBox", parent, name)
-            widget = self.OURS.get(className, QWidget)(parent)
-            widget.setObjectName(name)
-            return widget
-        return super().createWidget(className, parent, name)
+        if className == "ctkComboBox":
+            className = "QComboBox"
+        if className.startswith("Q"):
+            return super().createWidget(className, parent, name)
+        widget = self.OURS.get(className, QWidget)(parent)
+        widget.setObjectName(name)
+        return widget
 
 
 class Bound:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..imaging.placing import RAS_FROM_LPS
 from .anatomy import paint_all
-from .trunk import ORGANS, ORIGIN, SPACING, Trunk
+from .trunk import ORGANS, ORIGIN, SPACING, Trunk, value_of
 
 STEM = "trunk_ct"
 
@@ -76,7 +76,7 @@ def _write_trunk(seed: int, image: Path, labels: Path) -> None:
 
 
 def _names() -> dict[str, int]:
-    return {name: value for value, name in enumerate(ORGANS, 1)}
+    return {organ: value_of(organ) for organ in ORGANS}
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

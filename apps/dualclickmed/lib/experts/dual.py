@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import PromptError, WeightsError
-from ..imaging.geometry import Box, Index, paste_from_grid
+from ..imaging.geometry import Box, Index, Region, paste_from_grid
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume
 from ..strategies import DEFAULT_STRATEGY, STRATEGIES
@@ -21,7 +21,7 @@ from .click_constraints import enforce_clicks
 from .fused.strategy import Fusion, Refined
 from .global_expert import GlobalExpert
 from .local_expert import LocalExpert
-from .prediction import Prediction, enclosing_region, merge
+from .prediction import Prediction, enclosing_region, merge, within
 from .timing import StageTimer
 
 logger = logging.getLogger(__name__)
@@ -65,10 +65,23 @@ class Result:
         other than ``fused``, as the networks' own logits are no probabilities.
         """
         found = np.zeros(self.labels.shape, dtype=np.float32)
-        for part in self.refined.values():
-            region, values = paste_from_grid(torch.from_numpy(part.uncertainty), part.roi, self.labels.shape)
-            np.maximum(found[region], values.numpy(), out=found[region])
+        region, values = self.uncertain_part()
+        found[region] = values
         return found
+
+    def uncertain_part(self) -> tuple[Region, npt.NDArray[np.float32]]:
+        """The voxels outside of which `uncertainty` is 0, and what it is inside."""
+        shape = self.labels.shape
+        parts = [
+            paste_from_grid(torch.from_numpy(part.uncertainty), part.roi, shape)
+            for part in self.refined.values()
+        ]
+        whole = enclosing_region([region for region, _ in parts])
+        found = np.zeros([s.stop - s.start for s in whole], dtype=np.float32)
+        for region, values in parts:
+            inner = within(region, whole)
+            np.maximum(found[inner], values.numpy(), out=found[inner])
+        return whole, found
 
     def suggestions(self) -> dict[str, Index]:
         """For each label that has one, the voxel (z, y, x) where a click would tell most."""

@@ -180,6 +180,10 @@ class Exam:
     clicks: int
     trial: Trial | None = None
 
+    def trial_of(self, kind: Kind) -> Trial:
+        """How the weights of an expert are measured."""
+        return self.trial or Trial.of(kind)
+
 
 def measured(kind: Kind, directory: Path | None, exam: Exam, **facts: Any) -> Point:
     """The state of the weights in a folder.
@@ -189,7 +193,7 @@ def measured(kind: Kind, directory: Path | None, exam: Exam, **facts: Any) -> Po
         exam: what they are measured on.
         facts: further attributes of the point.
     """
-    trial = exam.trial or Trial.of(kind)
+    trial = exam.trial_of(kind)
     expert = served(trial, directory)
     groups: dict[str, list[list[float]]] = {}
     for case in exam.others:
@@ -236,7 +240,7 @@ def simulate(
     models = out / "model"
     copy_served(model_dir, models)
     place = Place(Record(out / "record"), models)
-    trial = exam.trial or Trial.of(kind)
+    trial = exam.trial_of(kind)
     points = [measured(kind, models, exam, images=0)]
     labels: list[FinalLabel] = []
     left = annotator.arranged(pool)

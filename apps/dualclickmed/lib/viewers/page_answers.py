@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from ..errors import UserError
-from ..experts.prediction import enclosing_region, filled_region
-from ..imaging.geometry import Region, paste_from_grid
+from ..experts.prediction import filled_region
+from ..imaging.geometry import Region
 from ..imaging.intensity import CLIP_PERCENTILES, CT_WINDOWS
 from ..imaging.label_files import NamedLabels, read_labels
 from ..imaging.label_map import LabelMap
@@ -179,7 +177,8 @@ def _answered(answer: Answer, asked: Asked, prompts: Mapping[str, Prompts]) -> b
         table[value] = asked.labels.index(name) + 1
     parts: dict[str, tuple[Region, Voxels]] = {"labels": (region, table[result.labels[region]])}
     if asked.doubt:
-        parts["doubt"] = in_short_thread(partial(_doubt, answer))
+        whole, unsure = in_short_thread(result.uncertain_part)
+        parts["doubt"] = (whole, np.rint(100 * unsure).astype(np.uint8))
     header = {
         "seconds": {stage: round(seconds, 4) for stage, seconds in answer.stages.items()},
         "experts": result.strategies,
@@ -194,19 +193,3 @@ def _answered(answer: Answer, asked: Asked, prompts: Mapping[str, Prompts]) -> b
         "notes": list(answer.notes),
     }
     return page_frames.packed(header, parts, volume.shape)
-
-
-def _doubt(answer: Answer) -> tuple[Region, Voxels]:
-    """The uncertainty of each voxel, in percent."""
-    shape = answer.volume.shape
-    pasted = [
-        paste_from_grid(torch.from_numpy(part.uncertainty), part.roi, shape)
-        for part in answer.result.refined.values()
-    ]
-    whole = enclosing_region([region for region, _ in pasted])
-    found = np.zeros([s.stop - s.start for s in whole], np.uint8)
-    for region, values in pasted:
-        inner = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, whole, strict=True))
-        percent = np.rint(100 * values.numpy()).astype(np.uint8)
-        np.maximum(found[inner], percent, out=found[inner])
-    return whole, found
