@@ -20,7 +20,7 @@ Numbers stand between `<!-- figures: NAME -->` and `<!-- /figures -->` in Markdo
                 `--first-minute FILE`; what is not in that file (`--reuse` installs nothing, and not every
                 machine has a browser) keeps what it had
 
-Scripts with other blocks, such as case_pages.py, write them by `write_blocks`.
+Scripts with other blocks (case_pages.py, training_curve.py) write them by `write_blocks`.
 
 The picture of the example is drawn anew, and where this machine has Chromium those of the page.
 """
@@ -211,14 +211,22 @@ def shipped_block() -> str:
 # Real volumes -------------------------------------------------------------------------------------------
 
 
-def keep(results: Path) -> None:
-    """Take the methods of an evaluation into the table; others keep what they had."""
-    table: Means = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+def object_dice(results: Path) -> dict[tuple[str, str, int], list[float]]:
+    """From the results.csv of an evaluation: the Dice of each object that counts, in the order of the file,
+    by modality, method and step.
+    """
     values: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     with results.open(newline="") as lines:
         for row in csv.DictReader(lines):
             if row["label"] != WHOLE and int(row["voxels"]) >= SMALLEST:
                 values[row["group"], row["method"], int(row["step"])].append(float(row["dice"]))
+    return dict(values)
+
+
+def keep(results: Path) -> None:
+    """Take the methods of an evaluation into the table; others keep what they had."""
+    table: Means = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    values = object_dice(results)
     for (group, method, step), found in sorted(values.items()):
         means = table.setdefault(group, {}).setdefault(method, [])
         del means[step:]

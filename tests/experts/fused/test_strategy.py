@@ -154,6 +154,43 @@ def test_the_object_is_looked_for_once_and_a_large_one_is_left_to_the_global_exp
         assert [crop.shape[2:] for crop in local.network.encoded] == [(window,) * 3] * asked
 
 
+def test_a_background_click_deep_in_the_mask_chooses_another_object_that_windows_show(fakes):
+    middle = (30, 30, 30)
+    away = np.linalg.norm(np.stack(np.mgrid[:60, :60, :60], axis=-1) - middle, axis=-1)
+    outer, inner = away < 12, away < 5
+    noise = np.random.default_rng(0).normal(0, 5, away.shape)
+    volume = from_array((50 + 80 * outer + 70 * inner + noise).clip(1, 255).astype(np.uint8))
+
+    def field(image, points, labels):
+        if (labels == 2).any():
+            # The region is 1.8 times as wide as the box, and the object fills the box.
+            return fakes.balls(32 / 1.8 / 2)(image, points[labels == 2], torch.tensor([1]))
+        # The smallest window shows nothing darker than the outer ball.
+        return image - (image.min() + 0.3 * (image.max() - image.min()))
+
+    network = fakes.Network(field, 32, answers_clicks_alone=True)
+    network.config.hold_edges = True
+    cache = ByteCache(1 << 28)
+    local = LocalExpert(fakes.Network(fakes.balls(5.0)), "cpu", cache, window=(24, 24, 24))
+    expert = DualExpert(GlobalExpert(network, "cpu", cache), local)
+
+    def found(*clicks):
+        return expert.segment(volume, {"a": Prompts(tuple(clicks))}, "fused").mask("a")
+
+    def dice(mask, truth):
+        return 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+
+    first, more = Click(middle), [Click((30, 30, 30 + d)) for d in (17, -17)]
+    deep, shallow = (Click((30, 30 - d, 30), False) for d in (7, 11))
+    one = found(first)
+    assert dice(one, outer) > 0.9
+    assert dice(found(first, deep), inner) > 0.8
+    assert dice(found(first, shallow), outer) > 0.85
+    # The fourth click corrects what the user has seen so far.
+    assert dice(found(first, *more, deep), inner) < 0.5
+    np.testing.assert_array_equal(found(first), one)
+
+
 @pytest.mark.parametrize(("count", "share"), [(1, 1 / 2), (2, 1 / 3), (3, 1 / 4), (4, 1 / 4)])
 def test_the_local_expert_counts_as_much_as_one_click_and_no_less_than_a_quarter(fakes, volume, count, share):
     cache = ByteCache(1 << 28)
@@ -162,7 +199,7 @@ def test_the_local_expert_counts_as_much_as_one_click_and_no_less_than_a_quarter
     request = _Request(cache, local, other, volume, Prompts((INSIDE,)), "auto", StageTimer(), ())
     seen, _ = request.seen()
     clicks = (INSIDE, *(Click((2, 2, x), False) for x in range(5)))
-    _, logits = request._asked(Prompts(clicks[:count]), seen)
+    _, logits = request._asked(Prompts(clicks[:count]), seen, None)
     assert float(logits[12, 15, 18]) == pytest.approx(2 * share - (1 - share))
 
 

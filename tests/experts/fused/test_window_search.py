@@ -62,7 +62,28 @@ def test_every_window_finds_the_part_that_was_clicked(fakes):
 def test_windows_that_find_nothing_at_the_click_propose_nothing(fakes, volume):
     expert = looking(fakes, fakes.constant(-1.0))
     assert candidates(expert, volume, Click(CENTRE), "auto", StageTimer()) == []
-    assert searched(expert, volume, Click(CENTRE), "auto", StageTimer()).box is None
+    assert searched(expert, volume, Click(CENTRE), "auto", StageTimer()).box() is None
+
+
+def test_a_candidate_holds_the_voxels_of_its_cells():
+    mask = np.zeros((8, 8, 8), bool)
+    mask[2:5, 1:8, 0:4] = True
+    candidate = Candidate(Roi(Box((-4, 0, 10), (12, 16, 26)), (8, 8, 8)), mask)
+    assert [candidate.holds((z, 4, 12)) for z in (0, 5, 6)] == [True, True, False]
+    assert [candidate.holds((2, 4, x)) for x in (9, 10, 17, 18)] == [False, True, True, False]
+
+
+def test_background_voxels_leave_the_next_object(fakes, volume):
+    # Every window finds a ball of half its side, and the network is equally sure of all.
+    expert = looking(fakes, fakes.balls(8.0))
+    found = searched(expert, volume, Click(CENTRE), "auto", StageTimer())
+    sides = [round(max(box.sides)) for box in found.boxes]
+    assert len(sides) == 4 and found.box() == found.boxes[0]
+    z, y, x = CENTRE
+    for away in (4, 8, 16):
+        left = [box for box, side in zip(found.boxes, sides, strict=True) if side / 2 < away]
+        assert found.box([(z, y, x + away)]) == left[0]
+    assert found.box([CENTRE]) is None
 
 
 def test_the_box_of_a_candidate_ends_where_the_image_does():
@@ -94,7 +115,7 @@ def test_agreement_is_the_mean_dice_of_what_candidates_share():
 def test_the_object_is_the_one_that_most_windows_find(fakes, volume):
     # The network is equally sure of every box; the smallest window shows the inside of the ball alone.
     certain = looking(fakes, lambda image, points, labels: 8 * (bright(image, points, labels) > 0) - 4.0)
-    box = searched(certain, volume, Click(CENTRE), "auto", StageTimer()).box
+    box = searched(certain, volume, Click(CENTRE), "auto", StageTimer()).box()
     np.testing.assert_allclose(box.sides, [17] * 3, atol=1.5)
 
 
@@ -115,5 +136,5 @@ def test_the_object_is_the_one_whose_box_is_answered_with_most_certainty(fakes, 
 
     network = fakes.Network(field, size=32, answers_clicks_alone=True)
     expert = Watching(network, "cpu", ByteCache(1 << 28))
-    box = searched(expert, volume, Click(CENTRE), "auto", StageTimer()).box
+    box = searched(expert, volume, Click(CENTRE), "auto", StageTimer()).box()
     assert 0.7 < max(box.sides) / width < 1.5

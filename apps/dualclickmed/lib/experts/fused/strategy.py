@@ -16,7 +16,6 @@ Where it lies in another's mask it counts there, last of all, as a background cl
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,7 +49,6 @@ from .refinement import NETWORK_LIMIT as LIMIT
 from .refinement import (
     CellClick,
     ClickEvidence,
-    Depths,
     RegionFeatures,
     accumulate_click_evidence,
     held_away_from_clicks,
@@ -59,6 +57,7 @@ from .refinement import (
     sigmoid,
 )
 from .scattered_clicks import without_empty_places
+from .seen import Seen
 from .window_search import searched
 
 CACHE_BYTES = 128 << 20
@@ -75,6 +74,9 @@ LEAST_LOCAL = 0.25
 LARGEST_LOCAL = 0.25
 """The local expert is not asked about objects that fill more than this part of its window
 (`LocalExpert.filled_by`)."""
+FIRST_CLICKS = 3
+"""Clicks without a box of which one may show that the first one meant another object (`Seen.is_refuted_by`);
+later ones correct the mask."""
 LEAST_EVIDENCE = 0.05
 """Evidence of clicks from which on a voxel of a given mask is decided anew (`refinement.ClickEvidence`)."""
 PROBED = 0.15
@@ -122,48 +124,6 @@ class Refined:
         cell = np.asarray(np.unravel_index(best, unsure.shape))
         z, y, x = (int(p) for p in np.rint(self.roi.to_voxel(cell)[0]))
         return z, y, x
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What a user sees after some clicks: probabilities in a region, and the clicks' evidence so far."""
-
-    features: RegionFeatures
-    probability: Field
-    evidence: ClickEvidence
-    box: Box | None
-
-    @cached_property
-    def depths(self) -> Depths:
-        """Depths of the next clicks; both their order and their reach are computed from them."""
-        return Depths.of(self.features, self.probability > 0.5, self.box)
-
-    @property
-    def nbytes(self) -> int:
-        # The depths count before they are asked for: a cache asks for this once.
-        return 5 * self.probability.nbytes
-
-    def agrees_with(self, click: Click) -> bool:
-        """Whether the click has the same label as the mask at its voxel: its step then changes nothing."""
-        inside = self.features.roi.box.contains(click.index)
-        found = inside and bool(self.probability[self.features.cell(click.index)] > 0.5)
-        return found == click.positive
-
-    def logits_on(self, roi: Roi) -> Tensor:
-        """The probabilities as logits on the grid of another region."""
-        limit = 1 / (1 + math.exp(-LIMIT))
-        inside = torch.from_numpy(self.probability).clamp(1 - limit, limit)
-        return resampled(torch.logit(inside), self.features.roi, roi)
-
-    def moved(self, features: RegionFeatures) -> _Seen:
-        """The same on the grid of another region."""
-        if features.roi == self.features.roi:
-            return self
-        fields = (self.probability, self.evidence.fore, self.evidence.back)
-        probability, fore, back = (
-            resampled(torch.from_numpy(field), self.features.roi, features.roi).numpy() for field in fields
-        )
-        return _Seen(features, probability, ClickEvidence(fore, back), self.box)
 
 
 class Fusion:
@@ -239,38 +199,50 @@ class _Request:
     stages: StageTimer
     elsewhere: Sequence[Index]
 
-    def seen(self) -> tuple[_Seen, list[Index]]:
+    def seen(self) -> tuple[Seen, list[Index]]:
         """What the user sees after all clicks, and the foreground clicks that lay in the mask before them."""
         clicks = self.prompts.clicks
         queues = {kind: deque(c for c in clicks if c.positive == kind) for kind in (True, False)}
-        size = 1
-        while size * MOST_ROUNDS < len(clicks):
-            size *= 2
         # What the local expert is asked first needs a click; a box alone is enough for the global one.
         opening: tuple[Click, ...] = ()
-        if isinstance(self.expert, LocalExpert):
-            opening = tuple(queues[True])[:1]
-        key = (
-            self.volume.key, self.expert.weights_key, self.other and self.other.weights_key,
-            self.prompts.box, self.intensity, _content(self.prompts.mask), bool(clicks), size,
-        )  # fmt: skip
-        seen = self.cache.get((*key, opening, ()), lambda: self._begun(opening))
-        given: tuple[Click, ...] = ()
-        if opening:
-            given = (queues[True].popleft(),)
-            seen = self._after(seen, given, given, key)
+        if isinstance(self.expert, LocalExpert) and queues[True]:
+            opening = (queues[True].popleft(),)
+        meant = self._meant()
+        seen, given = self._opened(opening, meant), opening
         agreeing: list[Index] = []
         while queues[True] or queues[False]:
-            new = _next_clicks(seen, queues, size)
+            new = _next_clicks(seen, queues, self.step_size)
             agreeing += [click.index for click in new if click.positive and seen.agrees_with(click)]
             given = (*given, *new)
-            seen = self._after(seen, new, given, key)
+            early = len(given) <= FIRST_CLICKS and self.prompts.mask is None
+            if early and any(seen.is_refuted_by(click) for click in new):
+                other = self._meant([click.index for click in given if not click.positive])
+                if other not in (None, meant):
+                    # As if this object had been found at the first click.
+                    meant = other
+                    seen, new = self._opened(opening, meant), given[1:]
+            seen = self._after(seen, new, given, meant)
         conflicting = self._conflicting_clicks(seen)
         if conflicting:
-            seen = self._after(seen, conflicting, (*given, *conflicting), key)
+            seen = self._after(seen, conflicting, (*given, *conflicting), meant)
         return seen, agreeing
 
-    def _conflicting_clicks(self, seen: _Seen) -> tuple[Click, ...]:
+    @cached_property
+    def step_size(self) -> int:
+        """How many clicks are taken in one step."""
+        size = 1
+        while size * MOST_ROUNDS < len(self.prompts.clicks):
+            size *= 2
+        return size
+
+    @cached_property
+    def _key(self) -> tuple[Hashable, ...]:
+        return (
+            self.volume.key, self.expert.weights_key, self.other and self.other.weights_key, self.prompts.box,
+            self.intensity, _content(self.prompts.mask), bool(self.prompts.clicks), self.step_size,
+        )  # fmt: skip
+
+    def _conflicting_clicks(self, seen: Seen) -> tuple[Click, ...]:
         """Other objects' voxels in the mask, as background clicks; not in a cell that has a click already."""
         features = seen.features
         cells = {index: features.cell(index) for index in self.elsewhere if features.roi.box.contains(index)}
@@ -283,12 +255,19 @@ class _Request:
     def _features(self, box: Box) -> RegionFeatures:
         return self.cache.get((self.volume.key, box), lambda: RegionFeatures.of(self.volume, box))
 
-    def _begun(self, opening: tuple[Click, ...]) -> _Seen:
-        """What the user saw before the first correction."""
+    def _opened(self, opening: tuple[Click, ...], meant: Box | None) -> Seen:
+        """What the user saw after the first prompt, before the first correction."""
+        seen = self.cache.get((*self._key, meant, opening, ()), lambda: self._begun(opening, meant))
+        return self._after(seen, opening, opening, meant) if opening else seen
+
+    def _begun(self, opening: tuple[Click, ...], meant: Box | None) -> Seen:
+        """What the experts say first."""
         correcting = bool(self.prompts.clicks) and self.prompts.mask is not None
         asked = replace(self.prompts, clicks=opening, mask=None if correcting else self.prompts.mask)
-        box = self._searched() if opening and not correcting else None
-        source, opinion = self._asked(asked, None) if box is None else self._in_box(asked, box, None)
+        if opening and meant is not None and not correcting:
+            source, opinion = self._in_box(asked, meant, None)
+        else:
+            source, opinion = self._asked(asked, None, meant)
         with self.stages.timed("refine"):
             features = self._features(source.box)
             if correcting:
@@ -300,21 +279,23 @@ class _Request:
                 )
                 if self.prompts.box is not None and is_nearly_empty(probability, features, self.prompts.box):
                     probability = inscribed_ellipsoid(features.roi, self.prompts.box)
-        return _Seen(features, probability, ClickEvidence.nothing(features.roi.grid), self.prompts.box)
+        return Seen(features, probability, ClickEvidence.nothing(features.roi.grid), self.prompts.box)
 
-    def _after(
-        self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...], key: tuple[Hashable, ...]
-    ) -> _Seen:
+    def _after(self, seen: Seen, new: tuple[Click, ...], given: tuple[Click, ...], meant: Box | None) -> Seen:
         """What the user sees after some new clicks."""
-        return self.cache.get((*key, given, new), lambda: self._corrected(seen, new, given))
+        return self.cache.get(
+            (*self._key, meant, given, new), lambda: self._corrected(seen, new, given, meant)
+        )
 
-    def _corrected(self, seen: _Seen, new: tuple[Click, ...], given: tuple[Click, ...]) -> _Seen:
+    def _corrected(
+        self, seen: Seen, new: tuple[Click, ...], given: tuple[Click, ...], meant: Box | None
+    ) -> Seen:
         # The first click without a box agrees by definition: what was seen is what it means.
         opening = isinstance(self.expert, LocalExpert) and given == new
         new = new if opening else tuple(click for click in new if not seen.agrees_with(click))
         if not new:
             return seen
-        source, opinion = self._asked(replace(self.prompts, clicks=given, mask=None), seen)
+        source, opinion = self._asked(replace(self.prompts, clicks=given, mask=None), seen, meant)
         with self.stages.timed("refine"):
             features = self._features(source.box)
             seen = seen.moved(features)
@@ -328,9 +309,9 @@ class _Request:
             # A box says how large the object is. Without one nothing but the clicks does.
             bounded = self.prompts.box is None and not opening
             found = held_away_from_clicks(features, found, seen.probability, reaches, bounded)
-            return _Seen(features, found, evidence, self.prompts.box)
+            return Seen(features, found, evidence, self.prompts.box)
 
-    def _asked(self, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
+    def _asked(self, prompts: Prompts, seen: Seen | None, meant: Box | None) -> tuple[Roi, Tensor]:
         """What the experts say: a region and logits there.
 
         Without a box it is a mean of what the local expert says and what the global one says for the box of
@@ -342,7 +323,6 @@ class _Request:
         box = None
         if self.other is not None and seen is not None:
             box = proposed_box(seen.probability > 0.5, seen.features, prompts.foreground)
-        meant = self._searched()
         large = meant is not None and self.expert.filled_by(meant, self.volume) > LARGEST_LOCAL
         if box is not None and large:
             return self._in_box(prompts, box, seen)
@@ -357,14 +337,17 @@ class _Request:
         share = max(1 / (1 + len(prompts.clicks)), LEAST_LOCAL)
         return source, share * local.clamp(-LIMIT, LIMIT) + (1 - share) * resampled(whole, roi, source)
 
-    def _in_box(self, prompts: Prompts, box: Box, seen: _Seen | None) -> tuple[Roi, Tensor]:
+    def _in_box(self, prompts: Prompts, box: Box, seen: Seen | None) -> tuple[Roi, Tensor]:
         """What the global expert says for a box that nobody drew."""
         assert self.other is not None
         boxed = replace(prompts, box=box, mask=None)
         return self._global(self.other.expert_for(self.volume, boxed), boxed, seen)
 
-    def _searched(self) -> Box | None:
-        """The box that the first foreground click means; None where the global expert can't look for it."""
+    def _meant(self, background: Sequence[Index] = ()) -> Box | None:
+        """The box of what the first foreground click means: an object that holds none of some voxels.
+
+        None where the global expert can't look for it, or finds none.
+        """
         if self.other is None or not self.prompts.foreground:
             return None
         click = Click(self.prompts.foreground[0], True)
@@ -374,9 +357,9 @@ class _Request:
         key = (self.volume.key, other.weights_key, self.intensity, click)
         return self.cache.get(
             key, lambda: searched(other, self.volume, click, self.intensity, self.stages)
-        ).box
+        ).box(background)
 
-    def _global(self, expert: GlobalExpert, prompts: Prompts, seen: _Seen | None) -> tuple[Roi, Tensor]:
+    def _global(self, expert: GlobalExpert, prompts: Prompts, seen: Seen | None) -> tuple[Roi, Tensor]:
         """What the global expert says.
 
         With clicks it is the mean of what it says without and with them: either may be wrong where the other
@@ -398,7 +381,7 @@ class _Request:
         return np.where(inside, np.float32(LIMIT), np.float32(-LIMIT))
 
 
-def _next_clicks(seen: _Seen, queues: Mapping[bool, deque[Click]], size: int) -> tuple[Click, ...]:
+def _next_clicks(seen: Seen, queues: Mapping[bool, deque[Click]], size: int) -> tuple[Click, ...]:
     """Take the clicks that were given next, at most `size`: of the two kinds' first ones the deeper one."""
     if size >= len(queues[True]) + len(queues[False]) or not (queues[True] and queues[False]):
         ready = (*queues[True], *queues[False])[:size]

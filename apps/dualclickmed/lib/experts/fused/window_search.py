@@ -55,6 +55,10 @@ class Candidate:
         lo, hi = np.clip([around.lo, around.hi], 0, np.asarray(shape))
         return Box.between(lo, hi).at_least(1.0)
 
+    def holds(self, index: Index) -> bool:
+        """Whether a voxel of the image is in the object."""
+        return self.window.box.contains(index) and bool(self.mask[self.window.cell(index)])
+
     def overlap(self, wider: Candidate) -> float:
         """Dice of this candidate and one of a wider window, compared on the grid of this one's window."""
         theirs = resampled(torch.from_numpy(wider.mask.astype(np.float32)), wider.window, self.window)
@@ -63,19 +67,28 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Proposal:
+class Found:
     """The result of a search.
 
     Attributes:
-        box: around the most probable object at the click, in voxel edges; None if no window shows one.
+        candidates: the objects that windows show at the click, the most probable one first.
+        boxes: around each of them, in voxel edges of the image.
     """
 
-    box: Box | None
+    candidates: tuple[Candidate, ...]
+    boxes: tuple[Box, ...]
+
+    def box(self, background: Sequence[Index] = ()) -> Box | None:
+        """The box of the most probable object that holds none of some voxels; None if there is none."""
+        for candidate, box in zip(self.candidates, self.boxes, strict=True):
+            if not any(candidate.holds(index) for index in background):
+                return box
+        return None
 
     @property
     def nbytes(self) -> int:
         """Approximate memory in a cache."""
-        return 256
+        return 256 + sum(candidate.mask.nbytes for candidate in self.candidates)
 
 
 def windows(index: Index, volume: Volume, cells: int) -> list[Roi]:
@@ -125,24 +138,21 @@ def agreements(found: Sequence[Candidate]) -> npt.NDArray[np.float64]:
     return dice.sum(axis=1) / max(1, len(found))
 
 
-def searched(
-    expert: GlobalExpert, volume: Volume, click: Click, intensity: str, stages: StageTimer
-) -> Proposal:
+def searched(expert: GlobalExpert, volume: Volume, click: Click, intensity: str, stages: StageTimer) -> Found:
     """Look for the object that one foreground click means.
 
-    The candidate with the greatest sum of its agreement with all candidates and the mean probability inside
-    what the network answers to its box alone.
+    Candidates are ordered by the sum of their agreement with all candidates and the mean probability inside
+    what the network answers to their box alone.
 
     Args:
         expert, volume, click, intensity, stages: as for `candidates`.
     """
-    best, most = None, -math.inf
     found = candidates(expert, volume, click, intensity, stages)
-    for candidate, worth in zip(found, agreements(found), strict=True):
-        box = candidate.box(volume.shape)
+    boxes = [candidate.box(volume.shape) for candidate in found]
+    worth = agreements(found)
+    for number, box in enumerate(boxes):
         _, logits = expert.logits(volume, Prompts((click,), box), intensity, stages, corrected=False)
         inside = torch.sigmoid(logits[logits > 0])
-        worth += float(inside.mean()) if len(inside) else 0.0
-        if worth > most:
-            best, most = box, worth
-    return Proposal(best)
+        worth[number] += float(inside.mean()) if len(inside) else 0.0
+    order = np.argsort(-worth, kind="stable")
+    return Found(tuple(found[i] for i in order), tuple(boxes[i] for i in order))
