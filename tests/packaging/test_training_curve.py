@@ -37,9 +37,9 @@ def test_a_point_has_the_means_of_each_modality_and_of_all_objects(tmp_path: Pat
 def test_points_are_kept_in_order_and_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "training.md"
     page.write_text("before\n<!-- figures: training-curve -->\nold\n<!-- /figures -->\nafter\n")
-    docs = sys.modules[module.write_blocks.__module__]
-    for holder, name in ((docs, "PAGES"), (docs, "REPOSITORY"), (module, "REPOSITORY")):
-        monkeypatch.setattr(holder, name, (page,) if name == "PAGES" else tmp_path)
+    for holder in (vars(module), module.write_blocks.__globals__):
+        monkeypatch.setitem(holder, "REPOSITORY", tmp_path)
+    monkeypatch.setitem(module.write_blocks.__globals__, "PAGES", (page,))
     monkeypatch.setattr(module, "KEPT", tmp_path / "curve.json")
     monkeypatch.setattr(module, "PICTURE", tmp_path / "curve.png")
     late, early = (results(tmp_path / f"{first}.csv", first) for first in (0.3, 0.1))

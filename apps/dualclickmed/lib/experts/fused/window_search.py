@@ -67,7 +67,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
+class Candidates:
     """The result of a search.
 
     Attributes:
@@ -138,7 +138,9 @@ def agreements(found: Sequence[Candidate]) -> npt.NDArray[np.float64]:
     return dice.sum(axis=1) / max(1, len(found))
 
 
-def searched(expert: GlobalExpert, volume: Volume, click: Click, intensity: str, stages: StageTimer) -> Found:
+def searched(
+    expert: GlobalExpert, volume: Volume, click: Click, intensity: str, stages: StageTimer
+) -> Candidates:
     """Look for the object that one foreground click means.
 
     Candidates are ordered by the sum of their agreement with all candidates and the mean probability inside
@@ -155,4 +157,4 @@ def searched(expert: GlobalExpert, volume: Volume, click: Click, intensity: str,
         inside = torch.sigmoid(logits[logits > 0])
         worth[number] += float(inside.mean()) if len(inside) else 0.0
     order = np.argsort(-worth, kind="stable")
-    return Found(tuple(found[i] for i in order), tuple(boxes[i] for i in order))
+    return Candidates(tuple(found[i] for i in order), tuple(boxes[i] for i in order))
