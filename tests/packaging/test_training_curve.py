@@ -11,6 +11,7 @@ import pytest
 from tests.support.scripts import script
 
 module = script("scripts/training_curve.py")
+block_of = script("scripts/docs_figures.py").block_of
 
 
 def results(path: Path, first: float) -> Path:
@@ -58,6 +59,12 @@ def test_points_are_kept_in_order_and_others_stay(tmp_path: Path, monkeypatch: p
         "after",
     ]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    page = (module.REPOSITORY / "docs" / "training.md").read_text()
+    curve = json.loads(module.KEPT.read_text())
+    assert block_of(page, "training-curve") == module.table(curve), "scripts/training_curve.py"
 
 
 def test_a_point_without_a_count_or_without_the_method_is_refused(
