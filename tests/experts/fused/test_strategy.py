@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from dualclickmed.byte_cache import ByteCache
+from dualclickmed.evaluation.metrics import dice
 from dualclickmed.experts import DualExpert, GlobalExpert, LocalExpert
 from dualclickmed.experts.fused.boxes import proposed_box, widened
 from dualclickmed.experts.fused.refinement import RegionFeatures
@@ -176,9 +177,6 @@ def test_a_background_click_deep_in_the_mask_chooses_another_object_that_windows
 
     def found(*clicks):
         return expert.segment(volume, {"a": Prompts(tuple(clicks))}, "fused").mask("a")
-
-    def dice(mask, truth):
-        return 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
 
     first, more = Click(middle), [Click((30, 30, 30 + d)) for d in (17, -17)]
     deep, shallow = (Click((30, 30 - d, 30), False) for d in (7, 11))

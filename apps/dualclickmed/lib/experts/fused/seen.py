@@ -45,13 +45,19 @@ class Seen:
         found = inside and bool(self.probability[self.features.cell(click.index)] > 0.5)
         return found == click.positive
 
+    def depth_of(self, click: Click) -> float:
+        """How deep in mm a click lies in what it would correct; -1 outside the region."""
+        if not self.features.roi.box.contains(click.index):
+            return -1.0
+        return self.depths.at(CellClick(self.features.cell(click.index), click.positive))
+
     def is_refuted_by(self, click: Click) -> bool:
         """Whether it is a background click so deep in the mask that another object must be meant."""
         if click.positive or self.agrees_with(click):
             return False
         volume = float((self.probability > 0.5).sum()) * math.prod(self.features.step)
         radius = (3 * volume / (4 * math.pi)) ** (1 / 3)
-        return self.depths.at(CellClick(self.features.cell(click.index), False)) > REFUTING_DEPTH * radius
+        return self.depth_of(click) > REFUTING_DEPTH * radius
 
     def logits_on(self, roi: Roi) -> Tensor:
         """The probabilities as logits on the grid of another region."""

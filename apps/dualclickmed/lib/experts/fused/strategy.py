@@ -389,16 +389,10 @@ def _next_clicks(seen: Seen, queues: Mapping[bool, deque[Click]], size: int) -> 
             queues[click.positive].popleft()
         return ready
 
-    def depth(kind: bool) -> float:
-        click = queues[kind][0]
-        if not seen.features.roi.box.contains(click.index):
-            return -1.0
-        return seen.depths.at(CellClick(seen.features.cell(click.index), kind))
-
     taken: list[Click] = []
     while len(taken) < size and (queues[True] or queues[False]):
         kinds = [kind for kind in (True, False) if queues[kind]]
-        taken.append(queues[max(kinds, key=depth)].popleft())
+        taken.append(queues[max(kinds, key=lambda kind: seen.depth_of(queues[kind][0]))].popleft())
     return tuple(taken)
 
 
