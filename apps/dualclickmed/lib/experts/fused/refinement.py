@@ -36,7 +36,7 @@ Mask = npt.NDArray[np.bool_]
 
 MOST_CELLS = 64
 """Cells along an axis at most: one for each voxel in a small region, wider ones in a large one."""
-NETWORK_WEIGHT, NETWORK_LIMIT = 1.0, 4.0
+NETWORK_WEIGHT, NETWORK_LIMIT = 1.5, 4.0
 """Weight of the network's logits, and the range they are clipped to first: the network is over-confident."""
 INTENSITY_WEIGHT, INTENSITY_LIMIT = 0.5, 3.0
 """Weight of the log ratio of intensities, and the range it is clipped to first."""
@@ -71,7 +71,7 @@ UNSURE = 0.2
 SHORT_SIDE = 10.0
 """Cells along a side of the box below which walkers step less readily along that axis: steps that hardly move
 the border of a large object must not lead out of one of three slices."""
-SHRUNK, SHRUNK_FAR = 0.43, 0.33
+SHRUNK, SHRUNK_FAR = 0.43, 0.1
 """A random walk shrinks small and thin objects, so the threshold of the mask may be lowered from 0.5 to the
 one that keeps the prior's volume. It is lowered to there if that one is at least `SHRUNK`, and not at all if
 it is at most `SHRUNK_FAR`, because image edges then removed the volume. Between the two it is lowered by a
