@@ -160,7 +160,12 @@ class LastPrompt:
 
 
 def run_row(
-    row: AblationRow, budget: TrainingBudget, tasks: Sequence[tuple[str, Task]], data: Path | None, out: Path
+    row: AblationRow,
+    budget: TrainingBudget,
+    tasks: Sequence[tuple[str, Task]],
+    data: Path | None,
+    out: Path,
+    trained: list[tuple[Recipe, Path]],
 ) -> Finding:
     """Train both sides of a row and evaluate them; what is done already is not done again.
 
@@ -170,6 +175,8 @@ def run_row(
         tasks: cases by name.
         data: labelled cases to train on; None trains on generated volumes.
         out: folder of checkpoints, weights and scores.
+        trained: recipes of earlier rows with the weights that they gave, which a side with the same recipe
+            takes; this row's are added.
     """
     sources = None if data is None else [WeightedSource(find_training_cases(data))]
     rows: list[records.Row] = []
@@ -177,10 +184,14 @@ def run_row(
         folder = out / row.key / side
         recipe = _recipe(row.kind, budget, changes)
         options = Options(folder, minutes=budget.minutes, device=budget.device)
-        path = folder / f"{row.kind}-{recipe.preset}.safetensors"
+        path = next(
+            (found for known, found in trained if known == recipe),
+            folder / f"{row.kind}-{recipe.preset}.safetensors",
+        )
         if not path.exists():
             begin = budget.starts.get(row.kind)
             path = train(recipe, options, command=command_line(), data=sources, start=begin)
+        trained.append((recipe, path))
         method = _method(row.kind, path, budget.device, bool(recipe.last_only))
         start = "box" if row.kind == "global" else "point"
         for name, task in tasks:
@@ -278,10 +289,11 @@ def ablate(
         "set": dict(budget.overrides),
     }
     _agree(out, settings)
-    findings = []
+    findings: list[Finding] = []
+    trained: list[tuple[Recipe, Path]] = []
     for key in keys:
         logger.info("Ablation '%s': %s", key, known[key].title)
-        findings.append(run_row(known[key], budget, tasks, data, out))
+        findings.append(run_row(known[key], budget, tasks, data, out, trained))
         _write(out, findings, budget)
     Console(width=150).print(_table(findings))
     Console(stderr=True).print(f"Table -> {out / REPORT}", markup=False, highlight=False, soft_wrap=True)

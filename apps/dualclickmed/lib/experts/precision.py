@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -94,17 +96,28 @@ def bfloat16_pays() -> bool:
     return lower * PAYS <= single
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @lru_cache(maxsize=1)
 def seconds_of_products() -> tuple[float, float]:
     """Seconds of a small convolution and a small layer with their gradients, in bfloat16 and in float32.
 
     What a training step consists of, in a size that even a processor without bfloat16 has done in a moment.
     Each figure is the least of some tries, taken in turn and by the processor time of this thread: two
-    servers that start on a busy machine have to choose alike, or their masks differ. The random state is
-    left as it is.
+    servers that start on a busy machine have to choose alike, or their masks differ. It is the only thread,
+    because one that waits for another counts its waiting as processor time. The random state is left as it
+    is.
     """
     least = [float("inf"), float("inf")]
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), _one_thread():
         convolution = nn.Conv3d(_CHANNELS, _CHANNELS, 3, padding=1)
         layer = nn.Linear(_WIDTH, _WIDTH)
         image, tokens = torch.randn(1, _CHANNELS, _SIDE, _SIDE, _SIDE), torch.randn(_TOKENS, _WIDTH)
