@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from dualclickmed.configs.options import ServerOptions
@@ -73,6 +75,26 @@ def test_products_are_timed_once_and_leave_the_random_state_alone(monkeypatch) -
     assert min(first) > 0 and precision.seconds_of_products() == first
     assert precision.seconds_of_products.cache_info().misses == 1
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_products_are_timed_on_one_thread(monkeypatch) -> None:
+    precision.seconds_of_products.cache_clear()
+    threads = []
+    clock = time.thread_time
+
+    def thread_time() -> float:
+        threads.append(torch.get_num_threads())
+        return clock()
+
+    monkeypatch.setattr(time, "thread_time", thread_time)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        precision.seconds_of_products()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads and set(threads) == {1}
 
 
 @pytest.mark.parametrize(("bf16", "chosen"), [(True, torch.bfloat16), (False, torch.float16)])

@@ -37,7 +37,7 @@ Mask = npt.NDArray[np.bool_]
 MOST_CELLS = 64
 """Cells along an axis at most: one for each voxel in a small region, wider ones in a large one."""
 NETWORK_WEIGHT, NETWORK_LIMIT = 1.5, 4.0
-"""Weight of the network's logits, and the range they are clipped to first: the network is over-confident."""
+"""Weight of the network's logits, and the range they are clipped to then: the network is over-confident."""
 INTENSITY_WEIGHT, INTENSITY_LIMIT = 0.5, 3.0
 """Weight of the log ratio of intensities, and the range it is clipped to first."""
 BOX_SLOPE, BOX_LIMIT = 16.0, 6.0
@@ -216,7 +216,7 @@ def refined(
     Returns:
         float32 of the region's grid, at most rounding outside [0, 1].
     """
-    logits = NETWORK_WEIGHT * np.clip(opinion, -NETWORK_LIMIT, NETWORK_LIMIT)
+    logits = np.clip(NETWORK_WEIGHT * opinion, -NETWORK_LIMIT, NETWORK_LIMIT)
     outside = np.zeros_like(logits) if box is None else beyond(features.roi, box)
     logits -= np.minimum(BOX_SLOPE * outside, BOX_LIMIT)
     if evidence is not None:
