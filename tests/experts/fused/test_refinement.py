@@ -58,10 +58,22 @@ def dice(a, b) -> float:
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
-def test_a_displaced_opinion_moves_to_the_edges(features):
+def test_a_displaced_opinion_moves_to_the_edges_the_farther_the_less_sure_it_is(features):
     opinion = ball_logits((17, 13, 17), 8)
-    assert dice(opinion > 0, TRUTH) < 0.75
-    assert dice(refined(features, opinion, BOX) > 0.5, TRUTH) > 0.88
+    before = dice(opinion > 0, TRUTH)
+    assert before < 0.75
+    unsure, surer, sure = (dice(refined(features, s * opinion, BOX) > 0.5, TRUTH) for s in (0.3, 0.6, 1))
+    assert unsure > 0.99
+    assert unsure > surer > sure > before + 0.08
+
+
+def test_an_object_of_which_the_network_is_half_sure_is_not_walked_away():
+    """Noise without edges: the network is less sure of the ball than of what is around it."""
+    noise = np.random.default_rng(1).normal(128, 20, TRUTH.shape).clip(0, 255).astype(np.uint8)
+    even = RegionFeatures.of(from_array(noise), WHOLE)
+    ball = ball_logits((15.5, 15.5, 15.5), 6.5) > 0
+    found = refined(even, np.where(ball, np.float32(1.5), np.float32(-4)), Box((9, 9, 9), (23, 23, 23))) > 0.5
+    assert dice(found, ball) > 0.8
 
 
 def test_nothing_is_found_far_outside_the_box(features):
