@@ -62,7 +62,8 @@ def test_members_of_a_batch_do_not_mix_and_no_gradient_flows() -> None:
     torch.manual_seed(1)
     batch = torch.randn(3, 1, 32, 32, 32, requires_grad=True)
     together = box_evidence(batch, RADIUS)
-    assert torch.equal(together[1:2], box_evidence(batch[1:2], RADIUS))
+    # But for rounding: a processor may sum the histogram of one region in another order than those of three.
+    torch.testing.assert_close(together[1:2], box_evidence(batch[1:2], RADIUS), rtol=0, atol=1e-6)
     assert not together.requires_grad
     assert float(together.abs().max()) <= 1.0
 
