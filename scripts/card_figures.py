@@ -59,8 +59,9 @@ def with_figures(known: Mapping[str, Any], start: str, files: Sequence[Path]) ->
     methods = {method for _, method in values}
     if not methods:
         raise SystemExit(f"No object of {SMALLEST} voxels or more is in {', '.join(map(str, files))}.")
-    some = next(iter(sorted(methods)))
-    objects = {group: len(values[group, some]) for group, method in sorted(values) if method == some}
+    objects = {
+        group: len(series) for (group, method), series in sorted(values.items()) if method == min(methods)
+    }
     found |= {"objects": {ALL: sum(objects.values()), **objects}}
     for method, suffix in (("paper", ""), ("fused", ", fused")):
         share = f"share of clicks that cost more than {HARM:g}{suffix}"

@@ -51,7 +51,8 @@ def test_both_sides_of_a_row_are_evaluated_alike(tmp_path: Path, monkeypatch: py
     for _ in range(2):  # the second time everything is there already
         result = CliRunner().invoke(app, [*arguments, "--row", "global-clicks", "--row", "six-points"])
         assert result.exit_code == 0, result.output
-    # Both rows have the paper's recipe on one side: it is trained once.
+    # Both rows have the paper's recipe on one side: it is trained and evaluated once.
+    assert not (tmp_path / "out" / "six-points" / "with").exists()
     assert [(r.kind, r.clicks, r.points) for r in trained] == [
         ("global", "boundary", 6),
         ("global", "uniform", 6),

@@ -175,23 +175,20 @@ def run_row(
         tasks: cases by name.
         data: labelled cases to train on; None trains on generated volumes.
         out: folder of checkpoints, weights and scores.
-        trained: recipes of earlier rows with the weights that they gave, which a side with the same recipe
-            takes; this row's are added.
+        trained: recipes of earlier rows with the folders of their weights and scores, which a side with the
+            same recipe takes; this row's are added.
     """
     sources = None if data is None else [WeightedSource(find_training_cases(data))]
     rows: list[records.Row] = []
     for side, changes in ((CHOSEN, row.chosen), (OTHER, row.other)):
-        folder = out / row.key / side
         recipe = _recipe(row.kind, budget, changes)
+        folder = next((found for known, found in trained if known == recipe), out / row.key / side)
         options = Options(folder, minutes=budget.minutes, device=budget.device)
-        path = next(
-            (found for known, found in trained if known == recipe),
-            folder / f"{row.kind}-{recipe.preset}.safetensors",
-        )
+        path = folder / f"{row.kind}-{recipe.preset}.safetensors"
         if not path.exists():
             begin = budget.starts.get(row.kind)
             path = train(recipe, options, command=command_line(), data=sources, start=begin)
-        trained.append((recipe, path))
+        trained.append((recipe, folder))
         method = _method(row.kind, path, budget.device, bool(recipe.last_only))
         start = "box" if row.kind == "global" else "point"
         for name, task in tasks:
