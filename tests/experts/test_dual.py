@@ -32,6 +32,7 @@ def dual_of(global_network: torch.nn.Module, local_network: torch.nn.Module) -> 
     return DualExpert(
         GlobalExpert(global_network, "cpu", cache),
         LocalExpert(local_network, "cpu", cache, window=(16, 16, 16)),
+        cache,
     )
 
 
@@ -91,7 +92,7 @@ def test_with_several_labels_the_error_names_the_one_at_fault(volume, fakes):
 
 def test_an_expert_without_weights_is_an_error_only_when_needed(volume, fakes):
     expert = dual_of(fakes.Network(fakes.constant(1.0)), fakes.Network(fakes.constant(1.0))).global_expert
-    dual = DualExpert(expert, None)
+    dual = DualExpert(expert, None, ByteCache(1 << 28))
     assert dual.segment(volume, {"a": Prompts((), BOX)}).strategies == {"a": "global"}
     with pytest.raises(WeightsError, match="local expert"):
         dual.segment(volume, {"a": Prompts(POINTS)})

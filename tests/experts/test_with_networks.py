@@ -43,7 +43,9 @@ def volume() -> Volume:
 def dual_of(networks: tuple[torch.nn.Module, torch.nn.Module], max_bytes: int = 1 << 30) -> DualExpert:
     cache = ByteCache(max_bytes)
     return DualExpert(
-        GlobalExpert(networks[0], "cpu", cache), LocalExpert(networks[1], "cpu", cache, window=WINDOW)
+        GlobalExpert(networks[0], "cpu", cache),
+        LocalExpert(networks[1], "cpu", cache, window=WINDOW),
+        cache,
     )
 
 
@@ -98,6 +100,7 @@ def test_in_lower_precision_every_click_holds_too(networks, volume):
     dual = DualExpert(
         GlobalExpert(networks[0], "cpu", cache, "bfloat16"),
         LocalExpert(networks[1], "cpu", cache, "bfloat16", WINDOW),
+        cache,
     )
     result = dual.segment(volume, PROMPTS)
     for label, prompts in PROMPTS.items():

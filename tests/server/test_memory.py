@@ -37,11 +37,11 @@ def fails(times: int, asked: list[str]) -> Any:
 
 
 def test_caches_are_emptied_first(experts: ServedExperts) -> None:
-    experts._embeddings.get("an image", Entry)
+    experts._cache.get("an image", Entry)
     asked: list[str] = []
     assert experts.compute(fails(1, asked), "cuda:0") == "done on cuda:0"
     assert asked == ["cuda:0", "cuda:0"]
-    assert experts._embeddings.nbytes == 0
+    assert experts._cache.nbytes == 0
 
 
 def test_then_the_cpu_computes_and_a_warning_says_so(

@@ -28,11 +28,14 @@ def volume() -> Volume:
     return from_array((60 + 90 * BALL + noise).clip(1, 255).astype(np.uint8))
 
 
-def dual_of(fakes, radius: float = 5.0, window: Index = (16, 16, 16)) -> DualExpert:
-    cache = ByteCache(1 << 28)
+def dual_of(
+    fakes, radius: float = 5.0, window: Index = (16, 16, 16), cache_bytes: int = 1 << 28
+) -> DualExpert:
+    cache = ByteCache(cache_bytes)
     return DualExpert(
         GlobalExpert(fakes.Network(fakes.image), "cpu", cache),
         LocalExpert(fakes.Network(fakes.balls(radius)), "cpu", cache, window=window),
+        cache,
     )
 
 
@@ -82,8 +85,9 @@ def test_clicks_that_agree_with_the_mask_change_nothing(fakes, volume, box, insi
 
 def test_many_scattered_clicks_keep_a_mask_from_spreading_beyond_them(fakes, volume):
     clicks = tuple(Click(tuple(p)) for p in np.argwhere(BALL)[::9].tolist())
-    local = LocalExpert(fakes.Network(fakes.constant(4.0)), "cpu", ByteCache(1 << 28), window=(16, 16, 16))
-    sure_of_everything = DualExpert(None, local)
+    cache = ByteCache(1 << 28)
+    local = LocalExpert(fakes.Network(fakes.constant(4.0)), "cpu", cache, window=(16, 16, 16))
+    sure_of_everything = DualExpert(None, local, cache)
     few, many = (
         sure_of_everything.segment(volume, {"a": Prompts(c)}, "fused").mask("a")
         for c in (clicks[::40], clicks)
@@ -128,11 +132,12 @@ def test_pet_keeps_the_global_expert_s_own_answer_to_a_box(fakes, volume):
 
 def test_one_click_finds_an_object_larger_than_the_window(fakes, volume):
     sight = 8
-    local = LocalExpert(fakes.Network(fakes.image), "cpu", ByteCache(1 << 28), window=(sight,) * 3)
+    cache = ByteCache(1 << 28)
+    local = LocalExpert(fakes.Network(fakes.image), "cpu", cache, window=(sight,) * 3)
 
     def dice(answers_clicks_alone: bool) -> float:
         network = fakes.Network(fakes.image, 32, answers_clicks_alone=answers_clicks_alone)
-        expert = DualExpert(GlobalExpert(network, "cpu", ByteCache(1 << 28)), local)
+        expert = DualExpert(GlobalExpert(network, "cpu", cache), local, cache)
         found = expert.segment(volume, {"a": Prompts((Click((12, 13, 20)),))}, "fused").mask("a")
         return 2 * (found & BALL).sum() / (found.sum() + BALL.sum())
 
@@ -145,7 +150,7 @@ def test_the_object_is_looked_for_once_and_a_large_one_is_left_to_the_global_exp
     for window, asked in ((64, True), (32, False)):
         # The ball is 13 voxels wide: less than a quarter of the larger window, more than that of the other.
         local = LocalExpert(fakes.Network(fakes.balls(5.0)), "cpu", cache, window=(window,) * 3)
-        expert = DualExpert(GlobalExpert(network, "cpu", cache), local)
+        expert = DualExpert(GlobalExpert(network, "cpu", cache), local, cache)
         for clicks in ((INSIDE,), (INSIDE, OUTSIDE)):
             before = len(network.decoded)
             expert.segment(volume, {"a": Prompts(clicks)}, "fused")
@@ -173,7 +178,7 @@ def test_a_background_click_deep_in_the_mask_chooses_another_object_that_windows
     network.config.hold_edges = True
     cache = ByteCache(1 << 28)
     local = LocalExpert(fakes.Network(fakes.balls(5.0)), "cpu", cache, window=(24, 24, 24))
-    expert = DualExpert(GlobalExpert(network, "cpu", cache), local)
+    expert = DualExpert(GlobalExpert(network, "cpu", cache), local, cache)
 
     def found(*clicks):
         return expert.segment(volume, {"a": Prompts(tuple(clicks))}, "fused").mask("a")
@@ -228,11 +233,22 @@ def test_the_first_click_is_decoded_once_in_each_view(fakes, volume):
     network = expert.local_expert.network
     found = expert.segment(volume, {"a": Prompts((INSIDE,))}, "fused").mask("a")
     assert len(network.encoded) == len(network.decoded) == 2
-    expert.local_expert._cache = ByteCache(0)
-    expert.forget(volume)
-    without_memory = expert.segment(volume, {"a": Prompts((INSIDE,))}, "fused").mask("a")
-    assert len(network.decoded) > 4
+    forgetful = dual_of(fakes, window=(24, 24, 24), cache_bytes=0)
+    without_memory = forgetful.segment(volume, {"a": Prompts((INSIDE,))}, "fused").mask("a")
+    assert len(forgetful.local_expert.network.decoded) > 2
     np.testing.assert_array_equal(found, without_memory)
+
+
+def test_all_that_is_kept_between_requests_is_in_the_given_cache(fakes, volume):
+    cache = ByteCache(1 << 28)
+    expert = DualExpert(None, dual_of(fakes).local_expert, cache)
+    expert.segment(volume, {"a": Prompts((INSIDE, OUTSIDE))}, "fused")
+    held = cache.nbytes
+    assert held > volume.array.size  # region features alone are several numbers for each voxel
+    expert.segment(volume, {"a": Prompts((INSIDE, OUTSIDE))}, "fused")
+    assert cache.nbytes == held
+    cache.drop(volume.key)
+    assert cache.nbytes == 0
 
 
 @pytest.mark.parametrize("box", [None, BOX])
@@ -455,7 +471,7 @@ def test_points_alone_are_shown_to_the_global_expert_in_the_box_of_what_was_foun
 
 
 def test_without_the_global_expert_points_are_answered_by_the_local_one(fakes, volume):
-    local = DualExpert(None, dual_of(fakes, 6.0).local_expert)
+    local = DualExpert(None, dual_of(fakes, 6.0).local_expert, ByteCache(1 << 28))
     found = local.segment(volume, {"a": Prompts((INSIDE, OUTSIDE))}, "fused").mask("a")
     assert 2 * (found & BALL).sum() / (found.sum() + BALL.sum()) > 0.9
 

@@ -103,9 +103,7 @@ def volume_costs(shape: Index, configs: tuple[GlobalConfig, LocalConfig], repeat
             dual.segment(volume, two)
 
         def anew() -> None:
-            # Embeddings, and what the fused strategy keeps of its answers.
             cache.clear()
-            dual.forget(volume)
 
         def one_click(one: dict[str, Prompts] = one) -> None:
             anew()
@@ -138,7 +136,6 @@ def click_costs(
 
             def anew(given: dict[str, Prompts] | None = None) -> None:
                 cache.clear()
-                dual.forget(volume)
                 if given is not None:
                     dual.segment(volume, given)
 
@@ -219,6 +216,7 @@ def random_experts(configs: tuple[GlobalConfig, LocalConfig]) -> tuple[DualExper
         DualExpert(
             GlobalExpert(build_global(configs[0]), "cpu", cache),
             LocalExpert(build_local(configs[1]), "cpu", cache),
+            cache,
         ),
         cache,
     )

@@ -318,9 +318,9 @@ def _starts(names: Sequence[str]) -> dict[Kind, Path]:
 def _method(kind: Kind, path: Path, device: str, last_only: bool) -> Method:
     network, cache = load_expert(kind, path), ByteCache(CACHE_BYTES)
     if kind == "global":
-        expert = DualExpert(GlobalExpert(cast(RegionNetwork, network), device, cache), None)
+        expert = DualExpert(GlobalExpert(cast(RegionNetwork, network), device, cache), None, cache)
     else:
-        expert = DualExpert(None, LocalExpert(cast(LocalNetwork, network), device, cache))
+        expert = DualExpert(None, LocalExpert(cast(LocalNetwork, network), device, cache), cache)
     return LastPrompt(expert, kind) if last_only else ExpertMethod(expert, kind)
 
 

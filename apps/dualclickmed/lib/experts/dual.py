@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..byte_cache import ByteCache
 from ..errors import PromptError, WeightsError
 from ..imaging.geometry import Box, Index, Region, paste_from_grid
 from ..imaging.prompts import Prompts
@@ -108,12 +109,15 @@ class DualExpert:
     Args:
         global_expert: None where its weights are not at hand; what needs it then raises WeightsError.
         local_expert: likewise.
+        cache: holds what `fused` finds out between requests; usually the one that both experts share.
     """
 
-    def __init__(self, global_expert: GlobalExpert | None, local_expert: LocalExpert | None) -> None:
+    def __init__(
+        self, global_expert: GlobalExpert | None, local_expert: LocalExpert | None, cache: ByteCache
+    ) -> None:
         self.global_expert = global_expert
         self.local_expert = local_expert
-        self._fusion = Fusion()
+        self._fusion = Fusion(cache)
 
     def segment(
         self,
@@ -181,10 +185,6 @@ class DualExpert:
             logger.info("Voxels set by their clicks, against the networks: %d", len(enforced))
         strategies = {label: asked[label].route for label in prompts}
         return Result(labels, values, strategies, enforced, dict(stages), refined)
-
-    def forget(self, volume: Volume) -> None:
-        """Drop what `fused` has found out about an image."""
-        self._fusion.cache.drop(volume.key)
 
     def _routed(self, volume: Volume, prompts: Mapping[str, Prompts], strategy: str) -> dict[str, _Asked]:
         """Checked prompts with the expert of each label.

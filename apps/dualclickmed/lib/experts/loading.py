@@ -45,6 +45,7 @@ def load_experts(
     return DualExpert(
         None if global_path is None else _loaded("global", global_path, device, cache, precision),
         None if local_path is None else _loaded("local", local_path, device, cache, precision),
+        cache,
     )
 
 

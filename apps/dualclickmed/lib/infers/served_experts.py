@@ -48,7 +48,7 @@ class ServedExperts:
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
-        self._embeddings = ByteCache(options.cache_bytes // 2)
+        self._cache = ByteCache(options.cache_bytes // 2)
         # Always the same thread: every one that computes brings OpenMP threads and buffers of its own.
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._warm = threading.Event()
@@ -79,9 +79,7 @@ class ServedExperts:
 
     def forget(self, volume: Volume) -> None:
         """Drop what was computed from an image."""
-        self._embeddings.drop(volume.key)
-        for _, expert in list(self._loaded.values()):
-            expert.forget(volume)
+        self._cache.drop(volume.key)
 
     def warm_up(self) -> None:
         """Load the weights and run both experts once, so that the first click is not the slow one.
@@ -112,7 +110,7 @@ class ServedExperts:
                 if device == "cpu":
                     raise
             # Not in the handler, where the traceback still holds the tensors.
-            self._embeddings.clear()
+            self._cache.clear()
             torch.cuda.empty_cache()
         logger.warning(fallen_back(device))
         return work(self._expert("cpu"), "cpu")
@@ -124,12 +122,12 @@ class ServedExperts:
         if any(loaded != signature for loaded, _ in self._loaded.values()):
             # Of other weights. They go first, because both together may not fit into memory.
             self._loaded.clear()
-            self._embeddings.clear()
+            self._cache.clear()
         if device not in self._loaded:
             start = time.perf_counter()
             paths = self._paths()
             expert = load_experts(
-                paths["global"], paths["local"], device, self._embeddings, self.options.precision
+                paths["global"], paths["local"], device, self._cache, self.options.precision
             )
             self._loaded[device] = signature, expert
             logger.info("Loaded both experts on %s in %.2f s", device, time.perf_counter() - start)

@@ -168,8 +168,8 @@ def expert_of(kind: Kind, weights: Path, device: str = "cpu") -> DualExpert:
     network = load_expert(kind, weights)
     cache = ByteCache(_CACHE_BYTES)
     if kind == "global":
-        return DualExpert(GlobalExpert(cast(RegionNetwork, network), device, cache), None)
-    return DualExpert(None, LocalExpert(cast(LocalNetwork, network), device, cache))
+        return DualExpert(GlobalExpert(cast(RegionNetwork, network), device, cache), None, cache)
+    return DualExpert(None, LocalExpert(cast(LocalNetwork, network), device, cache), cache)
 
 
 def _scores(kind: Kind, expert: DualExpert, objects: Objects, clicks: int) -> list[list[float]]:

@@ -60,8 +60,6 @@ from .scattered_clicks import without_empty_places
 from .seen import Seen
 from .window_search import searched
 
-CACHE_BYTES = 128 << 20
-"""Of region features, and of what was found after each click, that are kept between requests."""
 MOST_ROUNDS = 16
 """Steps in which all clicks are taken at most; of more clicks several are taken at once."""
 SURROUNDINGS = 1.5
@@ -129,12 +127,13 @@ class Refined:
 class Fusion:
     """Segments one object at a time by refining the output of an expert.
 
-    Attributes:
-        cache: what was found out about regions, kept between requests.
+    Args:
+        cache: keeps region features, and what was found after each click, between requests; may be shared
+            with the experts.
     """
 
-    def __init__(self) -> None:
-        self.cache = ByteCache(CACHE_BYTES)
+    def __init__(self, cache: ByteCache) -> None:
+        self.cache = cache
 
     def predict(
         self,
