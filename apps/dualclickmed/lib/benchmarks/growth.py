@@ -102,14 +102,11 @@ def volume_costs(shape: Index, configs: tuple[GlobalConfig, LocalConfig], repeat
         def further(two: dict[str, Prompts] = two) -> None:
             dual.segment(volume, two)
 
-        def anew() -> None:
-            cache.clear()
-
         def one_click(one: dict[str, Prompts] = one) -> None:
-            anew()
+            cache.clear()
             first(one)
 
-        first_seconds = least_seconds(first, repeats, before=anew)
+        first_seconds = least_seconds(first, repeats, before=cache.clear)
         same_seconds = least_seconds(further, repeats, before=one_click)
         stages = [dual.segment(volume, two).stages for _ in range(repeats)]
         result = min(sum(s[name] for name in WHOLE_VOLUME_STAGES) for s in stages)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,19 +19,18 @@ from rich.table import Table
 from .. import __version__
 from ..byte_cache import ByteCache
 from ..errors import UserError
-from ..experts import DualExpert, GlobalExpert, LocalExpert
+from ..experts import DualExpert
 from ..experts.devices import resolved_device
+from ..experts.loading import load_alone
 from ..imaging.prompts import Prompts
 from ..imaging.volume import Volume, from_array
-from ..networks.global_network import RegionNetwork
-from ..networks.local_network import LocalNetwork
 from ..predictor import CACHE_BYTES
 from ..training.generated import make_scene
 from ..training.loop import Options, train
 from ..training.recipes import Recipe, changed, load_recipe
 from ..training.sources import WeightedSource, find_training_cases
 from ..weights.cards import command_line
-from ..weights.files import Kind, load_expert, named_path, read_card
+from ..weights.files import Kind, named_path, read_card
 from . import records
 from .cases import Task, find_cases
 from .metrics import Mask
@@ -316,11 +315,7 @@ def _starts(names: Sequence[str]) -> dict[Kind, Path]:
 
 
 def _method(kind: Kind, path: Path, device: str, last_only: bool) -> Method:
-    network, cache = load_expert(kind, path), ByteCache(CACHE_BYTES)
-    if kind == "global":
-        expert = DualExpert(GlobalExpert(cast(RegionNetwork, network), device, cache), None, cache)
-    else:
-        expert = DualExpert(None, LocalExpert(cast(LocalNetwork, network), device, cache), cache)
+    expert = load_alone(kind, path, device, ByteCache(CACHE_BYTES))
     return LastPrompt(expert, kind) if last_only else ExpertMethod(expert, kind)
 
 

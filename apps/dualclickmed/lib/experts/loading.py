@@ -49,6 +49,21 @@ def load_experts(
     )
 
 
+def load_alone(kind: Kind, path: Path, device: str | torch.device, cache: ByteCache) -> DualExpert:
+    """One expert from its weight file, without a training scope: it answers everything itself.
+
+    Args:
+        kind: of the weights.
+        path: weight file.
+        device, cache: as for `NetworkExpert`.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or of another network.
+    """
+    expert = _CLASSES[kind][0](load_expert(kind, path), device, cache)
+    return DualExpert(expert, None, cache) if kind == "global" else DualExpert(None, expert, cache)
+
+
 def _loaded(kind: Kind, path: Path, *settings: Any) -> Any:
     """The expert of a weight file; with a training scope, one that leaves the rest to its origin."""
     plain, scoped = _CLASSES[kind]

@@ -14,19 +14,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from ..byte_cache import ByteCache
 from ..evaluation.protocol import ExpertMethod, run_object
-from ..experts import DualExpert, GlobalExpert, LocalExpert
+from ..experts import DualExpert
+from ..experts.loading import load_alone
 from ..imaging.volume import Volume, from_array
-from ..networks.global_network import RegionNetwork
-from ..networks.local_network import LocalNetwork
 from ..training.generated import make_scene
 from ..training.sources import LabelledCase, load_case
-from ..weights.files import Kind, load_expert
+from ..weights.files import Kind
 from .settings import HELD_OUT
 
 logger = logging.getLogger(__name__)
@@ -154,22 +153,13 @@ def generated_objects(count: int = GENERATED) -> Objects:
 
 def measure(kind: Kind, weights: Path, objects: Objects, device: str = "cpu", clicks: int = CLICKS) -> Report:
     """Run the click protocol on objects and on generated volumes with one expert's weights."""
-    expert = expert_of(kind, weights, device)
+    expert = load_alone(kind, weights, device, ByteCache(_CACHE_BYTES))
     by_label: dict[str, list[list[float]]] = {}
     for name, dice in zip(objects.names, _scores(kind, expert, objects, clicks), strict=True):
         by_label.setdefault(name, []).append(dice)
     generated = _scores(kind, expert, generated_objects(), clicks)
     means = {name: [float(d) for d in np.mean(rows, axis=0)] for name, rows in sorted(by_label.items())}
     return Report(means, [float(d) for d in np.mean(generated, axis=0)])
-
-
-def expert_of(kind: Kind, weights: Path, device: str = "cpu") -> DualExpert:
-    """One expert alone, without a training scope."""
-    network = load_expert(kind, weights)
-    cache = ByteCache(_CACHE_BYTES)
-    if kind == "global":
-        return DualExpert(GlobalExpert(cast(RegionNetwork, network), device, cache), None, cache)
-    return DualExpert(None, LocalExpert(cast(LocalNetwork, network), device, cache), cache)
 
 
 def _scores(kind: Kind, expert: DualExpert, objects: Objects, clicks: int) -> list[list[float]]:
