@@ -32,7 +32,7 @@ def test_recipes_take_turns_and_the_first_step_does_not_count(monkeypatch: pytes
     monkeypatch.setattr(training._Turn, "step", noted)
     recipes = {
         "wide": dataclasses.replace(RECIPE["global"], scenes=1, interactions=1, points=2, mode="chain"),
-        "near": dataclasses.replace(RECIPE["local"], size=32, targets=1, interactions=2),
+        "near": dataclasses.replace(RECIPE["local"], scenes=1, size=32, targets=1, interactions=2),
     }
     wide, near = training_speeds(recipes, 2)
     assert turns == [(kind, number) for number in range(3) for kind in ("global", "local")]

@@ -13,6 +13,7 @@ from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Click, Prompts
 from dualclickmed.imaging.volume import Volume, from_array
 from dualclickmed.networks.build import build_global, build_local
+from dualclickmed.networks.configs import LocalConfig
 
 SHAPE = (40, 48, 56)
 WINDOW = (32, 32, 32)
@@ -47,6 +48,13 @@ def dual_of(networks: tuple[torch.nn.Module, torch.nn.Module], max_bytes: int = 
         LocalExpert(networks[1], "cpu", cache, window=WINDOW),
         cache,
     )
+
+
+@pytest.mark.parametrize(("card", "side"), [({"window": 64}, 64), ({}, 128)])
+def test_windows_are_those_of_the_network_or_of_the_paper_where_a_card_has_none(card, side):
+    small = {"init_filters": 8, "blocks_down": [1, 1], "out_channels": 8, "feature_size": 8}
+    network = build_local(LocalConfig.from_dict(small | card))
+    assert LocalExpert(network, "cpu", ByteCache(0)).window == (side, side, side)
 
 
 @pytest.mark.parametrize("label", PROMPTS)

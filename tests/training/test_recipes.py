@@ -8,6 +8,7 @@ import re
 
 import pytest
 from dualclickmed.errors import UserError
+from dualclickmed.networks.configs import PRESETS
 from dualclickmed.training.recipes import (
     RECIPES,
     Recipe,
@@ -35,6 +36,13 @@ def test_the_paper_s_protocols_are_those_of_its_table_2() -> None:
     assert (wide.scale_z, wide.scale_xy, wide.shift, wide.affine) == ((0.9, 1.1), (0.5, 1.5), 4.0, 1.0)
     assert near.flip > 0 and near.rotate > 0 and near.intensity > 0 and near.noise > 0
     assert (wide.weight_decay, near.weight_decay, wide.decoder_rate) == (1e-4, 1e-5, 0.1)
+
+
+def test_networks_are_trained_in_windows_as_they_are_served_in() -> None:
+    sides = {
+        name: (load_recipe(f"local-{name}").size, PRESETS[name][1].window) for name in ("paper", "compact")
+    }
+    assert sides == {"paper": (128, 128), "compact": (64, 64)}
 
 
 def test_every_recipe_survives_its_card(tmp_path) -> None:

@@ -6,6 +6,7 @@ import torch
 from dualclickmed.byte_cache import ByteCache
 from dualclickmed.evaluation.metrics import dice
 from dualclickmed.experts import DualExpert, GlobalExpert, LocalExpert
+from dualclickmed.experts.fused import strategy
 from dualclickmed.experts.fused.boxes import proposed_box, widened
 from dualclickmed.experts.fused.refinement import RegionFeatures
 from dualclickmed.experts.fused.strategy import Refined, _Request, calibrated
@@ -147,20 +148,28 @@ def test_one_click_finds_an_object_larger_than_the_window(fakes, volume):
 def test_the_object_is_looked_for_once_and_a_large_one_is_left_to_the_global_expert(fakes, volume):
     network = fakes.Network(fakes.image, 32, answers_clicks_alone=True)
     cache = ByteCache(1 << 28)
-    for window, asked in ((64, True), (32, False)):
-        # The ball is 13 voxels wide: less than a quarter of the larger window, more than that of the other.
-        local = LocalExpert(fakes.Network(fakes.balls(5.0)), "cpu", cache, window=(window,) * 3)
+    # The ball is 13 voxels wide: shorter than the longest that the local expert is asked about. Three times
+    # as large it is longer.
+    for times, asked in ((1, True), (3, False)):
+        seen = from_array(np.kron(volume.array, np.ones((times,) * 3, np.uint8)))
+        inside, outside = (
+            Click((c.index[0] * times, c.index[1] * times, c.index[2] * times), c.positive)
+            for c in (INSIDE, OUTSIDE)
+        )
+        local = LocalExpert(fakes.Network(fakes.balls(5.0 * times)), "cpu", cache, window=(64, 64, 64))
         expert = DualExpert(GlobalExpert(network, "cpu", cache), local, cache)
-        for clicks in ((INSIDE,), (INSIDE, OUTSIDE)):
+        for clicks in ((inside,), (inside, outside)):
             before = len(network.decoded)
-            expert.segment(volume, {"a": Prompts(clicks)}, "fused")
+            expert.segment(seen, {"a": Prompts(clicks)}, "fused")
             alone = [labels for _, labels, _ in network.decoded[before:] if not (labels == 2).any()]
-            assert bool(alone) == (clicks == (INSIDE,))
+            assert bool(alone) == (clicks == (inside,))
         # Where it is asked it sees one window, voxel by voxel. The further click agrees with the mask.
-        assert [crop.shape[2:] for crop in local.network.encoded] == [(window,) * 3] * asked
+        assert [crop.shape[2:] for crop in local.network.encoded] == [(64, 64, 64)] * asked
 
 
-def test_a_background_click_deep_in_the_mask_chooses_another_object_that_windows_show(fakes):
+def test_a_background_click_deep_in_the_mask_chooses_another_object_that_windows_show(fakes, monkeypatch):
+    # The global expert answers alone: both objects are longer than those that the local one is asked about.
+    monkeypatch.setattr(strategy, "LARGEST_LOCAL", 6.0)
     middle = (30, 30, 30)
     away = np.linalg.norm(np.stack(np.mgrid[:60, :60, :60], axis=-1) - middle, axis=-1)
     outer, inner = away < 12, away < 5

@@ -88,7 +88,8 @@ def ours(preset: str, repeats: int) -> list[PeerRow]:
     rows = []
     volume = from_array(synthetic((VOLUME,) * 3), modality="ct")
     dual, cache = random_experts(PRESETS[preset])
-    for expert, what, size in (("global", "box", "the box, enlarged"), ("local", "click alone", "128^3")):
+    window = f"{PRESETS[preset][1].window}^3"
+    for expert, what, size in (("global", "box", "the box, enlarged"), ("local", "click alone", window)):
         one, two = growing_prompts(dual, volume, expert, 2)
         found = []
         for _ in range(repeats):

@@ -17,7 +17,6 @@ from torch import Tensor
 from ..byte_cache import ByteCache
 from ..errors import PromptError
 from ..imaging.geometry import (
-    LOCAL_WINDOW,
     Box,
     Index,
     Outside,
@@ -210,6 +209,12 @@ def views(spacing: Sequence[float]) -> tuple[View, View]:
     return View(cell, "mirror"), View((2 * cell[0], 2 * cell[1], 2 * cell[2]), "mirror")
 
 
+def cells_along(box: Box, volume: Volume) -> float:
+    """The longest side of a box in cells of the narrow view."""
+    narrow, _ = views(volume.spacing)
+    return max(side / cell for side, cell in zip(box.sides, narrow.cell, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class _Crop:
     """A window of an image, resampled when somebody asks for it and no more than once."""
@@ -253,7 +258,7 @@ class LocalExpert(NetworkExpert[LocalNetwork]):
 
     Args:
         network, device, cache, precision: as for `NetworkExpert`.
-        window: sides of a window in voxels (the paper's 128).
+        window: sides of a window in voxels (None: the network's own, `LocalConfig.window`).
     """
 
     def __init__(
@@ -262,14 +267,14 @@ class LocalExpert(NetworkExpert[LocalNetwork]):
         device: str | torch.device,
         cache: ByteCache,
         precision: str = "float32",
-        window: Index = LOCAL_WINDOW,
+        window: Index | None = None,
     ) -> None:
         if torch.device(device).type == "cpu":
             # The layout of `networks.segresnet`; in any other each call would reorder the weights of wide
             # layers.
             network.to(memory_format=LAYOUT)  # type: ignore[call-overload]
         super().__init__(network, device, cache, precision)
-        self.window = window
+        self.window = (network.config.window,) * 3 if window is None else window
 
     def expert_for(self, volume: Volume, prompts: Prompts) -> LocalExpert:
         """The expert that answers these prompts; see `scope` for experts that leave some to their origin."""
@@ -345,11 +350,6 @@ class LocalExpert(NetworkExpert[LocalNetwork]):
             with stages.timed("paste"):
                 found.append(_outside(prompts.mask, windows))
         return found
-
-    def filled_by(self, box: Box, volume: Volume) -> float:
-        """The longest side of a box as a part of the narrow view's window."""
-        narrow, _ = views(volume.spacing)
-        return max(s / c / n for s, c, n in zip(box.sides, narrow.cell, self.window, strict=True))
 
     def _best_view(
         self, volume: Volume, index: Index, intensity_map: IntensityMap, stages: StageTimer

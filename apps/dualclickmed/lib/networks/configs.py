@@ -122,6 +122,8 @@ class LocalConfig(_Config):
         feature_size: channels of the point head's transformer.
         click_head: the compact head (clicks as maps, features at clicks, finer mask), not the published one.
         detail_channels: of the compact head's features at full resolution.
+        window: side of the windows in which the network is served, in voxels. The paper's is 128; a smaller
+            one needs less time for an answer and for each object of a training.
     """
 
     space_to_depth: int = 1
@@ -133,6 +135,7 @@ class LocalConfig(_Config):
     feature_size: int = 48
     click_head: bool = False
     detail_channels: int = 0
+    window: int = 128
 
     @property
     def multiple(self) -> int:
@@ -195,6 +198,7 @@ COMPACT_LOCAL = LocalConfig(
     feature_size=32,
     click_head=True,
     detail_channels=4,
+    window=64,
 )
 
 

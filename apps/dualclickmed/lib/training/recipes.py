@@ -74,7 +74,8 @@ class Recipe:
         average: decay of the running mean of the weights.
         keep: which weights are written at the end: the running mean, the last, or the best on validation.
         focal: weight of the focal loss beside the Dice loss.
-        size: side of the local window in training, voxels.
+        size: side of the local window in training, voxels; best that in which the network is served
+            (`LocalConfig.window`).
         smallest: objects of labelled cases with fewer voxels are left out.
         replay: share of generated scenes beside labelled cases.
         point_only: labelled objects that a box describes badly alone (section 4.5; local expert).

@@ -32,7 +32,7 @@ from ...imaging.geometry import Box, Index, Region, Roi, crop_to_grid, paste_fro
 from ...imaging.prompts import Click, Prompts
 from ...imaging.volume import Volume
 from ..global_expert import GlobalExpert
-from ..local_expert import OUTSIDE_LOGIT, LocalExpert
+from ..local_expert import OUTSIDE_LOGIT, LocalExpert, cells_along
 from ..prediction import (
     NOWHERE,
     Prediction,
@@ -69,9 +69,8 @@ LEAST_SIDE = 24.0
 """Shortest side of that region in voxels."""
 LEAST_LOCAL = 0.25
 """Least weight of the local expert's logits in their mean with the global one's, where no box is drawn."""
-LARGEST_LOCAL = 0.25
-"""The local expert is not asked about objects that fill more than this part of its window
-(`LocalExpert.filled_by`)."""
+LARGEST_LOCAL = 32.0
+"""The local expert is not asked about objects that are longer than this, in cells of its narrow view."""
 FIRST_CLICKS = 3
 """Clicks without a box of which one may show that the first one meant another object (`Seen.is_refuted_by`);
 later ones correct the mask."""
@@ -322,7 +321,7 @@ class _Request:
         box = None
         if self.other is not None and seen is not None:
             box = proposed_box(seen.probability > 0.5, seen.features, prompts.foreground)
-        large = meant is not None and self.expert.filled_by(meant, self.volume) > LARGEST_LOCAL
+        large = meant is not None and cells_along(meant, self.volume) > LARGEST_LOCAL
         if box is not None and large:
             return self._in_box(prompts, box, seen)
         found = self.expert.predict(
