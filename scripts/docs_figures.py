@@ -200,11 +200,12 @@ def shipped_block() -> str:
         path = default_path(kind)
         million += sum(p.numel() for p in load_expert(kind, path).parameters()) / 1e6
         data[kind] = str(read_card(path)["data"])
+    trained_on = "; ".join(f"{kind} expert: {text}" for kind, text in data.items())
+    if len(set(data.values())) == 1:
+        trained_on = data[KINDS[0]]
     return (
         f"The two networks that are included have {million:.1f} million parameters together and run on an "
-        "ordinary processor. The data they were trained on: "
-        + "; ".join(f"{kind} expert: {text}" for kind, text in data.items())
-        + "."
+        f"ordinary processor. The data they were trained on: {trained_on}."
     )
 
 
