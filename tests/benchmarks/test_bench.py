@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dualclickmed.benchmarks import measure
+from dualclickmed.benchmarks import measure, networks
 from dualclickmed.benchmarks import tables as command
 from dualclickmed.benchmarks.growth import (
     growing_prompts,
@@ -61,8 +61,8 @@ def test_every_row_is_there_and_ratios_are_those_of_the_figures(monkeypatch: pyt
     volumes, clicks = [(40, 48, 56), (64, 64, 64)], [1, 3]
     sections, figures = run(presets, ["global", "local"], True, 1, "cpu", volumes, clicks, console)
 
-    networks = figures["networks"]
-    found = [(n["expert"], n["preset"], n["published"], n["precision"]) for n in networks]
+    measured = figures["networks"]
+    found = [(n["expert"], n["preset"], n["published"], n["precision"]) for n in measured]
     assert sorted(found) == sorted(
         [
             (expert, preset, published, precision)
@@ -73,9 +73,9 @@ def test_every_row_is_there_and_ratios_are_those_of_the_figures(monkeypatch: pyt
         ]
     )
     for expert in ("global", "local"):
-        (slow,) = [n for n in networks if n["published"] and n["expert"] == expert]
+        (slow,) = [n for n in measured if n["published"] and n["expert"] == expert]
         assert slow["encode_times_faster"] is None
-        for n in networks:
+        for n in measured:
             assert min(n["encode_operations"], n["click_operations"], n["parameters"], n["peak"]) > 0
             if n["expert"] == expert and not n["published"]:
                 for what in ("encode", "click"):
@@ -92,6 +92,15 @@ def test_every_row_is_there_and_ratios_are_those_of_the_figures(monkeypatch: pyt
     assert [section.title for section in sections] == titles
     assert all(title in console.file.getvalue() for title in titles)  # type: ignore[attr-defined]
     json.dumps(figures)
+
+
+@pytest.mark.parametrize("expert", ["global", "local"])
+def test_the_networks_that_ship_can_be_measured(expert: str) -> None:
+    config = PRESETS["compact"][0 if expert == "global" else 1]
+    found = networks.measure(NetworkCase(expert, "compact", config, side=32, repeats=1))
+    assert found.peak >= found.resting > 0 and min(found.encode_operations, found.click_operations) > 0
+    # The global one looks at image and prompts together, once for each click.
+    assert (1000 * found.encode_operations < found.click_operations) == (expert == "global")
 
 
 def test_ratios_compare_with_the_published_form_of_the_same_expert() -> None:

@@ -21,9 +21,13 @@ def our_costs(settings: MethodSettings, threads: int) -> list[NetworkRow]:
     for expert in EXPERTS:
         kind: Any = expert
         card = verify(default_path(kind, settings.preset, settings.model_dir))
-        config_type = GlobalConfig if expert == "global" else LocalConfig
-        config = config_type.from_dict(card["config"])
-        case = NetworkCase(expert, card["preset"], config, device=settings.device)
+        if expert == "global":
+            case = NetworkCase(
+                expert, card["preset"], GlobalConfig.from_dict(card["config"]), device=settings.device
+            )
+        else:
+            local = LocalConfig.from_dict(card["config"])
+            case = NetworkCase(expert, card["preset"], local, device=settings.device, side=local.window)
         found.append(in_process(threads, measure, case))
     return found
 
