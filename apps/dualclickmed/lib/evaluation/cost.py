@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..benchmarks.measure import in_process
@@ -21,13 +22,11 @@ def our_costs(settings: MethodSettings, threads: int) -> list[NetworkRow]:
     for expert in EXPERTS:
         kind: Any = expert
         card = verify(default_path(kind, settings.preset, settings.model_dir))
-        if expert == "global":
-            case = NetworkCase(
-                expert, card["preset"], GlobalConfig.from_dict(card["config"]), device=settings.device
-            )
-        else:
-            local = LocalConfig.from_dict(card["config"])
-            case = NetworkCase(expert, card["preset"], local, device=settings.device, side=local.window)
+        config_type = GlobalConfig if expert == "global" else LocalConfig
+        config = config_type.from_dict(card["config"])
+        case = NetworkCase(expert, card["preset"], config, device=settings.device)
+        if isinstance(config, LocalConfig):
+            case = replace(case, side=config.window)
         found.append(in_process(threads, measure, case))
     return found
 
