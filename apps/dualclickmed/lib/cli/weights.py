@@ -189,6 +189,33 @@ def average_command(
     say(Console(), f"Wrote {out} and its card: the mean of {count} files. Nothing is measured on it yet.")
 
 
+@commands.command("grow")
+def grow_command(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="A new file: .safetensors.")],
+    channels: Annotated[str, typer.Option(help="Channels of each level, such as 64,128,192.")],
+    blocks: Annotated[str, typer.Option(help="Residual blocks of each level, such as 1,2,2.")],
+    seed: Annotated[int, typer.Option(help="Seed of the new weights.")] = 0,
+    model_dir: ModelDir = None,
+) -> None:
+    """Write a larger U-Net that answers as these weights do, to train it further."""
+    from ..weights.files import named_path
+    from ..weights.grow import grow
+
+    folder = [] if model_dir is None else ["--model-dir", str(model_dir)]
+    sizes = ["--channels", channels, "--blocks", blocks, "--seed", str(seed)]
+    command = shlex.join(["python", "main.py", "weights", "grow", name, "--out", str(out), *sizes, *folder])
+    grow(
+        named_path(name, model_dir),
+        out,
+        _numbers("--channels", channels),
+        _numbers("--blocks", blocks),
+        command,
+        seed,
+    )
+    say(Console(), f"Wrote {out} and its card. It answers as '{name}' does until it is trained further.")
+
+
 @commands.command("download")
 def download_command(
     name: Annotated[
@@ -275,6 +302,13 @@ def _kind(expert: str, place: str = "--as takes") -> Any:
     if expert not in KINDS:
         raise UserError(f"{place} {' or '.join(KINDS)}, but '{expert}' came.")
     return expert
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"{option} takes whole numbers above 0, such as 64,128,192, but '{text}' came.")
+    return [int(part) for part in parts]
 
 
 def _checked_by(entry: Entry) -> str:

@@ -1,0 +1,74 @@
+"""A larger network that goes on where a smaller one has stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..errors import WeightsError
+from ..networks.early_fusion import EarlyFusionNetwork
+from ..networks.growth import grown
+from .files import card_path, load_expert, read_card, save_expert
+from .lineage import trained_images
+
+KEPT = ("steps", "samples", "hours", "licence", "data", "source")
+"""What the card of the larger network takes over: it has learned what the smaller one has."""
+PARENT = ("sha256", "command", "steps", "samples", "hours")
+"""What it says of the smaller one."""
+
+
+def grow(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    channels: Sequence[int],
+    blocks: Sequence[int],
+    command: str | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write the weights of a larger U-Net that answers as a smaller one does, and its card.
+
+    Args:
+        path: weights of a compact global expert.
+        out: a new file, ends in ``.safetensors``; missing folders are made.
+        channels, blocks: as `growth.grown` takes them.
+        command: how to repeat it, for the card.
+        seed: of the new weights.
+
+    Returns:
+        The file written.
+
+    Raises:
+        WeightsError: the weights are of another network, it can't grow like that, or the output exists or
+            can't be written. Nothing has been written then.
+    """
+    path, out = Path(path), Path(out)
+    for taken in (out, card_path(out)):
+        if taken.exists():
+            raise WeightsError(f"'{taken}' exists; remove it or choose another file.")
+    card = read_card(path)
+    network = load_expert(card["kind"], path)
+    if not isinstance(network, EarlyFusionNetwork):
+        raise WeightsError(
+            f"Only the U-Net of the compact global expert can grow, but '{path}' holds another network."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            larger = grown(network, channels, blocks)
+        except ValueError as error:
+            raise WeightsError(str(error)) from error
+    written = {key: card[key] for key in KEPT if key in card}
+    written |= {"command": command, "seed": seed}
+    written["parents"] = [{"file": path.name} | {key: card.get(key) for key in PARENT}]
+    if images := sorted(trained_images(path)):
+        # By these learning knows the images that can't be held out.
+        data = card.get("data")
+        written["data"] = {"what": data["what"] if isinstance(data, dict) else data, "trained": images}
+    try:
+        save_expert(larger, "global", out, written)
+    except OSError as error:
+        raise WeightsError(f"'{out}' can't be written: {error.strerror or error}.") from error
+    return out
