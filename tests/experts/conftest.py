@@ -20,6 +20,9 @@ class FakeFeatures:
 
     image: Tensor
 
+    def __len__(self) -> int:
+        return len(self.image)
+
     @property
     def nbytes(self) -> int:
         return self.image.nbytes
@@ -48,7 +51,8 @@ class FakeNetwork(nn.Module):
         self, features: FakeFeatures, points: Tensor, labels: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         self.decoded.append((points, labels, mask))
-        return self.field(features.image[0, 0], points[0], labels[0])[None, None]
+        given = zip(features.image[:, 0], points, labels, strict=True)
+        return torch.stack([self.field(*one) for one in given])[:, None]
 
     def to_mask_prompt(self, logits: Tensor) -> Tensor:
         return logits

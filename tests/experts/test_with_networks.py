@@ -9,6 +9,8 @@ import pytest
 import torch
 from dualclickmed.byte_cache import ByteCache
 from dualclickmed.experts import DualExpert, GlobalExpert, LocalExpert
+from dualclickmed.experts.fused.window_search import windows
+from dualclickmed.experts.timing import StageTimer
 from dualclickmed.imaging.geometry import Box
 from dualclickmed.imaging.prompts import Click, Prompts
 from dualclickmed.imaging.volume import Volume, from_array
@@ -93,6 +95,21 @@ def test_a_label_is_predicted_alike_alone_and_among_others(networks, volume):
         again = expert.predict(volume, checked)
         assert [p.region for p in alone] == [p.region for p in again]
         assert [p.logits.tobytes() for p in alone] == [p.logits.tobytes() for p in again]
+
+
+def test_regions_of_one_batch_are_answered_as_each_alone(networks, volume):
+    expert = GlobalExpert(networks[0], "cpu", ByteCache(0))
+    click = Click((12, 14, 14))
+    looked = windows(click.index, volume, 32)
+    together = expert.window_logits(volume, looked, click, "auto", StageTimer())
+    alone = [expert.window_logits(volume, [window], click, "auto", StageTimer())[0] for window in looked]
+    assert len(looked) > 2 and float(together.std()) > 0.05
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-5)
+
+    boxes = [Box((6, 6, 6), (18, 22, 20)), Box((20, 20, 30), (38, 44, 54))]
+    together = expert.boxes_logits(volume, boxes, "auto", StageTimer())
+    alone = [expert.logits(volume, Prompts(box=box), "auto", StageTimer())[1] for box in boxes]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_threads_get_the_same_answer(networks, volume):

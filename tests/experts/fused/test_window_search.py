@@ -126,13 +126,13 @@ def test_the_object_is_the_one_whose_box_is_answered_with_most_certainty(fakes, 
 
     def field(image, points, labels):
         if (labels == 2).any():
-            return torch.full(image.shape, 4.0 if 0.7 < sizes[-1] / width < 1.5 else 0.1)
+            return torch.full(image.shape, 4.0 if 0.7 < sizes.pop(0) / width < 1.5 else 0.1)
         return fakes.balls(8.0)(image, points, labels)
 
     class Watching(GlobalExpert):
-        def logits(self, volume, prompts, *arguments, **options):
-            sizes.append(max(prompts.box.sides))
-            return super().logits(volume, prompts, *arguments, **options)
+        def boxes_logits(self, volume, boxes, *arguments):
+            sizes.extend(max(box.sides) for box in boxes)
+            return super().boxes_logits(volume, boxes, *arguments)
 
     network = fakes.Network(field, size=32, answers_clicks_alone=True)
     expert = Watching(network, "cpu", ByteCache(1 << 28))

@@ -29,8 +29,8 @@ MASK_LOGIT = 4.0
 
 
 def box_logits(network: RegionNetwork, features: GlobalFeatures, device: torch.device) -> Tensor:
-    """Logits (1, 1, M, M, M) of one region from its box alone, as in the first round of training."""
-    centre, kind = box_centre_prompt(network, 1, network.config.image_size, device)
+    """Logits (B, 1, M, M, M) of regions from their boxes alone, as in the first round of training."""
+    centre, kind = box_centre_prompt(network, len(features), network.config.image_size, device)
     return network.decode(features, centre, kind, None)
 
 
@@ -74,7 +74,7 @@ class GlobalExpert(NetworkExpert[RegionNetwork]):
         effect here. Without a box that of the mask counts, without either the first two foreground clicks
         are opposite corners of one: they make the region and are not shown to the network. A mask in the
         prompts takes the place of the first round.
-        Everything runs with a batch of one, so that the answer does not depend on what else was asked.
+        Objects never share a batch, so that the answer does not depend on what else was asked.
 
         Args:
             volume: the image.
@@ -120,8 +120,7 @@ class GlobalExpert(NetworkExpert[RegionNetwork]):
         """
         prompts = _boxed(prompts)
         assert prompts.box is not None
-        size = self.network.config.image_size
-        roi = global_roi(prompts.enclosing_box(), grid=(size, size, size))
+        roi = self._region(prompts.enclosing_box())
         intensity_map = map_in_box(volume, prompts.box, intensity)
         key = (volume.key, self.weights_key, roi, intensity_map)
         features = self._encoded(key, volume, roi, intensity_map, stages)
@@ -148,44 +147,70 @@ class GlobalExpert(NetworkExpert[RegionNetwork]):
 
     @torch.inference_mode()
     def window_logits(
-        self, volume: Volume, window: Roi, clicks: Sequence[Click], intensity: str, stages: StageTimer
+        self, volume: Volume, windows: Sequence[Roi], click: Click, intensity: str, stages: StageTimer
     ) -> Tensor:
-        """What clicks mean in a window, without a box, by a network with `answers_clicks_alone`.
+        """What a click means in windows, without a box, by a network with `answers_clicks_alone`.
+
+        All windows are one batch, in which each costs half of what it would alone.
 
         Args:
             volume: the image.
-            window: its grid is that of the network.
-            clicks: at least one of the foreground, in voxels of the image.
+            windows: at least one; their grids are that of the network.
+            click: of the foreground.
             intensity, stages: as for `predict`.
 
         Returns:
-            float32 logits of the window's grid, on the CPU.
+            (N, M, M, M) float32 logits of each window's grid, on the CPU.
         """
-        intensity_map = map_at_points(volume, [c.index for c in clicks if c.positive], intensity)
-        features = self._encode(volume, window, intensity_map, stages, WINDOW_SAMPLES)
-        points, labels = point_prompts(window, clicks)
+        intensity_map = map_at_points(volume, [click.index], intensity)
+        crops = [(window, intensity_map) for window in windows]
+        features = self._encode(volume, crops, stages, WINDOW_SAMPLES)
+        prompts = [point_prompts(window, (click,)) for window in windows]
+        points, labels = (torch.cat(parts).to(self.device) for parts in zip(*prompts, strict=True))
         with stages.timed("decode"), self._precision():
-            logits = self.network.decode(features, points.to(self.device), labels.to(self.device), None)
-            return logits[0, 0].float().cpu()
+            return self.network.decode(features, points, labels, None)[:, 0].float().cpu()
+
+    @torch.inference_mode()
+    def boxes_logits(
+        self, volume: Volume, boxes: Sequence[Box], intensity: str, stages: StageTimer
+    ) -> Tensor:
+        """What boxes alone mean, each on the grid of its region, in one batch.
+
+        Args:
+            volume: the image.
+            boxes: at least one, in voxel edges.
+            intensity, stages: as for `predict`.
+
+        Returns:
+            (N, M, M, M) float32 logits, on the CPU.
+        """
+        crops = [(self._region(box), map_in_box(volume, box, intensity)) for box in boxes]
+        features = self._encode(volume, crops, stages)
+        with stages.timed("decode"), self._precision():
+            return box_logits(self.network, features, self.device)[:, 0].float().cpu()
+
+    def _region(self, box: Box) -> Roi:
+        size = self.network.config.image_size
+        return global_roi(box, grid=(size, size, size))
 
     def _encode(
         self,
         volume: Volume,
-        roi: Roi,
-        intensity_map: IntensityMap,
+        crops: Sequence[tuple[Roi, IntensityMap]],
         stages: StageTimer,
         samples: float | None = None,
     ) -> GlobalFeatures:
         with stages.timed("crop"):
             outside = outside_of(self.network.config.hold_edges)
-            image = global_input(volume, roi, intensity_map, outside, samples).to(self.device)
+            images = [global_input(volume, roi, values, outside, samples) for roi, values in crops]
+            image = torch.cat(images).to(self.device)
         with stages.timed("encode"), self._precision():
             return self.network.encode(image)
 
     def _encoded(
         self, key: Hashable, volume: Volume, roi: Roi, intensity_map: IntensityMap, stages: StageTimer
     ) -> GlobalFeatures:
-        return self._cache.get(key, lambda: self._encode(volume, roi, intensity_map, stages))
+        return self._cache.get(key, lambda: self._encode(volume, [(roi, intensity_map)], stages))
 
     def _mask_logits(self, mask: npt.NDArray[np.generic], roi: Roi) -> Tensor | None:
         """A given mask as logits on the network's grid; None if no part of it is in the region."""

@@ -19,7 +19,7 @@ import torch
 from scipy import ndimage
 
 from ...imaging.geometry import Box, Index, Roi, resampled
-from ...imaging.prompts import Click, Prompts
+from ...imaging.prompts import Click
 from ...imaging.volume import Volume
 from ..global_expert import GlobalExpert
 from ..timing import StageTimer
@@ -120,8 +120,10 @@ def candidates(
         Without those of windows in which the clicked cell itself is background.
     """
     found = []
-    for window in windows(click.index, volume, expert.network.config.image_size):
-        logits = expert.window_logits(volume, window, (click,), intensity, stages)
+    looked = windows(click.index, volume, expert.network.config.image_size)
+    for window, logits in zip(
+        looked, expert.window_logits(volume, looked, click, intensity, stages), strict=True
+    ):
         parts, _ = ndimage.label(logits.numpy() > 0)
         clicked = parts[window.cell(click.index)]
         if clicked:
@@ -152,9 +154,9 @@ def searched(
     found = candidates(expert, volume, click, intensity, stages)
     boxes = [candidate.box(volume.shape) for candidate in found]
     worth = agreements(found)
-    for number, box in enumerate(boxes):
-        _, logits = expert.logits(volume, Prompts((click,), box), intensity, stages, corrected=False)
-        inside = torch.sigmoid(logits[logits > 0])
-        worth[number] += float(inside.mean()) if len(inside) else 0.0
+    if boxes:
+        for number, logits in enumerate(expert.boxes_logits(volume, boxes, intensity, stages)):
+            inside = torch.sigmoid(logits[logits > 0])
+            worth[number] += float(inside.mean()) if len(inside) else 0.0
     order = np.argsort(-worth, kind="stable")
     return Candidates(tuple(found[i] for i in order), tuple(boxes[i] for i in order))
