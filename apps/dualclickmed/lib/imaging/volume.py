@@ -126,8 +126,11 @@ class Volume:
         return np.sort(strided_sample(self.array))
 
     def to_real(self, values: Tensor) -> Tensor:
-        """Stored values of any shape to real ones, as float32."""
-        return values.float() * self.slope + self.intercept
+        """Stored values of any shape to real ones, as float32; the same tensor where they are alike."""
+        real = values.float()
+        if (self.slope, self.intercept) == (1, 0):
+            return real
+        return real * self.slope + self.intercept
 
     def region(self, slices: Region) -> Tensor:
         """The real values of a part of the array, as a float32 tensor of its own."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import edt
@@ -167,13 +168,17 @@ class ClickEvidence:
 class Depths:
     """Depth in mm of a click at each cell, inside the region where it would correct the mask; 0 elsewhere.
 
+    Each kind's are computed when they are first asked for: most clicks need one.
+
     Attributes:
-        fore: of foreground clicks, inside what the mask lacks.
-        back: of background clicks, inside the mask.
+        step: millimetres of a cell along (z, y, x).
+        before: the mask.
+        missing: what the mask may lack.
     """
 
-    fore: Field
-    back: Field
+    step: tuple[float, float, float]
+    before: Mask
+    missing: Mask
 
     @classmethod
     def of(cls, features: RegionFeatures, before: Mask, box: Box | None) -> Depths:
@@ -186,11 +191,21 @@ class Depths:
         """
         # A foreground click contradicts what is not in the mask but in the box, and no more than that.
         missing = ~before if box is None else ~before & (beyond(features.roi, box) <= 0)
-        fore, back = (
-            edt.edt(np.ascontiguousarray(wrong), anisotropy=features.step, black_border=True)
-            for wrong in (missing, before)
-        )
-        return cls(fore, back)
+        return cls(features.step, before, missing)
+
+    @cached_property
+    def fore(self) -> Field:
+        """Of foreground clicks, inside what the mask lacks."""
+        return self._inside(self.missing)
+
+    @cached_property
+    def back(self) -> Field:
+        """Of background clicks, inside the mask."""
+        return self._inside(self.before)
+
+    def _inside(self, wrong: Mask) -> Field:
+        depth: Field = edt.edt(np.ascontiguousarray(wrong), anisotropy=self.step, black_border=True)
+        return depth
 
     def at(self, click: CellClick) -> float:
         """The depth of one click."""

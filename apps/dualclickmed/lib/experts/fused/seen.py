@@ -37,7 +37,7 @@ class Seen:
     @property
     def nbytes(self) -> int:
         # The depths count before they are asked for: a cache asks for this once.
-        return 5 * self.probability.nbytes
+        return 6 * self.probability.nbytes
 
     def agrees_with(self, click: Click) -> bool:
         """Whether the click has the same label as the mask at its voxel: its step then changes nothing."""
