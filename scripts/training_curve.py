@@ -20,7 +20,7 @@ import numpy as np
 from docs_figures import NAMES, REPOSITORY, object_dice, say, write_blocks
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 KEPT = REPOSITORY / "docs" / "evaluation" / "training_curve.json"
 PICTURE = REPOSITORY / "docs" / "images" / "training-curve.png"
@@ -77,7 +77,7 @@ def table(curve: Mapping[str, Mapping[str, list[float]]]) -> str:
 
 def draw(curve: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
     """Dice by objects seen: all objects after each step, and each modality from the box and after clicks."""
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    figure = Figure(figsize=(9.2, 4.1), layout="constrained")
     FigureCanvasAgg(figure)
     whole, parts = figure.subplots(1, 2, sharey=True)
     seen = [int(objects) for objects in curve]
@@ -91,13 +91,15 @@ def draw(curve: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
     parts.set_title("by modality: dashed from the box, solid after five clicks", fontsize=10)
     whole.set_ylabel("mean Dice")
     for axes in (whole, parts):
-        axes.set_xscale("log")
-        axes.set_xticks(seen, minor=False)
-        axes.set_xticks([], minor=True)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator([1000 * 2**n for n in range(12)]))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:.0f}"))
+        axes.set_xlim(min(seen) / 1.3, max(seen) * 1.3)
         axes.set_xlabel("objects seen, thousands")
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, loc="best")
+        # Below the axes: inside it would cover a line.
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4, frameon=False)
     figure.savefig(path, dpi=120)
 
 
