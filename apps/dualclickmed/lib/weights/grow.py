@@ -66,7 +66,7 @@ def grow(
     if images := sorted(trained_images(path)):
         # By these learning knows the images that can't be held out.
         data = card.get("data")
-        written["data"] = {"what": data["what"] if isinstance(data, dict) else data, "trained": images}
+        written["data"] = {"what": data.get("what") if isinstance(data, dict) else data, "trained": images}
     try:
         save_expert(larger, "global", out, written)
     except OSError as error:
