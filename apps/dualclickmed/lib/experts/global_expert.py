@@ -184,6 +184,8 @@ class GlobalExpert(NetworkExpert[RegionNetwork]):
         Returns:
             (N, M, M, M) float32 logits, on the CPU.
         """
+        # Nothing is kept for `logits`: a batch rounds differently, and an answer must not depend on what was
+        # asked before.
         crops = [(self._region(box), map_in_box(volume, box, intensity)) for box in boxes]
         features = self._encode(volume, crops, stages)
         with stages.timed("decode"), self._precision():

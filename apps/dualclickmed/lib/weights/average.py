@@ -15,13 +15,11 @@ import torch
 from torch import nn
 
 from ..errors import WeightsError
-from .files import Kind, card_path, load_expert, read_card, save_expert
-from .lineage import trained_images
+from .files import Kind, load_expert, read_card
+from .lineage import LINEAGE, require_new, save_derived, trained_images
 
-LINEAGE = ("sha256", "command", "steps", "samples", "hours")
-"""What the card of a mean holds of each parent, None where the parent's card lacks it."""
 ORIGIN = ("licence", "data", "source", "before", "parent", "parents")
-"""Likewise, where the parent's card says it."""
+"""What the card of a mean holds of each parent besides `LINEAGE`, where the parent's card says it."""
 
 
 def average(
@@ -50,9 +48,7 @@ def average(
     files, out = [Path(path) for path in paths], Path(out)
     if len(files) < 2:
         raise WeightsError(f"A mean is taken of two or more weight files, but {len(files)} came; name more.")
-    for taken in (out, card_path(out)):
-        if taken.exists():
-            raise WeightsError(f"'{taken}' exists; remove it or choose another file.")
+    require_new(out)
     cards = [read_card(file) for file in files]
     kind: Kind = cards[0]["kind"]
     seen: dict[str, Path] = {}
@@ -84,10 +80,7 @@ def average(
             for file, card in zip(files, cards, strict=True)
         ],
     }
-    try:
-        save_expert(network, kind, out, written)
-    except OSError as error:
-        raise WeightsError(f"'{out}' can't be written: {error.strerror or error}.") from error
+    save_derived(network, kind, out, written)
     return out
 
 

@@ -11,13 +11,11 @@ import torch
 from ..errors import WeightsError
 from ..networks.early_fusion import EarlyFusionNetwork
 from ..networks.growth import grown
-from .files import card_path, load_expert, read_card, save_expert
-from .lineage import trained_images
+from .files import load_expert, read_card
+from .lineage import LINEAGE, require_new, save_derived, trained_images
 
 KEPT = ("steps", "samples", "hours", "licence", "data", "source")
 """What the card of the larger network takes over: it has learned what the smaller one has."""
-PARENT = ("sha256", "command", "steps", "samples", "hours")
-"""What it says of the smaller one."""
 
 
 def grow(
@@ -45,9 +43,7 @@ def grow(
             can't be written. Nothing has been written then.
     """
     path, out = Path(path), Path(out)
-    for taken in (out, card_path(out)):
-        if taken.exists():
-            raise WeightsError(f"'{taken}' exists; remove it or choose another file.")
+    require_new(out)
     card = read_card(path)
     network = load_expert(card["kind"], path)
     if not isinstance(network, EarlyFusionNetwork):
@@ -62,13 +58,10 @@ def grow(
             raise WeightsError(str(error)) from error
     written = {key: card[key] for key in KEPT if key in card}
     written |= {"command": command, "seed": seed}
-    written["parents"] = [{"file": path.name} | {key: card.get(key) for key in PARENT}]
+    written["parents"] = [{"file": path.name} | {key: card.get(key) for key in LINEAGE}]
     if images := sorted(trained_images(path)):
         # By these learning knows the images that can't be held out.
         data = card.get("data")
         written["data"] = {"what": data.get("what") if isinstance(data, dict) else data, "trained": images}
-    try:
-        save_expert(larger, "global", out, written)
-    except OSError as error:
-        raise WeightsError(f"'{out}' can't be written: {error.strerror or error}.") from error
+    save_derived(larger, "global", out, written)
     return out

@@ -4,11 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from ..errors import WeightsError
-from .files import SUFFIX, Kind, model_dir, read_card, select, selection, shipped_name
+from .files import (
+    SUFFIX,
+    Kind,
+    card_path,
+    model_dir,
+    read_card,
+    save_expert,
+    select,
+    selection,
+    shipped_name,
+)
 
 MOST_ANCESTORS = 1000
+LINEAGE = ("sha256", "command", "steps", "samples", "hours")
+"""What the card of weights that were made from others says of each, None where the parent's card lacks it."""
+
+
+def require_new(out: Path) -> None:
+    """Refuse to write weights over others.
+
+    Raises:
+        WeightsError: the file or its card exists.
+    """
+    for taken in (out, card_path(out)):
+        if taken.exists():
+            raise WeightsError(f"'{taken}' exists; remove it or choose another file.")
+
+
+def save_derived(network: nn.Module, kind: Kind, out: Path, card: Mapping[str, Any]) -> None:
+    """Write weights that were made from others, as `save_expert` does.
+
+    Raises:
+        WeightsError: as `save_expert`, or the file can't be written.
+    """
+    try:
+        save_expert(network, kind, out, card)
+    except OSError as error:
+        raise WeightsError(f"'{out}' can't be written: {error.strerror or error}.") from error
 
 
 def roll_back(kind: Kind, directory: Path | None = None) -> tuple[str, str]:

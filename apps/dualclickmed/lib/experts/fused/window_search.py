@@ -152,11 +152,12 @@ def searched(
         expert, volume, click, intensity, stages: as for `candidates`.
     """
     found = candidates(expert, volume, click, intensity, stages)
+    if not found:
+        return Candidates((), ())
     boxes = [candidate.box(volume.shape) for candidate in found]
     worth = agreements(found)
-    if boxes:
-        for number, logits in enumerate(expert.boxes_logits(volume, boxes, intensity, stages)):
-            inside = torch.sigmoid(logits[logits > 0])
-            worth[number] += float(inside.mean()) if len(inside) else 0.0
+    for number, logits in enumerate(expert.boxes_logits(volume, boxes, intensity, stages)):
+        inside = torch.sigmoid(logits[logits > 0])
+        worth[number] += float(inside.mean()) if len(inside) else 0.0
     order = np.argsort(-worth, kind="stable")
     return Candidates(tuple(found[i] for i in order), tuple(boxes[i] for i in order))
