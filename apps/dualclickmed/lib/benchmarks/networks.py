@@ -139,18 +139,13 @@ def measure(case: NetworkCase) -> NetworkRow:
     peak = peak_bytes(case.device)
     encode_seconds = least_seconds(runner.encode, case.repeats, case.device)
     click_seconds = least_seconds(lambda: runner.click(features), case.repeats, case.device)
-    if isinstance(case.config, GlobalConfig) and case.config.unet_channels:
-        # Hardly anything to compute; and it turns autocast off, which a device of shapes does not have.
-        encode_operations = operations(runner.encode)
-    else:
-        encode_operations = _encode_operations(case)
     difference = None
     if case.precision != "float32":
         difference = float((runner.mask("float32") != runner.mask(case.precision)).float().mean())
     return NetworkRow(
         case,
         runner.parameters,
-        encode_operations,
+        _encode_operations(case),
         operations(lambda: runner.click(features)),
         encode_seconds,
         click_seconds,

@@ -27,6 +27,7 @@ from .layers import (
     click_maps,
     depth_to_space,
     space_to_depth,
+    without_autocast,
 )
 from .prompt_encoder import BACKGROUND, CLICK_SIGMA, FOREGROUND, MASK_LOGIT_SCALE
 
@@ -90,7 +91,7 @@ class EarlyFusionNetwork(RegionNetwork):
         """
         self.require_image(image)
         assert isinstance(self.radius, Tensor)
-        with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(image):
             image = image.float()
             smooth = F.avg_pool3d(image, 3, stride=1, padding=1, count_include_pad=False)
             return GlobalFeatures(torch.cat([image, box_evidence(image, self.radius)], dim=1), (smooth,))
@@ -144,7 +145,7 @@ class EarlyFusionNetwork(RegionNetwork):
         positive, negative = labels == FOREGROUND, labels == BACKGROUND
         smooth = features.skips[0]
         b = len(features)
-        with torch.no_grad(), torch.autocast(smooth.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(smooth):
             previous = smooth.new_zeros(b, 1, side, side, side, dtype=torch.float32)
             clicks = previous.expand(-1, 2, -1, -1, -1)
             influence = previous.expand(-1, MAPS, -1, -1, -1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layers import sample_at
+from .layers import sample_at, without_autocast
 
 POWER = 1.5
 """The force falls with this power of the squared distance (in voxels of the map)."""
@@ -34,7 +34,7 @@ def click_influence(unit: Tensor, positive: Tensor, negative: Tensor, image: Ten
         (B, 2, D, H, W) float32 in (-1, 1): 1 foreground, -1 background, 0 where no click reaches; by distance
         alone, and by distance and intensity. No gradient flows through it.
     """
-    with torch.no_grad(), torch.autocast(unit.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(unit):
         image = image.float()
         size = image.shape[2:]
         at = unit.float() * unit.new_tensor(size, dtype=torch.float32) - 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,13 @@ from torch import Tensor, nn
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 LAYER_NORM_EPS = 1e-6
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Turns autocast off on the device of `x`; nothing on one that has none, such as that of shapes alone."""
+    if not torch.amp.is_autocast_available(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -195,7 +203,7 @@ def click_maps(
     Returns:
         (B, M, D, H, W) float32, 0 where no point belongs to a map. No gradient flows through it.
     """
-    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(points):
         b, m, n = weights.shape
         sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=points.device).expand(m).view(1, m, 1, 1)
         bumps = []

@@ -11,7 +11,17 @@ from monai.networks.nets.vista3d import PointMappingSAM, PositionEmbeddingRandom
 from torch import Tensor, nn
 
 from .features import Features
-from .layers import MLP, Conv3d, Doubling, Pointwise, click_maps, depth_to_space, sample_at, space_to_depth
+from .layers import (
+    MLP,
+    Conv3d,
+    Doubling,
+    Pointwise,
+    click_maps,
+    depth_to_space,
+    sample_at,
+    space_to_depth,
+    without_autocast,
+)
 from .mask_decoder import TwoWayTransformer
 from .prompt_encoder import BACKGROUND, FOREGROUND
 from .segresnet import convolved, doubled, normalised, point_features, runs_lean
@@ -64,7 +74,7 @@ class PointHead(PointMappingSAM):
         """
         low = features.embedding
         size = (2 * low.shape[2], 2 * low.shape[3], 2 * low.shape[4])
-        with torch.autocast(low.device.type, enabled=False):
+        with without_autocast(low):
             positions = self.pe_layer(low.shape[2:])[None]
             tokens = self.pe_layer.forward_with_coords(points.float() + 0.5, size)
         tokens, image = self.transformer(low, positions, _all_tokens(self, tokens, labels))
@@ -168,7 +178,7 @@ class ClickHead(nn.Module):
 
     def _positions(self, offsets: Tensor) -> Tensor:
         """(1, N, 3) offsets from the window's centre in voxels -> (1, N, C) float32."""
-        with torch.autocast(offsets.device.type, enabled=False):
+        with without_autocast(offsets):
             return self.pe_layer.forward_with_coords(offsets + REFERENCE_SIDE / 2, (REFERENCE_SIDE,) * 3)
 
     def _maps(self, unit: Tensor, labels: Tensor, half: Tensor) -> Tensor:

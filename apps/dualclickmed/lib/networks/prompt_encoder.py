@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .influence import click_influence
-from .layers import LayerNorm3d, click_maps, sample_at
+from .layers import LayerNorm3d, click_maps, sample_at, without_autocast
 
 BACKGROUND = 0
 FOREGROUND = 1
@@ -61,7 +61,7 @@ class FourierPositions(nn.Module):
         """(..., 3) positions (z, y, x) in [0, 1] of the grid's edges -> (..., dim) float32."""
         matrix = self.positional_encoding_gaussian_matrix
         assert isinstance(matrix, Tensor)
-        with torch.autocast(unit.device.type, enabled=False):
+        with without_autocast(unit):
             angle = 2.0 * math.pi * ((2.0 * unit.float() - 1.0) @ matrix.float())
             sin, cos = angle.sin(), angle.cos()
         return torch.cat([sin, cos, sin] if self.published else [sin, cos], dim=-1)
