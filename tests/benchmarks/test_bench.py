@@ -152,6 +152,13 @@ def peaks_of_a_block() -> tuple[int, int]:
     return held, measure.peak_bytes() - before
 
 
+def test_a_peak_is_at_least_what_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_STATUS", Path(__file__))
+    monkeypatch.setattr(measure, "_status", {"VmHWM": 1_785_905_152}.__getitem__)
+    assert measure.peak_bytes() == measure.peak_bytes(least=1_785_904_128) == 1_785_905_152
+    assert measure.peak_bytes(least=1_785_925_632) == 1_785_925_632
+
+
 def test_peaks_begin_anew() -> None:
     # In a process of its own: what other tests left in this one may be given back at any moment.
     held, after = in_process(1, peaks_of_a_block)

@@ -88,7 +88,7 @@ def volume_costs(shape: Index, configs: tuple[GlobalConfig, LocalConfig], repeat
     forget_peak()
     before = peak_bytes()
     load_seconds = least_seconds(lambda: from_array(array, modality="ct"), 1)
-    copies = (peak_bytes() - before) / array.nbytes
+    copies = (peak_bytes(least=before) - before) / array.nbytes
     volume = from_array(array, modality="ct")
     dual, cache = random_experts(configs)
     found = []
@@ -179,7 +179,7 @@ def server_memory(folder: Path, preset: str, precision: str) -> ServerMemory:
     predictor.predict(box=edges)
     predictor.predict(points=[centre])
     predictor.predict(points=[centre, [n + 5 for n in centre]])
-    return ServerMemory(preset, precision, volume.nbytes, libraries, loaded, peak_bytes())
+    return ServerMemory(preset, precision, volume.nbytes, libraries, loaded, peak_bytes(least=loaded))
 
 
 def measure_server(

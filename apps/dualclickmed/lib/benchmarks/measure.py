@@ -92,15 +92,21 @@ def resting_bytes(device: str = "cpu") -> int:
     return _status("VmRSS") if _STATUS.exists() else peak_bytes()
 
 
-def peak_bytes(device: str = "cpu") -> int:
-    """Most memory of this process so far, since `forget_peak` where the system allows."""
+def peak_bytes(device: str = "cpu", least: int = 0) -> int:
+    """Most memory of this process so far, since `forget_peak` where the system allows.
+
+    Args:
+        device: of a GPU, the memory of its tensors.
+        least: bytes known to have been held since then. The kernel counts pages in batches, so that a peak may
+            read some pages less than what it says was held before.
+    """
     if device != "cpu":
-        return torch.cuda.max_memory_allocated(device)
+        return max(least, torch.cuda.max_memory_allocated(device))
     if _STATUS.exists():
         # Not ru_maxrss: that of a child begins with its parent's.
-        return _status("VmHWM")
+        return max(least, _status("VmHWM"))
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return max(least, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def forget_peak(device: str = "cpu") -> None:

@@ -132,11 +132,11 @@ class _Runner:
 def measure(case: NetworkCase) -> NetworkRow:
     """Measure one case in this process; see `in_process`."""
     runner = _Runner(case)
-    resting = resting_bytes(case.device)
     forget_peak(case.device)
+    resting = resting_bytes(case.device)
     features = runner.encode()
     runner.click(features)
-    peak = peak_bytes(case.device)
+    peak = peak_bytes(case.device, least=resting)
     encode_seconds = least_seconds(runner.encode, case.repeats, case.device)
     click_seconds = least_seconds(lambda: runner.click(features), case.repeats, case.device)
     difference = None

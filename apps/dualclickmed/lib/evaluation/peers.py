@@ -157,8 +157,7 @@ def _measured(work: Callable[[], object]) -> tuple[float, float]:
     forget_peak()
     before = peak_bytes()
     seconds = least_seconds(work, 1)
-    # The kernel counts pages in batches: a peak may read some pages less than what was held before it.
-    return seconds, max(0, peak_bytes() - before) / GB
+    return seconds, (peak_bytes(least=before) - before) / GB
 
 
 class _Block(nn.Module):
