@@ -368,7 +368,7 @@ class LocalNetwork(nn.Module):
         # One window at a time: windows have different numbers of clicks, and the published transformer knows
         # no mask. Its memory grows with the batch, too.
         out = []
-        for i in range(b):
-            real = labels[i] >= 0
-            out.append(self.point_head(features.index(i), points[i : i + 1, real], labels[i : i + 1, real]))
+        for image, at, kinds in zip(features.split(), points.split(1), labels.split(1), strict=True):
+            real = kinds[0] >= 0
+            out.append(self.point_head(image, at[:, real], kinds[:, real]))
         return torch.cat(out)
