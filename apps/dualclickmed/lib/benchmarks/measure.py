@@ -97,7 +97,7 @@ def peak_bytes(device: str = "cpu", least: int = 0) -> int:
 
     Args:
         device: of a GPU, the memory of its tensors.
-        least: bytes known to have been held since then. The kernel counts pages in batches, so that a peak may
+        least: bytes known to have been held since then. The kernel counts pages in batches, so a peak may
             read some pages less than what it says was held before.
     """
     if device != "cpu":
