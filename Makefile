@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 SAMPLE := studies/sample
 
-.PHONY: docs-cases docs-figures wheel test-wheel first-minute help setup setup-dev serve demo lint format test test-all test-learning test-page test-browser bench
+.PHONY: answer-times docs-cases docs-figures wheel test-wheel first-minute help setup setup-dev serve demo lint format test test-all test-learning test-page test-browser bench
 
 help:
 	@echo "make setup      .venv with everything that runs (repeated calls are instant)"
@@ -20,6 +20,7 @@ help:
 	@echo "make docs-cases    draws docs/figures.md: five modalities, successes and failures (some minutes)"
 	@echo "make wheel      dist/dualclickmed-*.whl: the package with app, page and weights"
 	@echo "make test-wheel    that wheel in a fresh environment: segment, serve, click, page (some minutes)"
+	@echo "make answer-times  how long a click waits for its mask over HTTP here; writes docs/fusion.md"
 	@echo "make first-minute  how long a new user waits here: set-up, start, commands, page (ARGS=--reuse: this .venv)"
 	@echo "make lint       ruff, mypy, the layers of the rooms and eslint only;  make format: let ruff rewrite"
 
@@ -64,6 +65,9 @@ wheel: setup
 
 test-wheel: setup-dev
 	$(BIN)/python -m pytest -m slow tests/packaging/test_wheel.py $(ARGS)
+
+answer-times: setup-dev
+	@$(BIN)/python scripts/answer_times.py $(ARGS)
 
 first-minute: setup
 	@$(BIN)/python scripts/first_minute.py $(ARGS)

@@ -77,11 +77,13 @@ def note(figures: dict[str, float], name: str, value: float, unit: str) -> None:
 
 def in_the_background() -> str:
     """Processes that take half a core or more already, which make every figure worse."""
-    listed = subprocess.run(["ps", "-eo", "pcpu,args"], capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(
+        ["ps", "-eo", "pid,pcpu,args"], capture_output=True, text=True, check=False
+    ).stdout
     busy = []
     for line in listed.splitlines()[1:]:
-        share, _, command = line.strip().partition(" ")
-        if float(share) > 50 and "first_minute" not in command:
+        number, share, command = line.split(maxsplit=2)
+        if float(share) > 50 and int(number) != os.getpid():
             busy.append(f"{command.strip()[:50]} ({float(share):.0f} % of a core)")
     return f"; at work already: {'; '.join(busy)}" if busy else ""
 
@@ -106,9 +108,7 @@ def size(folder: Path) -> int:
 def start(place: Path, figures: dict[str, float]) -> None:
     """Start the server twice: the first start of an installation compiles what the set-up did not."""
     for turn in ("the first start", "a start"):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         address = f"http://127.0.0.1:{port}"
         log = tempfile.NamedTemporaryFile()  # noqa: SIM115
         # On its command line: what `make first-minute ARGS=...` was given would count before the environment.
@@ -132,6 +132,13 @@ def start(place: Path, figures: dict[str, float]) -> None:
                 os.killpg(server.pid, signal.SIGTERM)
             server.wait()
             log.close()
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def spent_by(group: int) -> float:
