@@ -58,8 +58,25 @@ def test_it_answers_as_the_smaller_one(channels: tuple[int, ...], blocks: tuple[
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_what_is_new_learns() -> None:
-    larger = grown(drawn(), (32, 48, 48), (2, 2, 3))
+@pytest.mark.parametrize(("channels", "blocks"), [((16, 32, 32), (1, 1, 2)), ((32, 32, 48), (2, 1, 2))])
+def test_one_that_sees_walks_answers_as_before(channels: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+    network = drawn()
+    with torch.no_grad():
+        expected = answer(network)
+        seeing = grown(network, channels, blocks, walks=True).eval()
+        torch.testing.assert_close(answer(seeing), expected, rtol=1e-4, atol=1e-4)
+        for parameter in seeing.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        # What has seen walks goes on to, and they count.
+        expected = answer(seeing)
+        larger = grown(seeing, (48, 48, 48), (2, 2, 3)).eval()
+        assert larger.config.walks
+        torch.testing.assert_close(answer(larger), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("walks", [False, True])
+def test_what_is_new_learns(walks: bool) -> None:
+    larger = grown(drawn(), (32, 48, 48), (2, 2, 3), walks)
     optimiser = torch.optim.SGD(larger.parameters(), lr=0.01)
     old = answer(larger).detach()
     target = torch.randn(old.shape, generator=torch.Generator().manual_seed(1))

@@ -61,6 +61,18 @@ def test_the_command_writes_weights_that_can_be_trained_further(small: Path, tmp
     assert trained_images(out) == {"sha256:1"}
 
 
+def test_sizes_that_are_not_named_stay(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seeing.safetensors"
+    result = run("small", "--out", out, "--walks", "--model-dir", tmp_path)
+    assert result.exit_code == 0, result.output
+    card = weights.verify(out)
+    sizes = (card["config"]["unet_channels"], card["config"]["unet_blocks"], card["config"]["walks"])
+    assert sizes == ([16, 32], [1, 1], True)
+    assert card["command"] == (
+        f"python main.py weights grow small --out {out} --walks --seed 0 --model-dir {tmp_path}"
+    )
+
+
 def test_the_answers_are_those_of_the_smaller_one(small: Path, tmp_path: Path) -> None:
     out = grow(small, tmp_path / "large.safetensors", (32, 32), (1, 2))
     image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -193,25 +193,35 @@ def average_command(
 def grow_command(
     name: Name,
     out: Annotated[Path, typer.Option(help="A new file: .safetensors.")],
-    channels: Annotated[str, typer.Option(help="Channels of each level, such as 64,128,192.")],
-    blocks: Annotated[str, typer.Option(help="Residual blocks of each level, such as 1,2,2.")],
+    channels: Annotated[
+        str | None,
+        typer.Option(help="Channels of each level, such as 64,128,192 (default: as many as before)."),
+    ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="Residual blocks of each level, such as 1,2,2 (default: as many as before)."),
+    ] = None,
+    walks: Annotated[bool, typer.Option("--walks", help="Let the network see random walks, too.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the new weights.")] = 0,
     model_dir: ModelDir = None,
 ) -> None:
-    """Write a larger U-Net that answers as these weights do, to train it further."""
+    """Write a larger U-Net, or one that sees more, that answers as these weights do, to train it further."""
     from ..weights.files import named_path
     from ..weights.grow import grow
 
     folder = [] if model_dir is None else ["--model-dir", str(model_dir)]
-    sizes = ["--channels", channels, "--blocks", blocks, "--seed", str(seed)]
-    command = shlex.join(["python", "main.py", "weights", "grow", name, "--out", str(out), *sizes, *folder])
+    given = {"--channels": channels, "--blocks": blocks}
+    sizes = [part for option, text in given.items() if text is not None for part in (option, text)]
+    asked = [*sizes, *(["--walks"] if walks else []), "--seed", str(seed), *folder]
+    command = shlex.join(["python", "main.py", "weights", "grow", name, "--out", str(out), *asked])
     grow(
         named_path(name, model_dir),
         out,
-        _numbers("--channels", channels),
-        _numbers("--blocks", blocks),
+        None if channels is None else _numbers("--channels", channels),
+        None if blocks is None else _numbers("--blocks", blocks),
         command,
         seed,
+        walks,
     )
     say(Console(), f"Wrote {out} and its card. It answers as '{name}' does until it is trained further.")
 

@@ -54,6 +54,7 @@ class GlobalConfig(_Config):
             1/2, 1/4, 1/8 ... of the grid, for which of the above only image_size, box_label and mask_size
             count.
         unet_blocks: residual blocks of the U-Net's levels on the way down.
+        walks: the U-Net sees two random walks, too (`walks`).
         hold_edges: outside the image its outermost voxels go on instead of zeros.
     """
 
@@ -85,6 +86,7 @@ class GlobalConfig(_Config):
     mask_size: int = 32
     unet_channels: tuple[int, ...] = ()
     unet_blocks: tuple[int, ...] = ()
+    walks: bool = False
     hold_edges: bool = False
 
     @property
@@ -163,6 +165,7 @@ COMPACT_GLOBAL = GlobalConfig(
     box_label=2,
     unet_channels=(32, 96, 192),
     unet_blocks=(1, 1, 2),
+    walks=True,
     hold_edges=True,
 )
 

@@ -9,6 +9,7 @@ larger size).
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,7 @@ from .layers import (
     without_autocast,
 )
 from .prompt_encoder import BACKGROUND, CLICK_SIGMA, FOREGROUND, MASK_LOGIT_SCALE
+from .walks import random_walk
 
 if TYPE_CHECKING:
     from .configs import GlobalConfig
@@ -38,6 +40,15 @@ if TYPE_CHECKING:
 IMAGE_CHANNELS = 3
 # The ellipsoid in the box, foreground and background clicks, and the previous mask.
 PROMPT_CHANNELS = 4 + MAPS
+# Random walks from box, clicks and previous mask, and from box and clicks alone (`walks`): how much they
+# trust what they start from.
+WALK_TRUST = (0.1, 0.03)
+# What a walk starts from, in logits: evidence and ellipsoid of the box; without a box, what is not clicked.
+WALK_EVIDENCE, WALK_ELLIPSOID, WALK_UNKNOWN = 1.5, 3.0, -1.0
+# ... the nearness of clicks; the previous mask, and how much the box still counts beside it.
+WALK_CLICK, WALK_MASK, WALK_BESIDE_MASK = 2.0, 4.0, 0.5
+# Logits of a walk that become 1 in its channel.
+WALK_LIMIT = 5.0
 # Channels of a group that are normalised together.
 GROUP = 16
 
@@ -64,7 +75,7 @@ class EarlyFusionNetwork(RegionNetwork):
             raise ValueError(f"A grid of {side} can't be halved {len(channels)} times.")
         # Training may treat the image encoder's parameters apart; this network has none.
         self.image_encoder = nn.Identity()
-        seen = 8 * (IMAGE_CHANNELS + PROMPT_CHANNELS)
+        seen = 8 * channels_seen(config)
         self.stem = Conv3d(seen, channels[0], 3, padding=1)
         pairs = list(itertools.pairwise(channels))
         self.down = nn.ModuleList(Halving(a, b) for a, b in pairs)
@@ -158,7 +169,41 @@ class EarlyFusionNetwork(RegionNetwork):
             if mask is not None:
                 previous = torch.tanh(mask.float() / MASK_LOGIT_SCALE)
             prior = self.prior * boxed
-            return torch.cat([prior, previous, clicks, influence], dim=1)
+            maps = [prior, previous, clicks, influence]
+            if self.config.walks:
+                maps.append(self._walks(features, points, labels, mask, boxed, influence[:, 1]))
+            return torch.cat(maps, dim=1)
+
+    def _walks(
+        self,
+        features: GlobalFeatures,
+        points: Tensor,
+        labels: Tensor,
+        mask: Tensor | None,
+        boxed: Tensor,
+        near: Tensor,
+    ) -> Tensor:
+        """(B, 2, S, S, S) float32 in [-1, 1]: where walks end, see `WALK_TRUST`."""
+        assert isinstance(self.prior, Tensor)
+        image, evidence = features.embedding[:, 0], features.embedding[:, 1:].float().mean(dim=1)
+        inside = boxed[:, 0] * (WALK_EVIDENCE * evidence + WALK_ELLIPSOID * self.prior[0])
+        alone = inside + WALK_UNKNOWN * (1 - boxed[:, 0]) + WALK_CLICK * near
+        corrected = alone
+        if mask is not None:
+            before = mask[:, 0].float().clamp(-WALK_MASK, WALK_MASK)
+            corrected = WALK_BESIDE_MASK * inside + before + WALK_CLICK * near
+        kinds = torch.where(labels == FOREGROUND, 1, torch.where(labels == BACKGROUND, 0, -1))
+        found = [
+            random_walk(image, logits, points.float(), kinds, trust)
+            for logits, trust in zip((corrected, alone), WALK_TRUST, strict=True)
+        ]
+        least = 1 / (1 + math.exp(WALK_LIMIT))
+        return torch.logit(torch.stack(found, dim=1), eps=least) / WALK_LIMIT
+
+
+def channels_seen(config: GlobalConfig) -> int:
+    """Maps at the grid's own resolution that the network sees."""
+    return IMAGE_CHANNELS + PROMPT_CHANNELS + (len(WALK_TRUST) if config.walks else 0)
 
 
 def _block(channels: int) -> ResidualConv:

@@ -13,17 +13,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .early_fusion import GROUP, EarlyFusionNetwork
+from .early_fusion import GROUP, EarlyFusionNetwork, channels_seen
 from .layers import Conv3d
 
 
-def grown(network: EarlyFusionNetwork, channels: Sequence[int], blocks: Sequence[int]) -> EarlyFusionNetwork:
+def grown(
+    network: EarlyFusionNetwork, channels: Sequence[int], blocks: Sequence[int], walks: bool = False
+) -> EarlyFusionNetwork:
     """A network with more channels and blocks that answers as the given one does.
 
     Args:
         network: the smaller one; it stays as it is.
         channels: of each level; multiples of 16, because normalisation takes 16 together.
         blocks: of each level on the way down.
+        walks: whether it shall see random walks, too; one that saw them goes on to.
 
     Returns:
         A new network; new weights come from PyTorch's random numbers.
@@ -44,10 +47,11 @@ def grown(network: EarlyFusionNetwork, channels: Sequence[int], blocks: Sequence
             f"Channels {old.unet_channels} and blocks {old.unet_blocks} were to grow to {tuple(channels)} "
             f"and {tuple(blocks)}; none may shrink, and channels must be multiples of {GROUP}."
         )
-    config = replace(old, unet_channels=tuple(channels), unet_blocks=tuple(blocks))
+    config = replace(old, unet_channels=tuple(channels), unet_blocks=tuple(blocks), walks=old.walks or walks)
     larger = EarlyFusionNetwork(config)
-    # The first inputs of `fine` are channels, the others what the network sees: new channels come between.
-    fine = len(network.fine.weight[0]) - old.unet_channels[0]
+    # What the network sees enters as cubes of 2 x 2 x 2 cells, and so does what goes down a level.
+    seen = 8 * [(channels_seen(old), channels_seen(config))]
+    first = (old.unet_channels[0], config.unet_channels[0])
     modules = dict(network.named_modules())
     with torch.no_grad():
         for name, module in larger.named_modules():
@@ -56,26 +60,27 @@ def grown(network: EarlyFusionNetwork, channels: Sequence[int], blocks: Sequence
                 count = source.num_channels
                 module.weight[:count], module.bias[:count] = source.weight, source.bias
             elif isinstance(module, (Conv3d, nn.Linear)) and isinstance(source, (Conv3d, nn.Linear)):
-                cubes = 8 if name.startswith("down.") else 1
-                _copy(module, source, cubes, fine if name == "fine" else 0)
+                groups = [(source.weight.shape[1], module.weight.shape[1])]
+                if name == "stem":
+                    groups = seen
+                elif name == "fine":
+                    groups = [first, *seen]
+                elif name.startswith("down."):
+                    groups = 8 * [(groups[0][0] // 8, groups[0][1] // 8)]
+                _copy(module, source, groups)
         larger.prior_gain.copy_(network.prior_gain)
     return larger
 
 
-def _copy(new: Conv3d | nn.Linear, old: Conv3d | nn.Linear, cubes: int, last: int) -> None:
+def _copy(new: Conv3d | nn.Linear, old: Conv3d | nn.Linear, groups: Sequence[tuple[int, int]]) -> None:
     """Copy a layer's weights; its old outputs ignore its new inputs.
 
     Args:
         new, old: the layers.
-        cubes: how often the channels are repeated among the inputs, each time with the new ones at the end.
-        last: how many inputs come after the channels.
+        groups: of inputs, one after the other: how many there were and are. New ones are a group's last.
     """
     outputs = len(old.weight)
-    kept = torch.zeros(new.weight.shape[1], dtype=torch.bool)
-    each, before = (new.weight.shape[1] - last) // cubes, (old.weight.shape[1] - last) // cubes
-    for cube in range(cubes):
-        kept[cube * each : cube * each + before] = True
-    kept[len(kept) - last :] = True
+    kept = torch.cat([torch.arange(after) < before for before, after in groups])
     weight: Tensor = new.weight[:outputs]
     weight[:, ~kept] = 0
     weight[:, kept] = old.weight

@@ -21,19 +21,21 @@ KEPT = ("steps", "samples", "hours", "licence", "data", "source")
 def grow(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    channels: Sequence[int],
-    blocks: Sequence[int],
+    channels: Sequence[int] | None = None,
+    blocks: Sequence[int] | None = None,
     command: str | None = None,
     seed: int = 0,
+    walks: bool = False,
 ) -> Path:
     """Write the weights of a larger U-Net that answers as a smaller one does, and its card.
 
     Args:
         path: weights of a compact global expert.
         out: a new file, ends in ``.safetensors``; missing folders are made.
-        channels, blocks: as `growth.grown` takes them.
+        channels, blocks: as `growth.grown` takes them; None for those of the smaller one.
         command: how to repeat it, for the card.
         seed: of the new weights.
+        walks: as `growth.grown` takes it.
 
     Returns:
         The file written.
@@ -53,7 +55,8 @@ def grow(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            larger = grown(network, channels, blocks)
+            config = network.config
+            larger = grown(network, channels or config.unet_channels, blocks or config.unet_blocks, walks)
         except ValueError as error:
             raise WeightsError(str(error)) from error
     written = {key: card[key] for key in KEPT if key in card}
