@@ -25,7 +25,7 @@ import nibabel as nib
 import numpy as np
 import requests
 from docs_figures import write_blocks
-from first_minute import PATIENCE, free_port, in_the_background, say
+from first_minute import free_port, in_the_background, say, wait
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHAPE = (512, 512, 200)
@@ -77,11 +77,7 @@ def measured(studies: Path, repeats: int) -> str:
             command, cwd=REPOSITORY, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + PATIENCE
-        while "Ready: " not in log.read_text():
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"The server did not start:\n{log.read_text()}")
-            time.sleep(0.2)
+        wait(lambda: "Ready: " in log.read_text(), server, str(log))
         return table(Client(address), repeats)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
@@ -119,7 +115,9 @@ def beside(number: int) -> list[int]:
 
 def table(client: Client, repeats: int) -> str:
     """Ask for everything and write what it took, in seconds."""
-    client.seconds("dualclickmed_object", {"foreground": [CENTRES[0]], "label": LABELS[0]})
+    # Where no other request clicks.
+    i, j, k = CENTRES[0]
+    client.seconds("dualclickmed_object", {"foreground": [[i, j + 20, k]], "label": LABELS[0]})
     rows: dict[str, tuple[list[float], list[float]]] = {}
 
     def note(row: str, model: str, first: Parameters, further: Parameters) -> None:
@@ -137,7 +135,7 @@ def table(client: Client, repeats: int) -> str:
             one = {"foreground": [click], "label": "organ"}
             more = {"foreground": [click, beside(at)], "label": "organ"}
             note(row, "dualclickmed_object", one, more)
-        several = {name: [[i - turn, j, k]] for name, (i, j, k) in zip(LABELS, CENTRES, strict=True)}
+        several = {name: [[i - turn, j - 1, k]] for name, (i, j, k) in zip(LABELS, CENTRES, strict=True)}
         more = {**several, LABELS[2]: [*several[LABELS[2]], beside(2)]}
         note(f"one click in each of {len(LABELS)} labels", "dualclickmed", several, more)
     lines = [
