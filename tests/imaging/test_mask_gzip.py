@@ -19,7 +19,7 @@ PIECES = st.lists(st.one_of(st.binary(max_size=20), st.integers(0, 40).map(bytes
 
 
 def stream(parts: Sequence[bytes]) -> bytes:
-    return b"".join(mask_files._gzipped(parts))
+    return b"".join(mask_files.gzipped(parts))
 
 
 @pytest.fixture(scope="module", autouse=True)

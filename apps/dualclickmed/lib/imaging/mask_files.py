@@ -136,7 +136,7 @@ def _write_nifti(
 def _write_nifti_gz(
     stream: BinaryIO, array: npt.NDArray[np.generic], mask: LabelledMask, compress: bool
 ) -> None:
-    for part in _gzipped([nifti_image(array, placing_of(mask.affine)).to_bytes()]):
+    for part in gzipped([nifti_image(array, placing_of(mask.affine)).to_bytes()]):
         stream.write(part)
 
 
@@ -183,7 +183,7 @@ def _write_nrrd_fields(
     lines += [f"{name}:={_escaped(value)}" for name, value in pairs.items()]
     stream.write(("\n".join(lines) + "\n\n").encode())
     voxels = array.astype(array.dtype.newbyteorder("<"), copy=False).T.ravel().data.cast("B")
-    for part in _gzipped([voxels]) if compress else [voxels]:
+    for part in gzipped([voxels]) if compress else [voxels]:
         stream.write(part)
 
 
@@ -195,7 +195,7 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n")
 
 
-def _gzipped(parts: Sequence[bytes | memoryview]) -> Iterator[bytes]:
+def gzipped(parts: Sequence[bytes | memoryview]) -> Iterator[bytes]:
     """A gzip stream without name and time.
 
     Most of a mask is zero. Chunks are compressed apart from each other, so that those of zeros need not be

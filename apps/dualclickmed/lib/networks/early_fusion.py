@@ -192,9 +192,8 @@ class EarlyFusionNetwork(RegionNetwork):
         if mask is not None:
             before = mask[:, 0].float().clamp(-WALK_MASK, WALK_MASK)
             corrected = WALK_BESIDE_MASK * inside + before + WALK_CLICK * near
-        kinds = torch.where(labels == FOREGROUND, 1, torch.where(labels == BACKGROUND, 0, -1))
         found = [
-            random_walk(image, logits, points.float(), kinds, trust)
+            random_walk(image, logits, points.float(), labels, trust)
             for logits, trust in zip((corrected, alone), WALK_TRUST, strict=True)
         ]
         least = 1 / (1 + math.exp(WALK_LIMIT))

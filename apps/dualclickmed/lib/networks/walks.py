@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .layers import without_autocast
+from .prompt_encoder import BACKGROUND, FOREGROUND
 
 STEPS = 12
 """Steps of conjugate gradients; each carries a click one voxel further. In a noisy ball they leave an error
@@ -51,8 +52,9 @@ def random_walk(image: Tensor, logits: Tensor, points: Tensor, labels: Tensor, t
         prior = torch.sigmoid(logits.float())
         stop = trust * (UNSURE + (1 - UNSURE) * (2 * prior - 1).abs())
         stopped = stop * prior
-        given = (labels == 0) | (labels == 1)
-        inside, clicked = _clicked(points, labels == 1, prior.shape), _clicked(points, given, prior.shape)
+        given = (labels == FOREGROUND) | (labels == BACKGROUND)
+        inside = _clicked(points, labels == FOREGROUND, prior.shape)
+        clicked = _clicked(points, given, prior.shape)
         # A voxel that was clicked as both is as likely inside as not.
         known = inside / clicked.clamp_min(1)
         stop = torch.where(clicked > 0, CERTAIN, stop)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import math
-import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from starlette.routing import Route
 
 from ..errors import UserError
 from ..imaging.grids import SAME_GRID
+from ..imaging.mask_files import gzipped
 from ..imaging.placing import RAS_FROM_LPS, apart
 from ..imaging.volume import from_grid
 from ..server import checks
@@ -177,8 +177,7 @@ class ItkSnap:
             held.change(lambda its: its.add(done))
             conversation = held.conversation
             mask = conversation.volume.to_raw_array(conversation.mask.astype(np.int8))
-            packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-            data = packer.compress(mask.tobytes(order="F")) + packer.flush()
+            data = b"".join(gzipped([mask.tobytes(order="F")]))
             return base64.b64encode(data).decode("ascii")
 
         result = await self._turns.run(request, answer)
