@@ -31,7 +31,7 @@ from .layers import (
     without_autocast,
 )
 from .prompt_encoder import BACKGROUND, CLICK_SIGMA, FOREGROUND, MASK_LOGIT_SCALE
-from .walks import random_walk
+from .walks import random_walks
 
 if TYPE_CHECKING:
     from .configs import GlobalConfig
@@ -192,12 +192,9 @@ class EarlyFusionNetwork(RegionNetwork):
         if mask is not None:
             before = mask[:, 0].float().clamp(-WALK_MASK, WALK_MASK)
             corrected = WALK_BESIDE_MASK * inside + before + WALK_CLICK * near
-        found = [
-            random_walk(image, logits, points.float(), labels, trust)
-            for logits, trust in zip((corrected, alone), WALK_TRUST, strict=True)
-        ]
+        found = random_walks(image, (corrected, alone), WALK_TRUST, points.float(), labels)
         least = 1 / (1 + math.exp(WALK_LIMIT))
-        return torch.logit(torch.stack(found, dim=1), eps=least) / WALK_LIMIT
+        return torch.logit(found, eps=least) / WALK_LIMIT
 
 
 def channels_seen(config: GlobalConfig) -> int:

@@ -10,11 +10,14 @@ training and in serving, however the samples are batched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .layers import without_autocast
 from .prompt_encoder import BACKGROUND, FOREGROUND
+from .walk_solver import solve_walks
 
 STEPS = 12
 """Steps of conjugate gradients; each carries a click one voxel further. In a noisy ball they leave an error
@@ -28,11 +31,12 @@ UNSURE = 0.2
 """Weight of the prior where it knows nothing, as a part of `trust`."""
 CERTAIN = 10.0
 """Weight of a click at its voxel, where a step between two equal voxels has weight 1."""
-_LEAST = 1e-20
 
 
-def random_walk(image: Tensor, logits: Tensor, points: Tensor, labels: Tensor, trust: float) -> Tensor:
-    """The probability that a walk from each voxel ends inside the object.
+def random_walks(
+    image: Tensor, starts: Sequence[Tensor], trusts: Sequence[float], points: Tensor, labels: Tensor
+) -> Tensor:
+    """The probability that a walk from each voxel ends inside the object, for each of some priors.
 
     A walker steps to a face neighbour the more readily the more alike the two voxels are. It may stop at
     every voxel, the more readily where the prior is surer, and then counts as inside with the prior's
@@ -40,30 +44,33 @@ def random_walk(image: Tensor, logits: Tensor, points: Tensor, labels: Tensor, t
 
     Args:
         image: (B, D, H, W) intensities.
-        logits: (B, D, H, W) the prior.
-        points: (B, N, 3) clicked positions (z, y, x) in voxels; a voxel's centre is an integer.
-        labels: (B, N) 1 foreground, 0 background; others have no effect.
-        trust: weight of stopping where the prior is certain.
+        starts: N priors, (B, D, H, W) logits each.
+        trusts: of each prior the weight of stopping where it is certain.
+        points: (B, P, 3) clicked positions (z, y, x) in voxels; a voxel's centre is an integer.
+        labels: (B, P) 1 foreground, 0 background; others have no effect.
 
     Returns:
-        (B, D, H, W) float32 in [0, 1]. No gradient flows through it.
+        (B, N, D, H, W) float32 in [0, 1]. No gradient flows through it.
     """
     with torch.no_grad(), without_autocast(image):
-        prior = torch.sigmoid(logits.float())
-        stop = trust * (UNSURE + (1 - UNSURE) * (2 * prior - 1).abs())
+        prior = torch.sigmoid(torch.stack(list(starts), dim=1).float())
+        weight = torch.tensor(trusts, device=prior.device).view(-1, 1, 1, 1)
+        stop = weight * (UNSURE + (1 - UNSURE) * (2 * prior - 1).abs())
         stopped = stop * prior
-        given = (labels == FOREGROUND) | (labels == BACKGROUND)
-        inside = _clicked(points, labels == FOREGROUND, prior.shape)
-        clicked = _clicked(points, given, prior.shape)
+        counts = (labels == FOREGROUND) | (labels == BACKGROUND)
+        inside = _clicked(points, labels == FOREGROUND, image.shape)
+        clicked = _clicked(points, counts, image.shape)
         # A voxel that was clicked as both is as likely inside as not.
-        known = inside / clicked.clamp_min(1)
-        stop = torch.where(clicked > 0, CERTAIN, stop)
-        stopped = torch.where(clicked > 0, CERTAIN * known, stopped)
-        first = torch.where(clicked > 0, known, prior)
+        known = (inside / clicked.clamp_min(1))[:, None]
+        there = (clicked > 0)[:, None]
+        stop = torch.where(there, CERTAIN, stop)
+        stopped = torch.where(there, CERTAIN * known, stopped)
+        first = torch.where(there, known, prior)
         # What one sample needs fits into a processor's cache, a batch does not; a GPU would rather have all.
         count = 1 if image.device.type == "cpu" else max(1, len(image))
-        parts = zip(*(t.split(count) for t in (image.float(), stop, stopped, first)), strict=True)
-        return torch.cat([_solved(*part) for part in parts])
+        parts = zip(*(t.split(count) for t in (*_links(image.float()), stop, stopped, first)), strict=True)
+        found = [solve_walks((z, y, x), *given, most_steps=STEPS) for z, y, x, *given in parts]
+        return torch.cat(found).clamp_(0, 1)
 
 
 def _clicked(points: Tensor, which: Tensor, shape: torch.Size) -> Tensor:
@@ -87,43 +94,3 @@ def _links(image: Tensor) -> list[Tensor]:
         inner.copy_(torch.exp(-0.5 * (difference / contrast).square()) + LEAST_LINK)
         found.append(link)
     return found
-
-
-def _solved(image: Tensor, stop: Tensor, stopped: Tensor, first: Tensor) -> Tensor:
-    """`STEPS` steps of conjugate gradients with the diagonal as preconditioner, from `first` on."""
-    links = _links(image)
-    # Neighbours are a fixed number of places apart in flat rows, where operations are fastest.
-    _, height, width = first.shape[1:]
-    steps = [
-        (link.flatten(1)[:, :-apart], apart)
-        for link, apart in zip(links, (height * width, width, 1), strict=True)
-    ]
-    diagonal, stopped, x = stop.flatten(1).clone(), stopped.flatten(1), first.flatten(1).clone()
-    for link, apart in steps:
-        diagonal[:, :-apart] += link
-        diagonal[:, apart:] += link
-
-    def system(x: Tensor) -> Tensor:
-        result = diagonal * x
-        for link, apart in steps:
-            result[:, :-apart].addcmul_(link, x[:, apart:], value=-1)
-            result[:, apart:].addcmul_(link, x[:, :-apart], value=-1)
-        return result
-
-    inverse = 1 / diagonal
-    residual = stopped - system(x)
-    direction = inverse * residual
-    size = _product(residual, direction)
-    for _ in range(STEPS):
-        applied = system(direction)
-        length = size / _product(direction, applied).clamp_min(_LEAST)
-        x.addcmul_(length, direction)
-        residual.addcmul_(length, applied, value=-1)
-        scaled = inverse * residual
-        previous, size = size, _product(residual, scaled)
-        direction = scaled.addcmul_(direction, size / previous.clamp_min(_LEAST))
-    return x.clamp_(0, 1).view_as(first)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a, b, dim=1)[:, None]

@@ -2,9 +2,8 @@
 
 A walker starts at a cell and steps to a face neighbour the more readily the more alike the two cells are. At
 every step it may stop: as foreground with the probability that the prior has there; at a seed it stops for
-sure. The probability that it stops as foreground solves a sparse linear system (Grady 2005, "Multilabel
-random walker image segmentation using prior models"), well conditioned by the prior, which conjugate
-gradients solve in a few dozen steps.
+sure. A few dozen steps of conjugate gradients give the probability that it stops as foreground
+(`networks/walk_solver.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +13,10 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...networks.walk_solver import solve_walks
 
 Field: TypeAlias = npt.NDArray[np.float32]
 """One value for each cell of a grid (D, H, W)."""
@@ -61,58 +64,29 @@ def solve(
     Returns:
         float32 in [0, 1] but for rounding, of the prior's shape.
     """
+    start = np.ascontiguousarray(prior, dtype=np.float32).copy()
     stop = trust.astype(np.float32)
-    stopped = stop * prior
+    stopped = stop * start
     # Without the seeds, whose weight would make any residual look small.
-    size_of_right = _product(stopped, prior)
+    enough = TOLERANCE**2 * float(np.vdot(stopped, start))
     for cell, value in seeds:
-        stop[cell], stopped[cell] = _CERTAIN, _CERTAIN * value
-    diagonal = stop
-    for axis, link in enumerate(links):
-        low, high = _neighbours(diagonal, axis)
-        low += link
-        high += link
-
-    def system(x: Field) -> Field:
-        result = diagonal * x
-        for axis, link in enumerate(links):
-            (low, high), (x_low, x_high) = _neighbours(result, axis), _neighbours(x, axis)
-            low -= link * x_high
-            high -= link * x_low
-        return result
-
-    x = prior.astype(np.float32)
-    for cell, value in seeds:
-        x[cell] = value
-    residual = stopped - system(x)
-    inverse = 1 / diagonal
-    enough = TOLERANCE**2 * size_of_right
-    scaled = inverse * residual
-    direction = scaled.copy()
-    size = _product(residual, scaled)
-    for _ in range(MOST_STEPS):
-        if size <= enough:
-            break
-        applied = system(direction)
-        length = np.float32(size / _product(direction, applied))
-        x += length * direction
-        residual -= length * applied
-        np.multiply(inverse, residual, out=scaled)
-        previous, size = size, _product(residual, scaled)
-        direction *= np.float32(size / previous)
-        direction += scaled
-    return x
+        stop[cell], stopped[cell], start[cell] = _CERTAIN, _CERTAIN * value, value
+    found = solve_walks(
+        [_on_the_grid(link, prior.shape) for link in links],
+        *(torch.from_numpy(field)[None, None] for field in (stop, stopped, start)),
+        most_steps=MOST_STEPS,
+        enough=enough,
+    )
+    solution: Field = found[0, 0].numpy()
+    return solution
 
 
 _CERTAIN = 1e3
 
 
-def _neighbours(field: Field, axis: int) -> tuple[Field, Field]:
-    """Views of the lower and the upper cell of every link along an axis."""
-    low, high = [slice(None)] * 3, [slice(None)] * 3
-    low[axis], high[axis] = slice(None, -1), slice(1, None)
-    return field[tuple(low)], field[tuple(high)]
-
-
-def _product(a: Field, b: Field) -> float:
-    return float(np.dot(a.ravel(), b.ravel()))
+def _on_the_grid(link: Field, shape: Sequence[int]) -> Tensor:
+    """Links along an axis as (1, D, H, W), with zeros at the far face."""
+    depth, height, width = link.shape
+    found = torch.zeros(1, *shape)
+    found[0, :depth, :height, :width] = torch.from_numpy(link)
+    return found
