@@ -262,13 +262,17 @@ class _Request:
         """What the experts say first."""
         correcting = bool(self.prompts.clicks) and self.prompts.mask is not None
         asked = replace(self.prompts, clicks=opening, mask=None if correcting else self.prompts.mask)
-        if opening and meant is not None and not correcting:
-            source, opinion = self._in_box(asked, meant, None)
+        sought = meant if opening and not correcting else None
+        if sought is not None:
+            source, opinion = self._in_box(replace(asked, clicks=()), sought, None)
         else:
             source, opinion = self._asked(asked, None, meant)
         with self.stages.timed("refine"):
             features = self._features(source.box)
-            if correcting:
+            if sought is not None:
+                # Nobody sees this mask: the first click's own step takes its box and refines what is there.
+                probability = sigmoid(resampled(opinion, source, features.roi).numpy())
+            elif correcting:
                 logits = self._mask_logits(features)
                 probability = sigmoid(logits)
             else:
