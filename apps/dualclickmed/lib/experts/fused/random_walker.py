@@ -64,7 +64,7 @@ def solve(
     Returns:
         float32 in [0, 1] but for rounding, of the prior's shape.
     """
-    start = np.ascontiguousarray(prior, dtype=np.float32).copy()
+    start = np.array(prior, dtype=np.float32, order="C")
     stop = trust.astype(np.float32)
     stopped = stop * start
     # Without the seeds, whose weight would make any residual look small.
